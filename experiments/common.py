@@ -1,0 +1,97 @@
+"""What all experiments share: the common flags, one-line errors, the output folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from isojax.report.study import as_json
+
+C = TypeVar("C", bound="Common")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """Flags that every experiment has."""
+
+    model: str = "tiny"
+    """`tiny` (ships with isojax), a hub id, a folder of safetensors, or a .gguf file."""
+    text: str = "tiny"
+    """`tiny` (held-out text of the tiny model), `wikitext-2`, or a UTF-8 file."""
+    windows: int = 1
+    """Windows of text, one after the other from its start."""
+    length: int = 0
+    """Tokens a window; 0 for 2048, or 512 with the tiny model, which has read no longer ones."""
+    out: Path | None = None
+    """Folder for config.json, rows.jsonl, table.md, figure.png; `results/NAME` by default."""
+    quick: bool = False
+    """A smaller run that ends in under a minute on 2 cores."""
+    dry_run: bool = False
+    """Print the configuration and stop."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens a window."""
+        return self.length or (512 if self.model == "tiny" else 2048)
+
+    def quickened(self: C) -> C:
+        """The settings of `--quick`."""
+        return self
+
+
+def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) -> None:
+    """Parse the command line, print the configuration, run `main`; errors are one line, exit 2.
+
+    Args:
+        main: the experiment.
+        config: its settings.
+        name: of the experiment; names the default output folder.
+        doc: text of `--help`.
+    """
+    settings = _parse(config, name, doc)
+    if settings.quick:
+        settings = settings.quickened()
+    if settings.out is None:
+        folder = Path("results") / (f"{name}-quick" if settings.quick else name)
+        settings = dataclasses.replace(settings, out=folder)
+    print(json.dumps({"experiment": name} | as_json(settings)))
+    if settings.dry_run:
+        return
+    try:
+        main(settings)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from here", 130)
+
+
+def _parse(config: type[C], name: str, doc: str | None) -> C:
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                config,
+                prog=f"python -m experiments.{name}",
+                description=doc,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        text = re.sub(r"[\u2500-\u257f]+", " ", errors.getvalue())
+        text = re.sub(r"(?s)For full helptext.*|Parsing error", " ", text)
+        _fail(" ".join(text.split()))
+
+
+def _fail(message: str, code: int = 2) -> Any:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)

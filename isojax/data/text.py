@@ -1,0 +1,74 @@
+"""Texts for calibration and evaluation, and the windows they are cut into."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from isojax._core.checks import check_choice, check_positive
+
+_SPLITS = ("test", "validation", "train")
+
+
+def load_text(source: str, split: str = "test") -> str:
+    """Read a text.
+
+    Args:
+        source: a UTF-8 file; `wikitext-2` (Merity et al. 2016, the raw form, rows joined by blank
+            lines as perplexity is usually taken; fetched by `datasets`); or `tiny`, the held-out
+            text of the model that ships with isojax.
+        split: of `wikitext-2`: `test`, `validation` or `train`.
+
+    Raises:
+        FileNotFoundError: there is no such text, or it cannot be fetched.
+        ValueError: the file is not UTF-8, or `split` is another.
+    """
+    check_choice("split", split, _SPLITS)
+    if source == "wikitext-2":
+        return _wikitext(split)
+    if source == "tiny":
+        file = importlib.resources.files("isojax") / "models" / "tiny" / "heldout.txt"
+        if not file.is_file():
+            raise FileNotFoundError("text tiny: this installation of isojax does not include it.")
+    else:
+        file = Path(source).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"text {source}: no such file, and not wikitext-2 or tiny.")
+    try:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"text {source}: not UTF-8 ({error.reason} at byte {error.start})."
+        ) from None
+
+
+def windows(
+    tokens: Int[np.ndarray, " n"], count: int, length: int
+) -> Int[np.ndarray, "count length"]:
+    """The first `count` windows of `length` tokens; they follow each other and do not overlap.
+
+    Raises:
+        ValueError: the text is too short; says how many windows fit.
+    """
+    check_positive("windows", count)
+    check_positive("length", length)
+    if len(tokens) < count * length:
+        raise ValueError(
+            f"windows must be at most {len(tokens) // length}: a text of {len(tokens)} tokens "
+            f"does not hold {count} windows of {length} tokens."
+        )
+    return tokens[: count * length].reshape(count, length)
+
+
+def _wikitext(split: str) -> str:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split)
+    except Exception as error:  # of several libraries, by what failed
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(f"text wikitext-2: cannot be fetched ({reason}).") from None
+    return "\n\n".join(rows["text"])

@@ -1,0 +1,28 @@
+"""Metrics: pure functions of plain arrays, `x` the original and `x_hat` its reconstruction.
+
+Each takes arrays of any shape whose last axis is the vector, returns one scalar, and works under
+`jit` and `vmap`; bf16 and fp16 are computed in fp32. `measure` gives all the distortion metrics
+in one call, for sweeps, at `thresholds` taken once from `x`.
+"""
+
+from isojax.metrics.entropy import code_entropy_bits as code_entropy_bits
+from isojax.metrics.error import cosine as cosine
+from isojax.metrics.error import mse as mse
+from isojax.metrics.error import nmse as nmse
+from isojax.metrics.error import relative_error as relative_error
+from isojax.metrics.firings import false_firings as false_firings
+from isojax.metrics.firings import firing_f1 as firing_f1
+from isojax.metrics.firings import firing_precision as firing_precision
+from isojax.metrics.firings import firing_recall as firing_recall
+from isojax.metrics.firings import missed_firings as missed_firings
+from isojax.metrics.firings import rms as rms
+from isojax.metrics.outliers import noise_floor_mse as noise_floor_mse
+from isojax.metrics.outliers import outlier_mse as outlier_mse
+from isojax.metrics.outliers import quantile_threshold as quantile_threshold
+from isojax.metrics.shape import effective_rank as effective_rank
+from isojax.metrics.shape import kurtosis as kurtosis
+from isojax.metrics.shape import peak_to_rms as peak_to_rms
+from isojax.metrics.shape import top_k_energy as top_k_energy
+from isojax.metrics.summary import Thresholds as Thresholds
+from isojax.metrics.summary import measure as measure
+from isojax.metrics.summary import thresholds as thresholds

@@ -1,0 +1,71 @@
+"""Firings: numbers large enough to matter, made or lost by quantization.
+
+A number fires if its magnitude is above `fired`, and is silent if it is below `silent`. The two
+error counts leave a margin between the thresholds; precision, recall and F1 use `fired` alone.
+Thresholds are in the units of x; for units of its root mean square pass `0.5 * rms(x)`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from isojax.metrics.error import computed
+
+
+def false_firings(
+    x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
+) -> Int[Array, ""]:
+    """Number of entries that were silent and now fire: |x| < silent and |x_hat| > fired."""
+    return jnp.sum((jnp.abs(x) < silent) & (jnp.abs(x_hat) > fired))
+
+
+def missed_firings(
+    x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
+) -> Int[Array, ""]:
+    """Number of entries that fired and now are silent: |x| > fired and |x_hat| < silent."""
+    return jnp.sum((jnp.abs(x) > fired) & (jnp.abs(x_hat) < silent))
+
+
+def firing_precision(
+    x: Float[Array, "..."], x_hat: Float[Array, "..."], fired: Any = 1.0
+) -> Float[Array, ""]:
+    """Share of the firing x_hat whose x fires; 1 if no x_hat fires."""
+    both, _, made = firing_counts(x, x_hat, fired)
+    return share(both, made)
+
+
+def firing_recall(
+    x: Float[Array, "..."], x_hat: Float[Array, "..."], fired: Any = 1.0
+) -> Float[Array, ""]:
+    """Share of the firing x whose x_hat fires; 1 if no x fires."""
+    both, true, _ = firing_counts(x, x_hat, fired)
+    return share(both, true)
+
+
+def firing_f1(
+    x: Float[Array, "..."], x_hat: Float[Array, "..."], fired: Any = 1.0
+) -> Float[Array, ""]:
+    """Harmonic mean of precision and recall, 2 both / (x's + x_hat's); 1 if nothing fires."""
+    both, true, made = firing_counts(x, x_hat, fired)
+    return share(2 * both, true + made)
+
+
+def firing_counts(
+    x: Float[Array, "..."], x_hat: Float[Array, "..."], fired: Any
+) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
+    """How many entries fire in both, in `x`, and in `x_hat`."""
+    true, made = jnp.abs(x) > fired, jnp.abs(x_hat) > fired
+    return jnp.sum(true & made), jnp.sum(true), jnp.sum(made)
+
+
+def share(part: Array, whole: Array) -> Float[Array, ""]:
+    """`part / whole`, and 1 where `whole` is zero."""
+    return jnp.where(whole > 0, part / jnp.maximum(whole, 1), 1.0)
+
+
+def rms(x: Float[Array, "..."]) -> Float[Array, ""]:
+    """Root mean square of all numbers, in the units of `x`."""
+    return jnp.sqrt(jnp.mean(jnp.square(computed(x)[0])))

@@ -1,0 +1,55 @@
+"""The error of the largest numbers and of the rest: outliers and the noise floor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from isojax._core.quantile import quantile
+from isojax.metrics.error import computed
+
+
+def quantile_threshold(x: Float[Array, "*batch d"], q: Any, pooled: bool = True) -> Array:
+    """The `q`-quantile of |x| with linear interpolation, as in `numpy.quantile`.
+
+    Args:
+        x: the numbers.
+        q: in [0, 1]; a Python number is placed exactly, a traced one to within fp32.
+        pooled: one threshold for all numbers, else one for each coordinate of the last axis.
+
+    Returns:
+        A scalar, or `[d]` if not pooled; either broadcasts against `x`.
+    """
+    axes = None if pooled else range(x.ndim - 1)
+    return quantile(jnp.abs(x), q, axes)
+
+
+def outlier_mse(
+    x: Float[Array, "..."], x_hat: Float[Array, "..."], threshold: Any
+) -> Float[Array, ""]:
+    """Mean squared error over the numbers with |x| >= `threshold`, in squared units of `x`.
+
+    The tradeoff's outliers are the top 1%: `threshold = quantile_threshold(x, 0.99)`. 0 if there
+    are none.
+    """
+    x, x_hat = computed(x, x_hat)
+    return masked_mse(jnp.square(x_hat - x), jnp.abs(x) >= threshold)
+
+
+def noise_floor_mse(
+    x: Float[Array, "..."], x_hat: Float[Array, "..."], threshold: Any
+) -> Float[Array, ""]:
+    """Mean squared error over the numbers with |x| <= `threshold`, in squared units of `x`.
+
+    The tradeoff's noise floor is the bottom 90%: `threshold = quantile_threshold(x, 0.90)`. 0 if
+    there are none.
+    """
+    x, x_hat = computed(x, x_hat)
+    return masked_mse(jnp.square(x_hat - x), jnp.abs(x) <= threshold)
+
+
+def masked_mse(square: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
+    """Mean of `square` where `mask` holds; 0 if it holds nowhere."""
+    return jnp.sum(square * mask) / jnp.maximum(jnp.sum(mask), 1)

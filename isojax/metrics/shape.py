@@ -1,0 +1,61 @@
+"""The shape of a distribution: how far its numbers are from Gaussian and from isotropic."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from isojax._core.axes import shared_axes
+from isojax._core.checks import check_positive
+from isojax.metrics.error import computed
+
+
+def kurtosis(x: Float[Array, "*batch d"], per: str = "tensor") -> Float[Array, ""]:
+    """Fourth central moment over the squared variance: 3 for a Gaussian, 1.8 for a uniform.
+
+    Of all numbers (`per` "tensor"), or of each vector ("token") or coordinate ("channel") and
+    then averaged. Constant numbers give NaN.
+    """
+    (x,) = computed(x)
+    axes = shared_axes(x.ndim, per)
+    square = jnp.square(x - jnp.mean(x, axes, keepdims=True))
+    return jnp.mean(jnp.mean(jnp.square(square), axes) / jnp.square(jnp.mean(square, axes)))
+
+
+def peak_to_rms(x: Float[Array, "*batch d"], per: str = "tensor") -> Float[Array, ""]:
+    """Largest magnitude over the root mean square: 1 for a constant, sqrt(n) for one spike.
+
+    Of all numbers (`per` "tensor"), or of each vector ("token") or coordinate ("channel") and
+    then averaged. Zeros give NaN.
+    """
+    (x,) = computed(x)
+    axes = shared_axes(x.ndim, per)
+    return jnp.mean(jnp.max(jnp.abs(x), axes) / jnp.sqrt(jnp.mean(jnp.square(x), axes)))
+
+
+def effective_rank(x: Float[Array, "*batch d"]) -> Float[Array, ""]:
+    """Exponential of the entropy of the eigenvalue shares of the second moment x^T x.
+
+    d for isotropic vectors, 1 if all lie on one line (Roy and Vetterli 2007, there of singular
+    values).
+    """
+    share = _energy_shares(x)
+    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
+
+
+def top_k_energy(x: Float[Array, "*batch d"], k: int) -> Float[Array, ""]:
+    """Share of the energy of `x` in the `k` leading eigenvectors of its second moment.
+
+    Raises:
+        ValueError: `k` is not a whole number of at least 1.
+    """
+    return jnp.sum(_energy_shares(x)[-check_positive("k", k) :])
+
+
+def _energy_shares(x: Float[Array, "*batch d"]) -> Float[Array, "d"]:
+    """Eigenvalues of the second moment in increasing order, over their sum."""
+    (x,) = computed(x)
+    rows = x.reshape(-1, x.shape[-1])
+    values = jnp.maximum(jnp.linalg.eigvalsh(rows.T @ rows / rows.shape[0]), 0)
+    return values / jnp.sum(values)

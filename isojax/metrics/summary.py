@@ -1,0 +1,121 @@
+"""All distortion metrics of one reconstruction in one call, for sweeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from isojax._core.checks import check_choice
+from isojax._core.pytree import pytree
+from isojax.metrics.error import computed, mean_cosine
+from isojax.metrics.firings import rms, share
+from isojax.metrics.outliers import quantile_threshold
+
+BLOCK = 2**17
+
+
+@pytree
+class Thresholds:
+    """Magnitudes that split the numbers of an array, in its units; made by `thresholds`.
+
+    Attributes:
+        outlier: numbers at or above it are outliers.
+        floor: numbers at or below it are the noise floor.
+        silent: numbers below it are silent.
+        fired: numbers above it fire.
+    """
+
+    outlier: Float[Array, "..."]
+    floor: Float[Array, "..."]
+    silent: Float[Array, ""]
+    fired: Float[Array, ""]
+
+
+def thresholds(
+    x: Float[Array, "*batch d"],
+    top: float = 0.99,
+    bottom: float = 0.90,
+    silent: Any = 0.5,
+    fired: Any = 1.0,
+    unit: str = "abs",
+    pooled: bool = True,
+) -> Thresholds:
+    """The thresholds of the Isotropic Tradeoff (Dev 2026) for `x`, to compute once and reuse.
+
+    Args:
+        x: the original numbers.
+        top: quantile of |x| from which a number is an outlier.
+        bottom: quantile of |x| up to which a number belongs to the noise floor.
+        silent: threshold below which a number is silent.
+        fired: threshold above which a number fires.
+        unit: of `silent` and `fired`: `abs` for the units of x, `rms` for multiples of its rms.
+        pooled: quantiles over all numbers, else for each coordinate of the last axis.
+
+    Raises:
+        ValueError: `unit` is neither `abs` nor `rms`.
+    """
+    check_choice("unit", unit, ("abs", "rms"))
+    (x,) = computed(x)
+    one = rms(x) if unit == "rms" else jnp.ones((), x.dtype)
+    outlier, floor = (quantile_threshold(x, q, pooled) for q in (top, bottom))
+    return Thresholds(outlier, floor, silent * one, fired * one)
+
+
+def measure(
+    x: Float[Array, "*batch d"], x_hat: Float[Array, "*batch d"], at: Thresholds
+) -> dict[str, Float[Array, ""]]:
+    """Every metric of `error`, `outliers` and `firings`, under the names of those functions.
+
+    Equal to calling each of them, but in one pass over blocks of vectors that stay in the cache.
+    All are fp32 scalars, the counts too (exact below 2^24).
+
+    Args:
+        x: the original numbers.
+        x_hat: their reconstruction.
+        at: thresholds of the original, from `thresholds(x)`.
+    """
+    x, x_hat = (a.reshape(-1, a.shape[-1]) for a in computed(x, x_hat))
+
+    def vector_sums(pair: tuple[Array, Array]) -> dict[str, Array]:
+        return {name: jnp.sum(v, dtype=x.dtype) for name, v in _terms(*pair, at).items()}
+
+    rows = jax.lax.map(vector_sums, (x, x_hat), batch_size=max(1, BLOCK // x.shape[-1]))
+    total = {name: jnp.sum(row) for name, row in rows.items()}
+    return {
+        "outlier_mse": total["outlier_square"] / jnp.maximum(total["outlier"], 1),
+        "noise_floor_mse": total["floor_square"] / jnp.maximum(total["floor"], 1),
+        "mse": total["square"] / x.size,
+        "nmse": total["square"] / total["xx"],
+        "relative_error": jnp.sqrt(total["square"] / total["xx"]),
+        "cosine": mean_cosine(rows["dot"], rows["xx"], rows["hh"]),
+        "false_firings": total["false"],
+        "missed_firings": total["missed"],
+        "firing_precision": share(total["both"], total["made"]),
+        "firing_recall": share(total["both"], total["true"]),
+        "firing_f1": share(2 * total["both"], total["true"] + total["made"]),
+    }
+
+
+def _terms(x: Array, x_hat: Array, at: Thresholds) -> dict[str, Array]:
+    """What `measure` sums."""
+    size, size_hat, square = jnp.abs(x), jnp.abs(x_hat), jnp.square(x_hat - x)
+    outlier, floor = size >= at.outlier, size <= at.floor
+    true, made = size > at.fired, size_hat > at.fired
+    return {
+        "square": square,
+        "outlier": outlier,
+        "outlier_square": jnp.where(outlier, square, 0),
+        "floor": floor,
+        "floor_square": jnp.where(floor, square, 0),
+        "dot": x * x_hat,
+        "xx": x * x,
+        "hh": x_hat * x_hat,
+        "true": true,
+        "made": made,
+        "both": true & made,
+        "false": (size < at.silent) & made,
+        "missed": true & (size_hat < at.silent),
+    }

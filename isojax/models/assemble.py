@@ -1,0 +1,88 @@
+"""From the tensors of a file to the parameter tree, without a second copy of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isojax._core.checks import check_choice
+from isojax.models.config import ModelConfig
+from isojax.models.decoder import Params
+from isojax.models.names import is_ignored, leaves, unflatten
+
+DTYPES = ("float32", "bfloat16")
+_ALIGNMENT = 64  # bytes; JAX on CPU adopts host memory so aligned, and copies any other
+
+
+class Entry(NamedTuple):
+    """A tensor of a file, not read yet.
+
+    Attributes:
+        file: the file it is in, for messages.
+        shape: as the file states it.
+        read: gives the numbers, in any floating dtype.
+    """
+
+    file: str
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
+def assemble(
+    config: ModelConfig, entries: Mapping[str, Entry], column: int, dtype: str, source: str
+) -> Params:
+    """Build the tree of `param_shapes(config)` from the tensors of a file.
+
+    All names and shapes are checked before anything is read. Then one stacked host array a leaf
+    is filled tensor by tensor and handed to JAX, so that beside the parameters no more than one
+    leaf (where JAX copies) and one tensor are held.
+
+    Args:
+        config: of the model.
+        entries: tensors by name.
+        column: `names.HF` or `names.GGUF`.
+        dtype: of the parameters, `float32` or `bfloat16`.
+        source: where the tensors come from, for the message about one that is missing.
+
+    Raises:
+        ValueError: a tensor is missing, misshapen or unexpected; names it and the file.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    wanted = tuple(leaves(config))
+    used = set()
+    for leaf in wanted:
+        for layer in range(leaf.tensors):
+            name = leaf.file_name(layer, column)
+            entry = entries.get(name)
+            if entry is None:
+                raise ValueError(f"{source}: tensor {name} is missing.")
+            if entry.shape != leaf.file_shape:
+                raise ValueError(
+                    f"{entry.file}: tensor {name} must have shape {leaf.file_shape}, "
+                    f"got {entry.shape}."
+                )
+            used.add(name)
+    for name, entry in entries.items():
+        if name not in used and not is_ignored(name, config):
+            raise ValueError(f"{entry.file}: tensor {name} has no place in this model.")
+
+    params = {}
+    for leaf in wanted:
+        array = _aligned(leaf.shape, jnp.dtype(dtype))
+        for layer in range(leaf.tensors):
+            tensor = entries[leaf.file_name(layer, column)].read()
+            place = array[layer] if leaf.stacked else array
+            place[...] = tensor.T if leaf.transposed else tensor
+        params[leaf.path] = jax.device_put(array)
+    return unflatten(params)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)

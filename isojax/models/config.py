@@ -1,0 +1,158 @@
+"""The configuration of a decoder, read from Hugging Face's `config.json` or a GGUF header."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from math import inf
+from typing import Any
+
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's rescaling of the rotary frequencies (factor and the two bands it blends)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that shapes a Qwen2, Qwen3 or Llama decoder; names are Hugging Face's."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads must divide num_attention_heads="
+                f"{self.num_attention_heads}, got {self.num_key_value_heads}."
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
+
+
+def config_from_hf(fields: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
+    """Read the fields of a Hugging Face `config.json`, of transformers 4 or 5.
+
+    Args:
+        fields: the parsed JSON.
+        source: name of the file, for messages.
+
+    Raises:
+        ValueError: naming the file and the field that is missing, malformed or not supported.
+    """
+    family = fields.get("model_type")
+    if family not in ARCHITECTURES:
+        raise ValueError(
+            f"{source}: model_type must be one of {', '.join(ARCHITECTURES)}; got {family!r}."
+        )
+
+    def number(name: str, default: Any = None, kind: type = int) -> Any:
+        value = fields.get(name)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < inf:
+            raise ValueError(f"{source}: {name} must be a positive number, got {value!r}.")
+        if kind is int and value != int(value):
+            raise ValueError(f"{source}: {name} must be a whole number, got {value!r}.")
+        return kind(value)
+
+    def require(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+        if value not in allowed:
+            raise ValueError(f"{source}: {name}={value!r} is not supported, only {allowed[0]!r}.")
+
+    require("hidden_act", fields.get("hidden_act", "silu"), ("silu", "swish"))
+    require("use_sliding_window", fields.get("use_sliding_window", False), (False, None))
+    heads = number("num_attention_heads")
+    hidden = number("hidden_size")
+    # transformers 5 gathers both in rope_parameters, 4 keeps two fields
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"{source}: rope_parameters must be an object, got {rope!r}.")
+    theta = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
+    if not isinstance(theta, (int, float)) or not 0 < theta < inf:
+        raise ValueError(f"{source}: rope_theta must be a positive number, got {theta!r}.")
+    bias = bool(fields.get("attention_bias", False))
+    try:
+        return ModelConfig(
+            architecture=family,
+            vocab_size=number("vocab_size"),
+            hidden_size=hidden,
+            intermediate_size=number("intermediate_size"),
+            num_hidden_layers=number("num_hidden_layers"),
+            num_attention_heads=heads,
+            num_key_value_heads=number("num_key_value_heads", heads),
+            head_dim=number("head_dim", hidden // heads),
+            rms_norm_eps=number("rms_norm_eps", 1e-6, float),
+            rope_theta=float(theta),
+            rope_scaling=_rope_scaling(rope, source),
+            qkv_bias=family == "qwen2" or bias,
+            o_bias=family != "qwen2" and bias,
+            mlp_bias=bool(fields.get("mlp_bias", False)) and family == "llama",
+            qk_norm=family == "qwen3",
+            tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        )
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if source in message else f"{source}: {message}") from None
+
+
+def _rope_scaling(rope: Mapping[str, Any], source: str) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise ValueError(f"{source}: rope_type must be default or llama3; got {kind!r}.")
+    names = [f.name for f in dataclasses.fields(RopeScaling)]
+    missing = [n for n in names if not isinstance(rope.get(n), (int, float))]
+    if missing:
+        raise ValueError(f"{source}: rope scaling llama3 lacks the number {missing[0]}.")
+    return RopeScaling(**{n: rope[n] for n in names})
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The `config.json` that transformers reads back as the same model.
+
+    Raises:
+        ValueError: the biases are a combination that the family has no field for.
+    """
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    for name in ("architecture", "rope_scaling", "qkv_bias", "o_bias", "mlp_bias", "qk_norm"):
+        del fields[name]
+    fields |= {
+        "architectures": [ARCHITECTURES[config.architecture]],
+        "model_type": config.architecture,
+        "hidden_act": "silu",
+    }
+    if config.architecture != "qwen2":
+        fields["attention_bias"] = config.qkv_bias
+    if config.architecture == "llama":
+        fields["mlp_bias"] = config.mlp_bias
+    if config.rope_scaling is not None:
+        fields["rope_scaling"] = {"rope_type": "llama3"} | dataclasses.asdict(config.rope_scaling)
+    if config_from_hf(fields) != config:
+        raise ValueError(f"{config.architecture} has no config.json for {config}.")
+    return fields

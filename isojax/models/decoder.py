@@ -1,0 +1,275 @@
+"""The decoder of the Qwen2, Qwen3 and Llama families as one Flax module, layers scanned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from isojax._core.pytree import pytree
+from isojax.models.attention import apply_rope, causal_attention, rope_frequencies
+from isojax.models.config import ModelConfig
+from isojax.models.hooks import Hooks, Layer, slots
+
+Params = dict[str, Any]
+
+
+@pytree
+class Cache:
+    """Keys (after the rotary embedding) and values of the tokens read so far.
+
+    Attributes:
+        key: [layers, batch, slots, kv_heads, head_dim].
+        value: like `key`.
+        length: tokens stored.
+    """
+
+    key: Float[Array, "layers b s g d"]
+    value: Float[Array, "layers b s g d"]
+    length: Int[Array, ""]
+
+
+def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache with room for `slots` tokens in each of `batch` texts."""
+    shape = (
+        config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim,
+    )  # fmt: skip
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+
+
+class Output(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        hidden: after the final norm, [batch, tokens, hidden_size].
+        cache: the cache with these tokens appended, if one was given.
+        captured: kind of site -> [layers asked for, batch, tokens, ...], in ascending order.
+    """
+
+    hidden: Float[Array, "b t d"]
+    cache: Cache | None
+    captured: dict[str, Array]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, computed in fp32 (Zhang and Sennrich 2019)."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:  # noqa: D102
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return (y * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias`, the kernel passed through the weight hook."""
+
+    features: int
+    use_bias: bool
+    hooks: Hooks
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"], layer: Layer) -> Float[Array, "... o"]:  # noqa: D102
+        init = nn.initializers.normal(0.02)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        if self.hooks.weight is not None:
+            kernel = self.hooks.weight(str(self.name), layer, kernel)
+        y = x @ kernel.astype(x.dtype)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return y
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and SwiGLU, each added to the residual stream."""
+
+    config: ModelConfig
+    hooks: Hooks
+    capture: Mapping[str, Sequence[int]]
+    dropout: float
+
+    @nn.compact
+    def __call__(  # noqa: D102
+        self, carry: tuple[Array, dict[str, Array]], layer: Layer, cache: Any, shared: Any
+    ):
+        config, hooks = self.config, self.hooks
+        x, captured = carry
+        positions, start = shared
+        batch, tokens, _ = x.shape
+
+        def see(kind: str, x: Array, captured: dict[str, Array]) -> dict[str, Array]:
+            if kind not in self.capture:
+                return captured
+            # layers that nobody asked for all land in one spare slot behind the others
+            index = [len(self.capture[kind])] * config.num_hidden_layers
+            for slot, wanted in enumerate(self.capture[kind]):
+                if wanted < config.num_hidden_layers:
+                    index[wanted] = slot
+            return captured | {kind: captured[kind].at[jnp.asarray(index)[layer]].set(x)}
+
+        def activation(kind: str, x: Array) -> Array:
+            return x if hooks.activation is None else hooks.activation(kind, layer, x)
+
+        def linear(name: str, features: int, bias: bool, x: Array) -> Array:
+            return Linear(features, bias, hooks, name=name)(x, layer)
+
+        def drop(x: Array) -> Array:
+            return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
+
+        x = activation("hidden", x)
+        captured = see("hidden", x, captured)
+
+        h = RMSNorm(config.rms_norm_eps, name="input_norm")(x)
+        h = activation("input:q_proj", h)
+        captured = see("input:q_proj", h, captured)
+        heads, groups, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        q = linear("q_proj", heads * dim, config.qkv_bias, h).reshape(batch, tokens, heads, dim)
+        k = linear("k_proj", groups * dim, config.qkv_bias, h).reshape(batch, tokens, groups, dim)
+        v = linear("v_proj", groups * dim, config.qkv_bias, h).reshape(batch, tokens, groups, dim)
+        if config.qk_norm:
+            q = RMSNorm(config.rms_norm_eps, name="q_norm")(q)
+            k = RMSNorm(config.rms_norm_eps, name="k_norm")(k)
+        frequency = rope_frequencies(dim, config.rope_theta, config.rope_scaling)
+        q = apply_rope(q, positions, frequency)
+        k = apply_rope(k, positions, frequency)
+        q = q if hooks.query is None else hooks.query(layer, q)
+        k = k if hooks.key is None else hooks.key(layer, k)
+        v = v if hooks.value is None else hooks.value(layer, v)
+        for kind, tensor in (("query", q), ("key", k), ("value", v)):
+            captured = see(kind, tensor, captured)
+        if cache is not None:
+            key, value = cache
+            k = jax.lax.dynamic_update_slice_in_dim(key, k.astype(key.dtype), start, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(value, v.astype(value.dtype), start, axis=1)
+            cache = (k, v)
+        h = causal_attention(q, k.astype(q.dtype), v.astype(q.dtype), start)
+        h = activation("input:o_proj", h)
+        captured = see("input:o_proj", h, captured)
+        x = x + drop(linear("o_proj", config.hidden_size, config.o_bias, h))
+
+        h = RMSNorm(config.rms_norm_eps, name="post_norm")(x)
+        h = activation("input:gate_proj", h)
+        captured = see("input:gate_proj", h, captured)
+        gate = linear("gate_proj", config.intermediate_size, config.mlp_bias, h)
+        h = nn.silu(gate) * linear("up_proj", config.intermediate_size, config.mlp_bias, h)
+        h = activation("input:down_proj", h)
+        captured = see("input:down_proj", h, captured)
+        x = x + drop(linear("down_proj", config.hidden_size, config.mlp_bias, h))
+        return (x, captured), cache
+
+
+class Decoder(nn.Module):
+    """Tokens to final hidden states; see `forward` and `logits` for the pure functions."""
+
+    config: ModelConfig
+    hooks: Hooks = Hooks()
+    capture: tuple[Any, ...] = ()
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, "b t"], cache: Cache | None = None) -> Output:  # noqa: D102
+        config = self.config
+        init = nn.initializers.normal(0.02)
+        embedding = self.param("embedding", init, (config.vocab_size, config.hidden_size))
+        x = embedding[tokens]
+        batch, length = tokens.shape
+        start = 0 if cache is None else cache.length
+        positions = jnp.broadcast_to(start + jnp.arange(length), tokens.shape)
+
+        wanted = {k: v for k, v in slots(self.capture).items() if k != "final"}
+        captured = {
+            kind: jnp.zeros((len(layers) + 1, batch, length, *_shape(config, kind)), x.dtype)
+            for kind, layers in wanted.items()
+        }
+        scanned = nn.scan(
+            DecoderLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, 0 if cache is not None else nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            length=config.num_hidden_layers,
+        )
+        layers = scanned(config, self.hooks, wanted, self.dropout, name="layers")
+        pages = None if cache is None else (cache.key, cache.value)
+        (x, captured), pages = layers(
+            (x, captured), jnp.arange(config.num_hidden_layers), pages, (positions, start)
+        )
+        captured = {kind: stack[: len(wanted[kind])] for kind, stack in captured.items()}
+        if config.num_hidden_layers in wanted.get("hidden", ()):
+            captured["hidden"] = captured["hidden"].at[-1].set(x)
+        hidden = RMSNorm(config.rms_norm_eps, name="norm")(x)
+        if not config.tie_word_embeddings:
+            self.param("head", init, (config.hidden_size, config.vocab_size))
+        if cache is not None and pages is not None:
+            cache = Cache(pages[0], pages[1], cache.length + length)
+        return Output(hidden, cache, captured)
+
+
+def _shape(config: ModelConfig, kind: str) -> tuple[int, ...]:
+    if kind in ("key", "value"):
+        return config.num_key_value_heads, config.head_dim
+    if kind == "query":
+        return config.num_attention_heads, config.head_dim
+    width = {
+        "input:o_proj": config.num_attention_heads * config.head_dim,
+        "input:down_proj": config.intermediate_size,
+    }
+    return (width.get(kind, config.hidden_size),)
+
+
+def init_params(key: Array, config: ModelConfig) -> Params:
+    """Random fp32 parameters: normal(0, 0.02), norms one, biases zero.
+
+    The tree: `embedding` [vocab, hidden]; `layers`, every leaf with a leading axis of layers:
+    `input_norm`, `post_norm` (and `q_norm`, `k_norm`) with `scale`, `q_proj` ... `down_proj` with
+    `kernel` [layers, in, out] and, where the family has it, `bias`; `norm`; `head`
+    [hidden, vocab] unless tied.
+    """
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return nn.unbox(Decoder(config).init(key, tokens))["params"]
+
+
+def param_shapes(config: ModelConfig) -> Params:
+    """The tree of `init_params` as `jax.ShapeDtypeStruct`, nothing allocated."""
+    return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "b t"],
+    *,
+    cache: Cache | None = None,
+    hooks: Hooks = Hooks(),  # noqa: B008
+    capture: tuple[Any, ...] = (),
+) -> Output:
+    """Run the decoder; pure in `params`, `tokens`, `cache` and whatever the hooks close over.
+
+    Computed in the dtype of `params`; norms, rotary embedding and softmax in fp32.
+
+    Args:
+        params: the tree of `init_params`.
+        config: static.
+        tokens: token numbers.
+        cache: continue after the tokens stored there.
+        hooks: functions applied to activations, queries, keys, values, weights.
+        capture: sites (`parse_site`) to return as they stand after the hooks.
+    """
+    return Decoder(config, hooks, tuple(capture)).apply({"params": params}, tokens, cache)  # pyright: ignore[reportReturnType]
+
+
+def logits(params: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+    """Scores of the next token from final hidden states, in fp32."""
+    tied = "head" not in params
+    head = params["embedding"] if tied else params["head"]
+    # contracting the embedding's last axis: XLA would copy a transposed one in bf16
+    axes = (((hidden.ndim - 1,), (1 if tied else 0,)), ((), ()))
+    return jax.lax.dot_general(
+        hidden, head.astype(hidden.dtype), axes, preferred_element_type=jnp.float32
+    )

@@ -1,0 +1,121 @@
+"""One way in: a language model from its name, folder, file or hub id."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import re
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from isojax._core.checks import check_choice
+from isojax.models.assemble import DTYPES
+from isojax.models.checkpoint import PICKLES, load_checkpoint, refuse_pickle
+from isojax.models.config import ModelConfig
+from isojax.models.decoder import Params
+from isojax.models.tokenizer import load_tokenizer
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
+_HUB_FILES = ("model*.safetensors", "*.json", "merges.txt", "vocab.txt", "tokenizer.model")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A decoder with its parameters and its tokenizer.
+
+    Attributes:
+        name: base name of what it was loaded from.
+        config: of the decoder.
+        params: the tree of `init_params`.
+        tokenizer: text to token numbers, see `encode`.
+    """
+
+    name: str
+    config: ModelConfig
+    params: Params
+    tokenizer: Tokenizer
+
+
+def load_model(source: str, dtype: str = "float32") -> LanguageModel:
+    """Load a Qwen2, Qwen3 or Llama model. Nothing that is read is ever executed.
+
+    Args:
+        source: `tiny` (the model that ships with isojax), a folder with `config.json`,
+            safetensors and a tokenizer, a .gguf file, or a hub id `owner/name` (`@revision` may
+            follow), which is downloaded to the standard cache.
+        dtype: of the parameters, `float32` or `bfloat16`.
+
+    Raises:
+        FileNotFoundError: there is no such model, or a file of it is missing.
+        ValueError: a file is damaged, of a form that is not read, or holds a model that is not
+            supported; names the file and the field or tensor.
+    """
+    check_choice("dtype", dtype, DTYPES)
+    if source == "tiny":
+        folder = importlib.resources.files("isojax.models") / "tiny"
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError("model tiny: this installation of isojax does not include it.")
+        with importlib.resources.as_file(folder) as path:
+            return _load_folder(path, source, dtype)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _load_folder(path, path.resolve().name, dtype)
+    if path.suffix in PICKLES:
+        raise ValueError(f"{source}: {refuse_pickle(path.name)}")
+    if path.is_file():
+        return _load_file(path, dtype)
+    if _looks_like_path(source):
+        raise FileNotFoundError(f"{source}: no such model file or folder.")
+    return _load_folder(_download(source), source.partition("@")[0].split("/")[1], dtype)
+
+
+def _load_folder(folder: Path, name: str, dtype: str) -> LanguageModel:
+    tokenizer = load_tokenizer(folder)
+    config, params = load_checkpoint(folder, dtype)
+    return _language_model(name, config, params, tokenizer, str(folder))
+
+
+def _load_file(path: Path, dtype: str) -> LanguageModel:
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path}: give the folder that holds it and its config.json.")
+    if path.suffix != ".gguf":
+        raise ValueError(f"{path}: a model file must be .gguf; or give a folder.")
+    from isojax.models.gguf import load_gguf
+
+    config, params, tokenizer = load_gguf(path, dtype)
+    return _language_model(path.name, config, params, tokenizer, str(path))
+
+
+def _language_model(
+    name: str, config: ModelConfig, params: Params, tokenizer: Tokenizer, source: str
+) -> LanguageModel:
+    needed = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    if needed > config.vocab_size:
+        raise ValueError(
+            f"{source}: the tokenizer has {needed} tokens, more than vocab_size="
+            f"{config.vocab_size} of the model."
+        )
+    return LanguageModel(name, config, params, tokenizer)
+
+
+def _looks_like_path(source: str) -> bool:
+    """Whether a source that does not exist was meant as a path, not as a hub id."""
+    parent = Path(source).parent
+    return (
+        _HUB_ID.fullmatch(source) is None
+        or Path(source).suffix in (".gguf", ".safetensors", ".json")
+        or (parent != Path(".") and parent.exists())
+    )
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = source.partition("@")
+    try:
+        folder = snapshot_download(name, revision=revision or None, allow_patterns=[*_HUB_FILES])
+    except Exception as error:  # of several libraries, by what failed
+        reason = " ".join(str(error).split())
+        raise FileNotFoundError(f"{source}: not found on the hub ({reason}).") from None
+    return Path(folder)

@@ -1,0 +1,103 @@
+"""One table of names: what Hugging Face and GGUF files call the leaves of the parameter tree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from isojax.models.config import ModelConfig
+from isojax.models.decoder import Params, param_shapes
+
+Path = tuple[str, ...]
+
+HF, GGUF = 0, 1  # columns of the table
+_LAYER = ("model.layers.{}.", "blk.{}.")
+_MODULES = {
+    "embedding": ("model.embed_tokens", "token_embd"),
+    "norm": ("model.norm", "output_norm"),
+    "head": ("lm_head", "output"),
+    "input_norm": ("input_layernorm", "attn_norm"),
+    "post_norm": ("post_attention_layernorm", "ffn_norm"),
+    "q_norm": ("self_attn.q_norm", "attn_q_norm"),
+    "k_norm": ("self_attn.k_norm", "attn_k_norm"),
+    "q_proj": ("self_attn.q_proj", "attn_q"),
+    "k_proj": ("self_attn.k_proj", "attn_k"),
+    "v_proj": ("self_attn.v_proj", "attn_v"),
+    "o_proj": ("self_attn.o_proj", "attn_output"),
+    "gate_proj": ("mlp.gate_proj", "ffn_gate"),
+    "up_proj": ("mlp.up_proj", "ffn_up"),
+    "down_proj": ("mlp.down_proj", "ffn_down"),
+}
+
+# derived from the configuration, so not read
+_BUFFERS = re.compile(r".*rotary_emb\.inv_freq|rope_freqs\.weight")
+
+
+class Leaf(NamedTuple):
+    """One array of the parameter tree.
+
+    Attributes:
+        path: keys from the root of the tree.
+        shape: with the leading axis of layers, where there is one.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the first axis is that of layers."""
+        return self.path[0] == "layers"
+
+    @property
+    def transposed(self) -> bool:
+        """Whether files hold [out, in] where the tree holds [in, out]."""
+        return self.path[-1] in ("kernel", "head")
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape of one tensor of this leaf in a file."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        return shape[::-1] if self.transposed else shape
+
+    @property
+    def tensors(self) -> int:
+        """How many tensors of a file make up this leaf."""
+        return self.shape[0] if self.stacked else 1
+
+    def file_name(self, layer: int, column: int) -> str:
+        """The tensor of `layer` (0 if not stacked) as called in column `HF` or `GGUF`."""
+        module = self.path[1] if self.stacked else self.path[0]
+        prefix = _LAYER[column].format(layer) if self.stacked else ""
+        suffix = ".bias" if self.path[-1] == "bias" else ".weight"
+        return prefix + _MODULES[module][column] + suffix
+
+
+def leaves(config: ModelConfig) -> Iterator[Leaf]:
+    """Every leaf of `param_shapes(config)`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
+        yield Leaf(tuple(key.key for key in path), leaf.shape)
+
+
+def unflatten(values: dict[Path, jax.Array]) -> Params:
+    """The tree whose leaves are given by their paths."""
+    tree: Params = {}
+    for path, value in values.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return tree
+
+
+def is_ignored(name: str, config: ModelConfig) -> bool:
+    """Whether a file may hold this tensor although the tree has no place for it.
+
+    So it is for buffers of rotary frequencies, and for the head of a model that ties it to the
+    embedding.
+    """
+    head = config.tie_word_embeddings and name == f"{_MODULES['head'][HF]}.weight"
+    return head or _BUFFERS.fullmatch(name) is not None

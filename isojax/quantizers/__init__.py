@@ -1,0 +1,29 @@
+"""Quantizers: arrays to codes and back, `q.decode(q.encode(y))`.
+
+A quantizer joins levels (evenly spaced, Lloyd-Max, any codebook, unbounded with an entropy
+coder), a rule for the scale, and a granularity, which says what numbers share a scale. It never
+knows which transform made its input. All are pytrees: what fixes a shape is metadata, everything
+else a leaf, so that `vmap` and `grad` reach it.
+"""
+
+from isojax.quantizers.base import Codes as Codes
+from isojax.quantizers.base import Quantizer as Quantizer
+from isojax.quantizers.base import StraightThrough as StraightThrough
+from isojax.quantizers.base import straight_through as straight_through
+from isojax.quantizers.codebook import Codebook as Codebook
+from isojax.quantizers.codebook import nearest_level as nearest_level
+from isojax.quantizers.controls import gaussian_noise as gaussian_noise
+from isojax.quantizers.controls import none as none
+from isojax.quantizers.controls import zero as zero
+from isojax.quantizers.entropy import ECSQ as ECSQ
+from isojax.quantizers.entropy import ecsq as ecsq
+from isojax.quantizers.entropy import ecsq_for_rate as ecsq_for_rate
+from isojax.quantizers.lloyd_max import lloyd_max_gaussian as lloyd_max_gaussian
+from isojax.quantizers.lloyd_max import lloyd_max_samples as lloyd_max_samples
+from isojax.quantizers.lloyd_max import lloyd_max_sphere as lloyd_max_sphere
+from isojax.quantizers.named import NAMES as NAMES
+from isojax.quantizers.named import from_name as from_name
+from isojax.quantizers.rate import rate_bits as rate_bits
+from isojax.quantizers.uniform import Uniform as Uniform
+from isojax.quantizers.uniform import absmax as absmax
+from isojax.quantizers.uniform import minmax as minmax

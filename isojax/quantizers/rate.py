@@ -1,0 +1,44 @@
+"""The rate of codes, side information included."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from isojax._core.checks import check_choice
+from isojax.metrics.entropy import code_entropy_bits
+from isojax.quantizers.base import Codes
+
+
+def rate_bits(
+    codes: Codes,
+    coding: str = "fixed",
+    *,
+    per: str = "tensor",
+    bins: int = 4096,
+    scale_bits: int = 16,
+    offset_bits: int = 16,
+) -> Float[Array, ""]:
+    """Bits a number: the codes, plus their scales and offsets shared out over the numbers.
+
+    Args:
+        codes: of one array (under `vmap`: of each).
+        coding: `fixed` counts `codes.bits` a code, `entropy` their empirical entropy.
+        per: which codes share one entropy code, as in `code_entropy_bits`.
+        bins: as in `code_entropy_bits`.
+        scale_bits: bits a stored scale.
+        offset_bits: bits a stored offset or zero point.
+
+    Raises:
+        ValueError: `coding` is unknown, or `fixed` for codes without a fixed number of bits.
+    """
+    check_choice("coding", coding, ("fixed", "entropy"))
+    own = code_entropy_bits(codes.values, per, bins) if coding == "entropy" else codes.bits
+    if own is None:
+        raise ValueError("coding must be 'entropy' for unbounded codes (codes.bits is None).")
+    side = sum(
+        bits * part.size
+        for part, bits in ((codes.scale, scale_bits), (codes.offset, offset_bits))
+        if part is not None
+    )
+    return jnp.asarray(own + side / codes.values.size, jnp.float32)

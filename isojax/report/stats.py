@@ -1,0 +1,108 @@
+"""Statistics over the rows of seeds and windows: mean, spread, paired differences."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from isojax.report.rows import Row
+
+
+class Stat(NamedTuple):
+    """Of a set of numbers: mean, standard deviation (n - 1; 0 for one number), n and range."""
+
+    mean: float
+    sd: float
+    n: int
+    low: float
+    high: float
+
+    @property
+    def sem(self) -> float:
+        """Standard error of the mean."""
+        return self.sd / math.sqrt(self.n)
+
+    def format(self, digits: int = 4) -> str:
+        """`mean ± sd`, or the number alone where there is but one."""
+        mean = f"{self.mean:,.{digits}g}" if abs(self.mean) < 10**digits else f"{self.mean:,.0f}"
+        return mean if self.n == 1 else f"{mean} ± {self.sd:.2g}"
+
+
+def stat(values: Iterable[float]) -> Stat:
+    """The statistics of `values`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    values = list(values)
+    if not values:
+        raise ValueError("stat needs at least one value, got none.")
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Stat(statistics.fmean(values), sd, len(values), min(values), max(values))
+
+
+def select(rows: Iterable[Row], metric: str | None = None, **config: Any) -> list[Row]:
+    """The rows of a metric whose configuration has these values; a tuple allows several."""
+
+    def matches(row: Row) -> bool:
+        return (metric is None or row.metric == metric) and all(
+            row.config.get(k) in v if isinstance(v, tuple) else row.config.get(k) == v
+            for k, v in config.items()
+        )
+
+    return [row for row in rows if matches(row)]
+
+
+def summarize(rows: Iterable[Row], metric: str, **config: Any) -> Stat:
+    """Statistics of one metric over all seeds of a configuration.
+
+    Raises:
+        ValueError: there is no such row; names metric and configuration.
+    """
+    values = [row.value for row in select(rows, metric, **config)]
+    if not values:
+        raise ValueError(f"no row of {metric} has the configuration {config}.")
+    return stat(values)
+
+
+def paired(
+    rows: Iterable[Row],
+    metric: str,
+    one: Mapping[str, Any],
+    other: Mapping[str, Any],
+    *,
+    relative: bool = False,
+) -> Stat:
+    """Differences `one - other`, each between rows that agree in everything else.
+
+    Rows pair if their seed and all configuration but the names in `one` and `other` agree. Where
+    the other side depends on no seed, its only row serves all of them.
+
+    Args:
+        rows: to look in.
+        metric: to compare.
+        one: configuration values of the minuend.
+        other: configuration values of the subtrahend.
+        relative: divide each difference by the subtrahend.
+
+    Raises:
+        ValueError: nothing pairs.
+    """
+    rows, free = list(rows), set(one) | set(other)
+
+    def rest(row: Row, seed: int | None) -> str:
+        fixed = {k: v for k, v in row.config.items() if k not in free}
+        return json.dumps([fixed, seed], sort_keys=True)
+
+    base = {rest(r, r.seed): r.value for r in select(rows, metric, **other)}
+    differences = []
+    for row in select(rows, metric, **one):
+        match = base.get(rest(row, row.seed), base.get(rest(row, None)))
+        if match is not None:
+            differences.append((row.value - match) / (match if relative else 1.0))
+    if not differences:
+        raise ValueError(f"no rows of {metric} pair {dict(one)} with {dict(other)}.")
+    return stat(differences)

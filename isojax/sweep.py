@@ -1,0 +1,171 @@
+"""Sweeps: a static grid x a traced grid x seeds over one plain function.
+
+    def trial(key, *, bits, clip):          # -> dict of scalars
+        ...
+    for result in sweep(key, trial, seeds=24, static={"bits": [2, 3, 4]},
+                        traced={"clip": [0.8, 0.9, 1.0]}):
+        print(result.config, result.seed, result.metrics)
+
+What fixes a shape goes into `static` and costs one compile a point; numbers go into `traced` and
+are batched by `vmap`, as are the seeds, in chunks that fit a memory budget.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from isojax._core.checks import check_positive
+
+Config = dict[str, Any]
+Grid = Mapping[str, Sequence[Any]]
+
+
+class Result(NamedTuple):
+    """What one trial gave.
+
+    Attributes:
+        config: its values of the static, traced and inner names.
+        seed: its number; the trial's key is `fold_in(key, seed)`, so more seeds keep the old ones.
+        metrics: name -> value.
+    """
+
+    config: Config
+    seed: int
+    metrics: dict[str, float]
+
+
+def sweep(
+    key: jax.Array,
+    trial: Callable[..., Mapping[Any, Any]],
+    *,
+    seeds: int,
+    static: Grid | None = None,
+    traced: Grid | None = None,
+    inner: Grid | None = None,
+    memory: int = 2**31,
+    done: Callable[[Config, int, Sequence[str]], bool] = lambda config, seed, metrics: False,
+    compiled: Callable[[Config], None] = lambda config: None,
+    progress: bool = True,
+) -> Iterator[Result]:
+    """Run `trial(key, **static, **traced)` over a grid and seeds; yield results as they come.
+
+    Arrays that the trial closes over become arguments of the compiled program, not constants in
+    it. All points of the traced grid share a key, so comparisons between them are paired.
+
+    Args:
+        key: root key.
+        trial: returns a dict of scalars; with `inner`, a dict of such dicts (see there).
+        seeds: number of seeds, 0 .. seeds - 1.
+        static: name -> values that fix a shape, a dtype or a loop count; one compile a point.
+        traced: name -> numbers; all points in one program.
+        inner: one name -> values that the trial goes through itself, to share work between them
+            (the same rotation under several quantizers): it returns {value: dict of scalars}.
+        memory: budget in bytes for one program's temporaries and outputs; fewer seeds go into a
+            program until it fits. A single seed is run whatever it needs.
+        done: `(config, seed, metric names) -> bool`; a seed is skipped where it says True for
+            every traced and inner point.
+        compiled: called with the static point at every compilation: one a point, plus one
+            where a first guess of the chunk did not fit the budget.
+        progress: show a bar.
+
+    Raises:
+        ValueError: `seeds` is no positive number, or the trial does not return scalars.
+    """
+    check_positive("seeds", seeds)
+    points, numbers, inners = grid(static or {}), grid(traced or {}), grid(inner or {})
+    # the index only keeps vmap happy where there are no numbers
+    lanes = (
+        {n: jnp.asarray([p[n] for p in numbers]) for n in traced or {}},
+        jnp.arange(len(numbers)),
+    )
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.fields[n]}"))
+    bytes_a_seed = 0.0
+    with Progress(*columns, disable=not progress) as bar:
+        task, compiles = bar.add_task("sweep", total=len(points) * seeds, n=""), 0
+        for point in points:
+            bar.update(task, description=" ".join(map(str, point.values())) or "sweep")
+
+            def one(key: jax.Array, lane: Any, point: Config = point) -> Any:
+                return trial(key, **point, **lane[0])
+
+            batched = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
+            names = _metric_names(jax.eval_shape(one, key, _first(lanes)), inner)
+            configs = [point | number | label for number in numbers for label in inners]
+            todo = [s for s in range(seeds) if not all(done(c, s, names) for c in configs)]
+            bar.update(task, advance=seeds - len(todo))
+            if not todo:
+                continue
+            chunk = _fit(len(todo), memory, bytes_a_seed)
+            while True:
+                program, needed = _compile(batched, _keys(key, todo[:1] * chunk), lanes)
+                compiles += 1
+                compiled(point)
+                bar.update(task, n=f"{compiles} compiled")
+                bytes_a_seed = needed / chunk
+                if needed <= memory or chunk == 1:
+                    break
+                chunk = min(chunk - 1, _fit(len(todo), memory, bytes_a_seed))
+            for start in range(0, len(todo), chunk):
+                now = todo[start : start + chunk]
+                padded = now + now[-1:] * (chunk - len(now))
+                values = jax.tree.map(np.asarray, program(_keys(key, padded), lanes))
+                for i, seed in enumerate(now):
+                    for j, number in enumerate(numbers):
+                        for label in inners:
+                            found = values[next(iter(label.values()))] if inner else values
+                            metrics = {n: float(found[n][i, j]) for n in names}
+                            yield Result(point | number | label, seed, metrics)
+                bar.update(task, advance=len(now))
+
+
+def grid(axes: Grid) -> list[Config]:
+    """All combinations, the last name varying fastest: [{}] for no axes."""
+    return [dict(zip(axes, v, strict=True)) for v in itertools.product(*axes.values())]
+
+
+def _fit(seeds: int, memory: int, bytes_a_seed: float) -> int:
+    """Seeds a program so that it fits, in chunks of about equal length."""
+    most = seeds if not bytes_a_seed else max(1, min(seeds, int(memory // bytes_a_seed)))
+    chunks = -(-seeds // most)
+    return -(-seeds // chunks)
+
+
+def _keys(key: jax.Array, seeds: Sequence[int]) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(seeds))
+
+
+def _first(lanes: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), lanes)
+
+
+def _metric_names(shapes: Any, inner: Grid | None) -> list[str]:
+    tables = list(shapes.values()) if inner else [shapes]
+    if inner and set(shapes) != set(next(iter(inner.values()))):
+        raise ValueError(f"inner={dict(inner)}, but the trial returned {list(shapes)}.")
+    for table in tables:
+        for name, value in table.items():
+            if getattr(value, "shape", None) != ():
+                raise ValueError(f"trial must return scalars, got {name} = {value}.")
+    return list(tables[0])
+
+
+def _compile(call: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], int]:
+    """Compile `call`, closed-over arrays made arguments; and the bytes that it needs to run."""
+    closed, shape = jax.make_jaxpr(call, return_shape=True)(*args)
+    tree = jax.tree.structure(shape)
+
+    def run(consts: Any, *args: Any) -> Any:
+        flat = jax.core.eval_jaxpr(closed.jaxpr, consts, *jax.tree.leaves(args))
+        return jax.tree.unflatten(tree, flat)
+
+    program = jax.jit(run).lower(closed.consts, *args).compile()
+    stats = program.memory_analysis()
+    needed = stats.temp_size_in_bytes + stats.output_size_in_bytes if stats else 0
+    return lambda *args: program(closed.consts, *args), needed

@@ -1,0 +1,43 @@
+"""Transforms: linear isometries of the last axis, from the identity to a dense rotation.
+
+Every member keeps norms, has its inverse as `.T` and composes by `a @ b` (see `Transform`). What a
+member costs is counted for one vector, so that tables of different authors can be compared:
+
+- `params`: the stored numbers that are free to choose. A dense matrix of order d has d^2, a plane
+  (cos, sin) 2, a quaternion 4, a Hadamard its d signs, a permutation its d indices.
+- `fmas`: fused multiply-adds of the forward transform, parameters ready to use. A dense matrix has
+  d^2, a plane 4, a quaternion product 16, a rotor 56 in multivector form. A Hadamard of order
+  2^k m counts its additions, k + m a coordinate (k for m = 1); signs and permutations count 0.
+
+Padding counts as the padded length, blocks and compositions as the sum of their parts.
+"""
+
+from isojax.transforms.base import Composed as Composed
+from isojax.transforms.base import Identity as Identity
+from isojax.transforms.base import Transform as Transform
+from isojax.transforms.base import identity as identity
+from isojax.transforms.block_diagonal import BlockDiagonal as BlockDiagonal
+from isojax.transforms.block_diagonal import block_diagonal as block_diagonal
+from isojax.transforms.block_diagonal import repeat as repeat
+from isojax.transforms.dense import Dense as Dense
+from isojax.transforms.dense import haar as haar
+from isojax.transforms.dense import pca as pca
+from isojax.transforms.hadamard import Hadamard as Hadamard
+from isojax.transforms.hadamard import block_hadamard as block_hadamard
+from isojax.transforms.hadamard import fwht as fwht
+from isojax.transforms.hadamard import hadamard as hadamard
+from isojax.transforms.named import NAMES as NAMES
+from isojax.transforms.named import from_name as from_name
+from isojax.transforms.padded import Cropped as Cropped
+from isojax.transforms.padded import Padded as Padded
+from isojax.transforms.padded import padded as padded
+from isojax.transforms.paley import admissible_blocks as admissible_blocks
+from isojax.transforms.paley import hadamard_matrix as hadamard_matrix
+from isojax.transforms.permutation import Permutation as Permutation
+from isojax.transforms.permutation import permutation as permutation
+from isojax.transforms.planar import Planar as Planar
+from isojax.transforms.planar import planar as planar
+from isojax.transforms.quaternion import Quaternion as Quaternion
+from isojax.transforms.quaternion import quaternion as quaternion
+from isojax.transforms.rotor import Rotor as Rotor
+from isojax.transforms.rotor import rotor as rotor

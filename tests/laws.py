@@ -1,0 +1,171 @@
+"""Laws of the families, each a function that takes any member."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.testing import assert_allclose, assert_array_equal
+
+KEY, OTHER = jax.random.split(jax.random.key(7))
+
+
+traces = []
+
+
+@jax.jit
+def apply(t, x):
+    traces.append(t)
+    return t.apply(x)
+
+
+@jax.jit
+def matrix(t):
+    return t.matrix()
+
+
+def vectors(dim, *batch):
+    return np.random.default_rng(dim).standard_normal((*batch, dim), np.float32)
+
+
+def floating(tree):
+    """The leaves that gradients go to, and a function that puts new ones in their place."""
+    leaves, treedef = jax.tree.flatten(tree)
+    at = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def rebuild(values):
+        new = list(leaves)
+        for i, value in zip(at, values, strict=True):
+            new[i] = value
+        return jax.tree.unflatten(treedef, new)
+
+    return [leaves[i] for i in at], rebuild
+
+
+def rows_are_orthonormal(make):
+    m = matrix(make(KEY))
+    assert_allclose(m @ m.T, np.eye(len(m)), atol=1e-5)
+
+
+def norms_are_kept(make):
+    t = make(KEY)
+    x = vectors(t.dim, 4)
+    assert_allclose(np.linalg.norm(apply(t, x), axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+
+
+def transpose_inverts(make):
+    t = make(KEY)
+    x = vectors(t.dim, 4)
+    assert (t.T.dim, t.T.out_dim) == (t.out_dim, t.dim)
+    assert_allclose(apply(t.T, apply(t, x)), x, atol=1e-5)
+    if t.dim == t.out_dim:
+        assert_allclose(apply(t, apply(t.T, x)), x, atol=1e-5)
+
+
+def transpose_has_the_transposed_matrix(make):
+    t = make(KEY)
+    assert_allclose(matrix(t.T), matrix(t).T, atol=1e-6)
+    assert_allclose(matrix(t.T.T), matrix(t), atol=1e-6)
+
+
+def apply_is_the_matrix_product(make):
+    t = make(KEY)
+    x = vectors(t.dim, 4)
+    assert matrix(t).shape == (t.dim, t.out_dim)
+    assert_allclose(apply(t, x), np.asarray(x) @ matrix(t), atol=2e-5)
+
+
+def apply_is_linear(make):
+    t = make(KEY)
+    x, y = vectors(t.dim, 2, 4)
+    assert_allclose(apply(t, 2 * x - 3 * y), 2 * apply(t, x) - 3 * apply(t, y), atol=2e-5)
+
+
+def leading_axes_are_free(make):
+    t = make(KEY)
+    x = vectors(t.dim, 4)
+    y = apply(t, x)
+    assert_allclose(apply(t, x[0]), y[0], atol=1e-5)
+    assert_allclose(apply(t, x.reshape(2, 2, -1)), y.reshape(2, 2, -1), atol=1e-5)
+    assert jax.eval_shape(apply, t, x[:0]).shape == (0, t.out_dim)
+
+
+def composition_applies_the_first_factor_first(make):
+    a, b = make(KEY), make(OTHER).T
+    x = vectors(a.dim, 4)
+    assert_allclose(apply(a @ b, x), apply(b, apply(a, x)), atol=1e-5)
+    assert_allclose(apply(a @ b, x), np.asarray(x) @ matrix(a) @ matrix(b), atol=2e-5)
+    assert ((a @ b).params, (a @ b).fmas) == (a.params + b.params, a.fmas + b.fmas)
+
+
+def vmap_is_a_loop(make):
+    loop = [make(KEY), make(OTHER)]
+    batch = jax.jit(jax.vmap(make))(jnp.stack([KEY, OTHER]))
+    assert (batch.dim, batch.params, batch.fmas) == (loop[0].dim, loop[0].params, loop[0].fmas)
+    x = vectors(batch.dim, 2, 4)
+    want = [apply(t, rows) for t, rows in zip(loop, x, strict=True)]
+    assert_allclose(jax.jit(jax.vmap(apply))(batch, x), want, atol=1e-5)
+    for i, t in enumerate(loop):
+        for a, b in zip(jax.tree.leaves(batch.T), jax.tree.leaves(t.T), strict=True):
+            assert_allclose(a[i], b, atol=1e-5)
+
+
+def jit_is_eager_and_new_leaves_do_not_recompile(make):
+    for key in (KEY, OTHER):
+        t = make(key)
+        x = vectors(t.dim, 4)
+        assert_allclose(apply(t, x), t.apply(jnp.asarray(x)), atol=1e-5)
+        before = len(traces)
+        apply(make(OTHER), x)
+        assert len(traces) == before
+
+
+def half_precision_is_computed_in_fp32(make):
+    t = make(KEY)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        x = jnp.asarray(vectors(t.dim, 4)).astype(dtype)
+        y = t.apply(x)
+        assert y.dtype == dtype
+        assert_array_equal(y, t.apply(x.astype(jnp.float32)).astype(dtype))
+
+
+def gradients_are_finite(make):
+    t = make(KEY)
+    leaves, rebuild = floating(t)
+    weights, x = vectors(t.out_dim, 1)[0], vectors(t.dim, 4)[0]
+    gradient = jax.jit(
+        jax.grad(lambda leaves, x: weights @ rebuild(leaves).apply(x), argnums=(0, 1))
+    )
+    for v in (x, np.zeros_like(x)):
+        by_leaves, by_x = gradient(leaves, v)
+        assert all(np.isfinite(g).all() for g in by_leaves)
+        assert_allclose(by_x, matrix(t) @ np.asarray(weights), atol=1e-5)
+
+
+def equal_keys_give_equal_transforms(make):
+    for a, b in zip(jax.tree.leaves(make(KEY)), jax.tree.leaves(make(KEY)), strict=True):
+        assert_array_equal(a, b)
+
+
+def other_keys_give_other_transforms(make):
+    leaves = jax.tree.leaves(make(KEY))
+    others = jax.tree.leaves(make(OTHER))
+    assert leaves == [] or any(
+        not np.array_equal(a, b) for a, b in zip(leaves, others, strict=True)
+    )
+
+
+TRANSFORM_LAWS = (
+    rows_are_orthonormal,
+    norms_are_kept,
+    transpose_inverts,
+    transpose_has_the_transposed_matrix,
+    apply_is_the_matrix_product,
+    apply_is_linear,
+    leading_axes_are_free,
+    composition_applies_the_first_factor_first,
+    vmap_is_a_loop,
+    jit_is_eager_and_new_leaves_do_not_recompile,
+    half_precision_is_computed_in_fp32,
+    gradients_are_finite,
+    equal_keys_give_equal_transforms,
+    other_keys_give_other_transforms,
+)
