@@ -16,7 +16,7 @@ Qwen/Qwen2.5-1.5B on 2048 tokens of WikiText-2. 1 minute on 2 CPU cores with the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from experiments.common import Common, run
 from experiments.isotropic_report import PUBLISHED_CHECK, add_published, figure, text
 from isojax import metrics, quantizers, transforms
+from isojax._core.checks import check_choice
 from isojax.report import Study, summarize
 from isojax.sweep import sweep
 
@@ -47,6 +48,8 @@ class Config(Common):
     """Tokens left out at the start of each window (1 drops attention sinks)."""
     transforms: tuple[str, ...] = ("identity", "haar", "hadamard", "pca")
     """`pca` (fitted on the windows that follow) or names of `isojax.transforms`."""
+    block: int = 0
+    """Block of `block_hadamard`, 0 for the whole vector."""
     quantizers: tuple[str, ...] = ("absmax", "absmax_mse", "lloyd_max")
     """Fixed-rate quantizers of `isojax.quantizers`."""
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
@@ -72,14 +75,16 @@ class Config(Common):
         )
 
 
-def make_trial(x: jax.Array, samples: jax.Array, cases: list[Case], at: Any, inputs: Any = None):
+def make_trial(
+    x: jax.Array, samples: jax.Array, cases: Sequence[Case], at: Any, block: int, inputs: Any = None
+) -> Callable[..., Any]:
     """`trial(key, *, transform)`: every case in one set of coordinates of `x`."""
 
     def trial(key: jax.Array, *, transform: str) -> dict[Case, dict[str, jax.Array]]:
         if transform == "pca":
             t = transforms.pca(samples)
         else:
-            t = transforms.from_name(key, transform, x.shape[-1])
+            t = transforms.from_name(key, transform, x.shape[-1], block=block)
         y = t.apply(x)
         made = [make_quantizer(key, y, *case) for case in cases]
         codes = [quantizer.encode(y) for quantizer in made]
@@ -110,16 +115,16 @@ def make_trial(x: jax.Array, samples: jax.Array, cases: list[Case], at: Any, inp
 def make_quantizer(key: jax.Array, y: jax.Array, name: str, bits: float, granularity: str):
     """The quantizer of a case, fitted to `y` where it is one that needs fitting."""
     if name == "ecsq":
-        return quantizers.ecsq_for_rate(y, bits, per="channel")
+        return quantizers.ecsq_for_rate(y, float(bits), per="channel")
     if name == "gaussian_noise":  # its `bits` are its mean square
-        return quantizers.gaussian_noise(jax.random.fold_in(key, 1), y.shape, bits)
+        return quantizers.gaussian_noise(jax.random.fold_in(key, 1), y.shape, float(bits))
     granularity, _, group = granularity.partition(":")
     return quantizers.from_name(name, int(bits), granularity, int(group or 0))
 
 
 def study_tensor(
     study: Study, config: Config, base: dict[str, Any], names: tuple[str, ...],
-    cases: list[Case], trial: Callable[..., Any], label: str | None = None,
+    cases: Sequence[Case], trial: Callable[..., Any], label: str | None = None,
 ) -> None:  # fmt: skip
     """Sweep the transforms over seeds and record the rows; fixed transforms have no seed."""
 
@@ -130,7 +135,7 @@ def study_tensor(
         rate = {"matches": label} if label else {"bits": bits}
         return base | rate | {
             "transform": point["transform"], "quantizer": quantizer, "coding": coding,
-            "granularity": granularity, "group": int(group or 0),
+            "block": config.block, "granularity": granularity, "group": int(group or 0),
         }  # fmt: skip
 
     random = label is not None
@@ -155,6 +160,9 @@ def main(config: Config) -> None:
     from isojax.data import load_text, windows
     from isojax.models import capture_tensors, encode, load_model
 
+    for name in config.transforms:
+        for part in name.split("@"):
+            check_choice("transforms", part, ("pca", *transforms.NAMES))
     assert config.out is not None
     study = Study("isotropic_tradeoff", config.out, config)
     model = load_model(config.model)
@@ -184,29 +192,29 @@ def main(config: Config) -> None:
     add_published(study)
 
     bits = sorted({*config.bits, 3})
-    cases: list[Case] = [
-        (q, b, g) for q in config.quantizers for b in bits for g in config.granularities
-    ]
-    trial = make_trial(x, samples, cases, at)
+    cases = [(q, b, g) for q in config.quantizers for b in bits for g in config.granularities]
+    trial = make_trial(x, samples, cases, at, config.block)
     study_tensor(study, config, base, config.transforms, cases, trial)
     control = [("zero", 0, "tensor")]
-    study_tensor(study, config, base, ("identity",), control, make_trial(x, samples, control, at))
+    trial = make_trial(x, samples, control, at, config.block)
+    study_tensor(study, config, base, ("identity",), control, trial)
     if "haar" in config.transforms:
         haar = base | {"transform": "haar", "quantizer": "absmax", "granularity": "tensor"}
         rate = round(summarize(study.rows(), "code_entropy_bits", **haar, bits=3).mean, 2)
-        coded: list[Case] = [("ecsq", rate, "tensor"), ("ecsq", 3, "tensor")]
-        trial = make_trial(x, samples, coded, at)
+        coded = [("ecsq", rate, "tensor"), ("ecsq", 3, "tensor")]
+        trial = make_trial(x, samples, coded, at, config.block)
         study_tensor(study, config, base, config.transforms, coded, trial)
         noise = summarize(study.rows(), "noise_floor_mse", **haar, bits=3).mean
-        matched: list[Case] = [("gaussian_noise", noise, "tensor")]
-        trial = make_trial(x, samples, matched, at)
+        matched = [("gaussian_noise", noise, "tensor")]
+        trial = make_trial(x, samples, matched, at, config.block)
         study_tensor(study, config, base, ("identity",), matched, trial, label="haar")
     for name in weights:
         read = jnp.concatenate([one[inputs[name]] for one in seen[: config.windows]])[-256:]
         w = capture_tensors(model, ids[0], [name])[name]
         w = w / jnp.sqrt(jnp.mean(w * w))
         cases = [("absmax", 3, g) for g in config.granularities] + [("lloyd_max", 3, "tensor")]
-        trial = make_trial(w, w, cases, metrics.thresholds(w, silent=0.2, fired=0.4), read)
+        at = metrics.thresholds(w, silent=0.2, fired=0.4)
+        trial = make_trial(w, w, cases, at, config.block, read)
         on = base | {"tensor": name}
         study_tensor(study, config, on, config.transforms, cases, trial)
     written = text(study, base, list(weights), x.shape)

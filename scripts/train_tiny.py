@@ -134,7 +134,7 @@ def main(config: Config) -> None:
     def evaluate(params: Params, tokens: jax.Array) -> jax.Array:
         return jax.lax.map(lambda t: loss(params, model, t[None], None), tokens).mean()
 
-    best, curve = math.inf, []
+    best, kept, test_loss, curve = math.inf, 0, math.inf, []
     for i in track(range(1, config.steps + 1), "training", refresh_per_second=1):
         params, state, key, value = step(params, state, key)
         if i % 200 and i != config.steps:

@@ -1,0 +1,178 @@
+"""Experiments as their users run them: on a small random model, killed, and given bad input."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from small_models import TEXT, small_model, tokenizer
+
+from experiments import isotropic_tradeoff, perplexity
+from experiments.common import run
+from isojax.models import save_checkpoint
+from isojax.report import read_rows, select
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model = small_model(num_hidden_layers=2)
+    save_checkpoint(folder, model.config, model.params)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "text.txt").write_text(TEXT * 30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call(small, tmp_path_factory):
+    def call(module, *arguments, out=None):
+        out = out or tmp_path_factory.mktemp("out") / "study"
+        name = module.__name__.rsplit(".", 1)[-1]
+        given = ["--model", str(small), "--text", str(small / "text.txt"), "--length", "64"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", [name, *given, "--out", str(out), *map(str, arguments)])
+            run(module.main, module.Config, name, module.__doc__)
+        return out
+
+    return call
+
+
+SMALL = ("--windows", 2, "--seeds", 3, "--bits", 3, "--quantizers", "absmax", "--transforms",
+         "identity", "haar", "pca", "--granularities", "tensor", "group:8")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tradeoff(call):
+    return call(isotropic_tradeoff, *SMALL)
+
+
+def rows(folder):
+    return read_rows(folder / "rows.jsonl")
+
+
+def test_perplexity_is_the_exponential_of_the_mean_nll(call):
+    out = call(perplexity, "--windows", 3)
+    nll = [r.value for r in select(rows(out), "nll")]
+    (total,) = select(rows(out), "perplexity")
+    assert len(nll) == 3
+    assert total.value == pytest.approx(math.exp(np.mean(nll)), rel=1e-6)
+    for name in ("config.json", "table.md", "figure.png"):
+        assert (out / name).stat().st_size > 50
+
+
+def test_more_windows_go_on_from_those_that_are_there(call):
+    out = call(perplexity, "--windows", 2)
+    first = rows(out)
+    more = rows(call(perplexity, "--windows", 3, out=out))
+    assert more[: len(first)] == first
+    assert sorted(r.config["window"] for r in select(more, "nll")) == [0, 1, 2]
+
+
+def test_the_tradeoff_answers_its_six_questions(tradeoff):
+    report = (tradeoff / "table.md").read_text()
+    for answer in range(1, 7):
+        assert f"\n{answer}. **" in report
+    assert "2.2721" in report and (tradeoff / "figure.png").stat().st_size > 10_000
+
+
+def test_the_tradeoff_has_a_row_for_every_case_and_seed(tradeoff):
+    haar = select(
+        rows(tradeoff), "mse", transform="haar", quantizer="absmax", tensor="hidden:final"
+    )
+    assert sorted(r.seed for r in haar) == [0, 0, 1, 1, 2, 2]
+    assert {r.config["group"] for r in haar} == {0, 8}
+
+
+def test_a_killed_tradeoff_resumes_without_losing_or_doubling(call, tradeoff, tmp_path):
+    for name in ("config.json", "rows.jsonl"):
+        (tmp_path / name).write_bytes((tradeoff / name).read_bytes())
+    lines = (tmp_path / "rows.jsonl").read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(lines[: len(lines) * 2 // 3])
+    call(isotropic_tradeoff, *SMALL, out=tmp_path)
+    want = {r.identity: r.value for r in rows(tradeoff)}
+    again = rows(tmp_path)
+    assert sorted(r.identity for r in again) == sorted(want)
+    for r in again:
+        assert r.value == pytest.approx(want[r.identity], rel=1e-3, abs=1e-6)
+
+
+def test_the_controls_are_what_they_claim(tradeoff):
+    found = rows(tradeoff)
+    (zero,) = select(found, "nmse", quantizer="zero")
+    assert zero.value == pytest.approx(1.0)
+    (check,) = select(found, "check_value")
+    (floor,) = select(found, "noise_floor_mse", quantizer="zero")
+    assert check.value == pytest.approx(floor.value, rel=1e-4)
+    haar = select(found, "noise_floor_mse", transform="haar", quantizer="absmax",
+                  granularity="tensor", tensor="hidden:final")  # fmt: skip
+    noise = select(found, "mse", quantizer="gaussian_noise")
+    target = np.mean([r.value for r in haar if r.seed is not None])
+    assert np.mean([r.value for r in noise]) == pytest.approx(target, rel=0.05)
+
+
+def test_entropy_coding_spends_the_rate_asked_for(tradeoff):
+    coded = select(rows(tradeoff), "code_entropy_bits", quantizer="ecsq", bits=3)
+    assert len(coded) == 1 + 1 + 3
+    for r in coded:
+        assert r.value == pytest.approx(3, abs=0.1)
+
+
+def test_the_published_numbers_stand_in_the_rows(tradeoff):
+    published = select(rows(tradeoff), "false_firings", model="Qwen2.5-1.5B (published)")
+    assert [r.value for r in published] == [0, 367539]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--nonsense", "1"], "nonsense"),
+        (["--windows", "many"], "--windows"),
+        (["--windows", "0"], "windows must be"),
+        (["--windows", "5000"], "windows must be at most"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--text", "/no/such/text"], "/no/such/text"),
+    ],
+)
+@pytest.mark.parametrize("module", [perplexity, isotropic_tradeoff])
+def test_bad_input_ends_in_one_clear_line_and_code_2(call, capsys, module, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        call(module, *arguments)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert error.startswith("error: ") and "\n" not in error
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--tensor", "hidden:99"], "hidden:99"),
+        (["--transforms", "haar", "fourier"], "fourier"),
+        (["--granularities", "group:7"], "7"),
+        (["--bits", "1"], "bits"),
+        (["--quantizers", "absmin"], "absmin"),
+        (["--weights", "q_proj"], "q_proj"),
+    ],
+)
+def test_bad_settings_of_the_tradeoff_are_named(call, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        call(isotropic_tradeoff, "--seeds", "2", "--windows", "1", *arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_configuration_and_writes_nothing(call, capsys, tmp_path):
+    call(isotropic_tradeoff, "--dry-run", "--quick", out=tmp_path / "out")
+    settings = json.loads(capsys.readouterr().out)
+    assert settings["experiment"] == "isotropic_tradeoff" and settings["seeds"] == 6
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("module", [perplexity, isotropic_tradeoff])
+def test_help_names_the_question_and_the_flags(call, capsys, module):
+    with pytest.raises(SystemExit) as stop:
+        call(module, "--help")
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert module.__doc__.splitlines()[0] in shown.replace("\n", " ")
+    assert "--quick" in shown and "--out" in shown

@@ -1,0 +1,137 @@
+"""Rows survive being killed; tables, statistics and figures say what the rows say."""
+
+import dataclasses
+import json
+import statistics
+
+import pytest
+
+from isojax import report
+from isojax.report import Record, Stamp, Study, paired, read_rows, select, stat, summarize, table
+
+
+@pytest.fixture
+def stamp():
+    return Stamp("test")
+
+
+def rows_of(stamp, values, metric="mse", **config):
+    return [r for s, v in enumerate(values) for r in stamp.rows(config, s, {metric: v})]
+
+
+def test_a_row_has_the_fields_of_the_schema(stamp):
+    (row,) = stamp.rows({"bits": 3}, 0, {"nll": 1.5})
+    fields = json.loads(json.dumps(dataclasses.asdict(row)))
+    assert set(fields) == {
+        "experiment", "config", "seed", "metric", "value", "unit", "device", "versions",
+        "commit", "started",
+    }  # fmt: skip
+    assert set(fields["versions"]) == {"python", "jax", "isojax"}
+    assert (fields["unit"], fields["value"], fields["seed"]) == ("nat a token", 1.5, 0)
+    assert fields["started"].endswith("+00:00")
+
+
+def test_rows_read_back_equal_what_was_appended(tmp_path, stamp):
+    rows = rows_of(stamp, [1.0, 2.0], bits=3)
+    Record(tmp_path / "rows.jsonl").append(rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+
+
+def test_appending_twice_doubles_nothing(tmp_path, stamp):
+    rows = rows_of(stamp, [1.0, 2.0], bits=3)
+    record = Record(tmp_path / "rows.jsonl")
+    record.append(rows)
+    record.append(rows)
+    Record(tmp_path / "rows.jsonl").append([*rows, *rows_of(stamp, [5.0], bits=4)])
+    assert len(read_rows(tmp_path / "rows.jsonl")) == 3
+
+
+@pytest.mark.parametrize("cut", [1, 10, 200])
+def test_a_torn_last_line_is_cut_off_and_its_row_written_again(tmp_path, stamp, cut):
+    path = tmp_path / "rows.jsonl"
+    rows = rows_of(stamp, [1.0, 2.0, 3.0], bits=3)
+    Record(path).append(rows)
+    path.write_bytes(path.read_bytes()[:-cut])
+    record = Record(path)
+    assert not record.has("test", {"bits": 3}, 2, ["mse"])
+    assert record.has("test", {"bits": 3}, 1, ["mse"])
+    record.append(rows)
+    assert read_rows(path) == rows
+
+
+def test_the_order_of_configuration_names_does_not_matter(tmp_path, stamp):
+    record = Record(tmp_path / "rows.jsonl")
+    record.append(stamp.rows({"a": 1, "b": 2}, None, {"mse": 1.0}))
+    assert record.has("test", {"b": 2, "a": 1}, None, ["mse"])
+    assert not record.has("test", {"b": 2, "a": 1}, None, ["mse", "nll"])
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"experiment": 1}\n')
+    with pytest.raises(ValueError, match=r"rows\.jsonl: line 1 is no row"):
+        read_rows(path)
+
+
+def test_statistics_agree_with_the_standard_library():
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+    s = stat(values)
+    assert (s.mean, s.sd, s.n) == (statistics.fmean(values), statistics.stdev(values), 5)
+    assert (s.low, s.high) == (1.0, 16.0)
+    assert s.sem == pytest.approx(statistics.stdev(values) / 5**0.5)
+    with pytest.raises(ValueError):
+        stat([])
+
+
+def test_paired_differences_pair_seed_with_seed(stamp):
+    rows = rows_of(stamp, [3.0, 5.0, 9.0], t="haar", bits=3)
+    rows += rows_of(stamp, [1.0, 4.0, 6.0], t="none", bits=3)
+    rows += rows_of(stamp, [100.0, 100.0, 100.0], t="none", bits=4)  # pairs with nothing
+    s = paired(rows, "mse", {"t": "haar"}, {"t": "none"})
+    assert (s.mean, s.n, s.low, s.high) == (2.0, 3, 1.0, 3.0)
+    assert paired(rows, "mse", {"t": "haar"}, {"t": "none"}, relative=True).high == 2.0
+
+
+def test_one_row_without_a_seed_pairs_with_every_seed(stamp):
+    rows = rows_of(stamp, [3.0, 5.0], t="haar") + stamp.rows({"t": "none"}, None, {"mse": 1.0})
+    assert paired(rows, "mse", {"t": "haar"}, {"t": "none"}).mean == 3.0
+    with pytest.raises(ValueError, match="pair"):
+        paired(rows, "mse", {"t": "haar"}, {"t": "pca"})
+
+
+def test_select_and_summarize_take_values_and_alternatives(stamp):
+    rows = [r for b in (2, 3, 4) for r in rows_of(stamp, [float(b), b + 1.0], bits=b)]
+    assert len(select(rows, bits=(2, 3))) == 4
+    assert summarize(rows, "mse", bits=4).mean == 4.5
+    with pytest.raises(ValueError, match="no row of nll"):
+        summarize(rows, "nll", bits=4)
+
+
+def test_a_table_shows_mean_spread_n_and_what_is_missing(stamp):
+    rows = rows_of(stamp, [1.0, 3.0], t="haar") + stamp.rows({"t": "a|b"}, None, {"nll": 2.0})
+    lines = table(rows, ["t"], {"mse": "MSE", "nll": "nll"}).splitlines()
+    assert lines[0] == "| t | MSE | nll | n |"
+    assert lines[2] == "| haar | 2 ± 1.4 | - | 2 |"
+    assert lines[3] == r"| a\|b | - | 2 | 1 |"
+
+
+def test_a_study_goes_on_and_refuses_other_settings(tmp_path):
+    study = Study("s", tmp_path, {"bits": (2, 3), "seeds": 4})
+    study.add({"bits": 2}, 0, {"mse": 1.0})
+    again = Study("s", tmp_path, {"bits": (2, 3), "seeds": 9})
+    assert again.has({"bits": 2}, 0, ["mse"])
+    with pytest.raises(ValueError, match=r"bits \(there \[2, 3\], now \[2\]\).*--out"):
+        Study("s", tmp_path, {"bits": (2,), "seeds": 4})
+    with pytest.raises(ValueError, match="experiment"):
+        Study("other", tmp_path, {"bits": (2, 3), "seeds": 4})
+
+
+def test_a_figure_draws_mean_and_range(stamp, tmp_path):
+    rows = [r for b in (2, 3) for r in rows_of(stamp, [float(b), b + 2.0], t="haar", bits=b)]
+    figure, axes = report.new_figure(1, 1, "title")
+    report.draw_lines(axes[0, 0], rows, "mse", "bits", "t")
+    (line,) = axes[0, 0].lines
+    assert list(line.get_ydata()) == [3.0, 4.0]
+    assert line.get_label() == "haar"
+    report.save_figure(figure, tmp_path / "f.png")
+    assert (tmp_path / "f.png").stat().st_size > 1000
