@@ -23,8 +23,8 @@ class Codec:
     quantizer: Quantizer
 
     def encode(self, x: Float[Array, "*batch d"]) -> Codes:
-        """Codes of the transformed `x`."""
-        return self.quantizer.encode(self.transform.apply(x))
+        """Codes of the transformed `x`; bf16 and fp16 computed in fp32."""
+        return self.quantizer.encode(self.transform.apply(x.astype(compute_dtype(x.dtype))))
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:
         """Inverse transform of the decoded codes, in fp32."""

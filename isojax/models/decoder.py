@@ -257,7 +257,8 @@ def forward(
         params: the tree of `init_params`.
         config: static.
         tokens: token numbers.
-        cache: continue after the tokens stored there.
+        cache: continue after the tokens stored there; the caller sees to it that there is room,
+            since a traced length cannot be checked.
         hooks: functions applied to activations, queries, keys, values, weights.
         capture: sites (`parse_site`) to return as they stand after the hooks.
     """

@@ -32,8 +32,9 @@ class Quantizer(abc.ABC):
     """Maps arrays to codes and back: `encode(y) -> Codes`, `decode(codes) -> y_hat`.
 
     Laws, tested for every member: `decode` of `encode` has the shape of `y`; encoding what was
-    decoded at the same scale changes nothing; bf16 and fp16 are computed in fp32 and `roundtrip`
-    returns the dtype of `y`. The quantizer never knows which transform made `y`.
+    decoded at the same scale changes nothing (save for the noise control); bf16 and fp16 are
+    computed in fp32 and `roundtrip` returns the dtype of `y`. The quantizer never knows which
+    transform made `y`.
     """
 
     @abc.abstractmethod

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-import isojax
+from isojax import __version__
 
 UNITS = {
     "outlier_mse": "squared input units",
@@ -84,7 +84,7 @@ class Stamp:
         self.versions = {
             "python": platform.python_version(),
             "jax": jax.__version__,
-            "isojax": isojax.__version__,
+            "isojax": __version__,
         }
         self.commit = _commit()
         now = datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,126 @@
+"""Fill the tables of README.md from rows.
+
+    python scripts/update_readme.py                       # from docs/rows.jsonl
+    python scripts/update_readme.py --take results/A results/B    # first take rows from there
+    python scripts/update_readme.py --check               # exit 1 if README.md is out of date
+
+A block of README.md between `<!-- rows: NAME -->` and `<!-- end -->` is made by the function NAME.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import tyro
+
+from isojax.report import Row, markdown, paired, read_rows, select, summarize
+
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "docs" / "rows.jsonl"
+AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
+SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
+
+
+def wanted(row: Row) -> bool:
+    """Whether README.md shows something of this row."""
+    if row.experiment == "isotropic_tradeoff":
+        return row.metric in SHOWN and bool(select([row], **AT3))
+    return row.experiment in ("perplexity", "bench_model")
+
+
+def bench_model(rows: list[Row]) -> str:
+    """Speed and memory against torch."""
+    rows = [r for r in rows if r.experiment == "bench_model"]
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in rows):
+        mine = select(rows, model=model)
+        for name in ("torch", "isojax"):
+            speed, peak, nll = (
+                summarize(mine, m, implementation=name)
+                for m in ("tokens_per_s", "peak_rss_bytes", "nll")
+            )
+            cells = [speed.format(3), f"{peak.mean / 1e9:.2f}", f"{nll.mean:.4f}", speed.n]
+            lines.append([model, name, *cells])
+        sides = {"implementation": "isojax"}, {"implementation": "torch"}
+        ratios = [
+            1 + paired(mine, m, *sides, relative=True).mean
+            for m in ("tokens_per_s", "peak_rss_bytes")
+        ]
+        lines.append([model, "**ratio**", *(f"**{r:.2f}x**" for r in ratios), "", ""])
+    head = ["model", "", "tokens a second", "peak memory, GB", "nll", "processes"]
+    return markdown(head, lines)
+
+
+def perplexity(rows: list[Row]) -> str:
+    """Perplexities."""
+    found = [r for r in rows if r.experiment == "perplexity" and r.metric == "perplexity"]
+    names = ("model", "text", "windows", "length", "dtype")
+    return markdown(
+        [*names, "perplexity"], [[*(r.config[n] for n in names), f"{r.value:.3f}"] for r in found]
+    )
+
+
+def isotropic_tradeoff(rows: list[Row]) -> str:
+    """The tradeoff in every model, 3 bit, one absmax scale a tensor."""
+    rows = select([r for r in rows if r.experiment == "isotropic_tradeoff"], **AT3)
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in rows):
+        mine = select(rows, model=model)
+        for transform in dict.fromkeys(r.config["transform"] for r in mine):
+            changes = []
+            for metric in SHOWN[:2]:
+                s = paired(
+                    mine, metric, {"transform": transform}, {"transform": "identity"},
+                    relative=True,
+                )  # fmt: skip
+                spread = f" ± {s.sd:.1%} [{s.low:+.1%}, {s.high:+.1%}]" if s.n > 1 else ""
+                changes.append("" if transform == "identity" else f"{s.mean:+.1%}{spread}")
+            stats = []
+            for metric in SHOWN[2:]:
+                found = select(mine, metric, transform=transform)
+                stats.append(summarize(found, metric).format(5 if found else 3) if found else "-")
+            n = len(select(mine, "outlier_mse", transform=transform))
+            lines.append([model, transform, *changes, *stats, n])
+    head = ["model", "transform", "outlier MSE", "noise floor MSE", "false firings",
+            "missed firings", "F1", "n"]  # fmt: skip
+    return markdown(head, lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings."""
+
+    take: tuple[Path, ...] = ()
+    """Result folders whose rows replace those of the same identity in docs/rows.jsonl."""
+    check: bool = False
+    """Change nothing; exit 1 if README.md does not say what the rows say."""
+
+
+def main(config: Config) -> None:
+    """Regenerate the blocks."""
+    if config.take:
+        rows = {r.identity: r for r in read_rows(ROWS)} if ROWS.exists() else {}
+        for folder in config.take:
+            rows |= {r.identity: r for r in read_rows(folder / "rows.jsonl") if wanted(r)}
+        lines = [json.dumps(dataclasses.asdict(r)) + "\n" for r in rows.values()]
+        ROWS.write_text("".join(lines), encoding="utf-8")
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    rows = read_rows(ROWS)
+    makers = {f.__name__: f for f in (bench_model, perplexity, isotropic_tradeoff)}
+    new = re.sub(
+        r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)",
+        lambda m: f"{m[1]}{makers[m[2]](rows)}\n{m[3]}",
+        old,
+        flags=re.S,
+    )
+    if config.check and new != old:
+        raise SystemExit("README.md is out of date: run python scripts/update_readme.py.")
+    path.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)))
