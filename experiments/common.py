@@ -10,8 +10,9 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import jax
 import tyro
 
 from isojax.report.study import as_json
@@ -27,8 +28,8 @@ class Common:
     """`tiny` (ships with isojax), a hub id, a folder of safetensors, or a .gguf file."""
     text: str = "tiny"
     """`tiny` (held-out text of the tiny model), `wikitext-2`, or a UTF-8 file."""
-    windows: int = 1
-    """Windows of text, one after the other from its start."""
+    windows: int = 0
+    """Windows of text, one after the other from its start; 0 for 1, or 4 with the tiny model."""
     length: int = 0
     """Tokens a window; 0 for 2048, or 512 with the tiny model, which has read no longer ones."""
     out: Path | None = None
@@ -43,9 +44,14 @@ class Common:
         """Tokens a window."""
         return self.length or (512 if self.model == "tiny" else 2048)
 
-    def quickened(self: C) -> C:
-        """The settings of `--quick`."""
-        return self
+    @property
+    def texts(self) -> int:
+        """Windows of text."""
+        return self.windows or (4 if self.model == "tiny" else 1)
+
+    def quickened(self) -> dict[str, Any]:
+        """What `--quick` changes, where the command line leaves the default."""
+        return {}
 
 
 def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) -> None:
@@ -59,7 +65,13 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
     """
     settings = _parse(config, name, doc)
     if settings.quick:
-        settings = settings.quickened()
+        plain = config()
+        smaller = {
+            k: v
+            for k, v in settings.quickened().items()
+            if getattr(settings, k) == getattr(plain, k)
+        }
+        settings = dataclasses.replace(settings, **smaller)
     if settings.out is None:
         folder = Path("results") / (f"{name}-quick" if settings.quick else name)
         settings = dataclasses.replace(settings, out=folder)
@@ -67,7 +79,8 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
     if settings.dry_run:
         return
     try:
-        main(settings)
+        with jax.default_matmul_precision("highest"):  # fp32 means fp32, on GPUs too
+            main(settings)
     except (ValueError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Perplexity of a language model on a text.
 
     python -m experiments.perplexity
-    python -m experiments.perplexity --model Qwen/Qwen2.5-0.5B --text wikitext-2 --windows 10
+    python -m experiments.perplexity --model Qwen/Qwen2.5-0.5B --text wikitext-2 --out results/q05
 
 Windows of `--length` tokens follow each other from the start of the text and are scored alone:
 no BOS, no overlap, the first token of each is not predicted. Rows: `nll` for each window and
@@ -28,13 +28,8 @@ from isojax.report import Study, draw_lines, new_figure, table
 class Config(Common):
     """Settings."""
 
-    windows: int = 4
-    """Windows of text, one after the other from its start."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of parameters and activations; norms, softmax and likelihood are always in fp32."""
-
-    def quickened(self) -> Config:  # noqa: D102
-        return dataclasses.replace(self, windows=min(self.windows, 2))
 
 
 def main(config: Config) -> None:
@@ -43,9 +38,9 @@ def main(config: Config) -> None:
     from isojax.models import encode, load_model, token_nll
 
     assert config.out is not None
-    study = Study("perplexity", config.out, config)
+    study = Study("perplexity", config.out, config, grows=("windows",))
     model = load_model(config.model, config.dtype)
-    ids = windows(encode(model.tokenizer, load_text(config.text)), config.windows, config.tokens)
+    ids = windows(encode(model.tokenizer, load_text(config.text)), config.texts, config.tokens)
     base = {
         "model": model.name,
         "text": config.text.rsplit("/", 1)[-1],
@@ -53,23 +48,23 @@ def main(config: Config) -> None:
         "dtype": config.dtype,
     }
     score = jax.jit(lambda params, tokens: token_nll(params, model.config, tokens[None]).mean())
-    for i in track(range(config.windows), f"{model.name}, windows of {config.tokens} tokens"):
+    for i in track(range(config.texts), f"{model.name}, windows of {config.tokens} tokens"):
         if not study.has(base | {"window": i}, None, ["nll"]):
             nll = float(score(model.params, jnp.asarray(ids[i])))
             study.add(base | {"window": i}, None, {"nll": nll})
 
-    scored = [row for row in study.rows("nll", **base) if row.config["window"] < config.windows]
+    scored = [row for row in study.rows("nll", **base) if row.config["window"] < config.texts]
     mean = sum(row.value for row in scored) / len(scored)
-    study.add(base | {"windows": config.windows}, None, {"perplexity": math.exp(mean)})
-    done = study.rows("perplexity", **base, windows=config.windows)
+    study.add(base | {"windows": config.texts}, None, {"perplexity": math.exp(mean)})
+    done = study.rows("perplexity", **base, windows=config.texts)
     text = table(
         [*scored, *done], ["model", "text", "length", "dtype"], ["nll", "perplexity"], spread=False
     )
     figure, axes = new_figure(1, 1, f"{model.name} on {base['text']}")
     draw_lines(axes[0, 0], scored, "nll", "window", "model", log=False)
     axes[0, 0].set_ylabel("nat a token")
-    study.finish(f"nll: mean ± sd over {config.windows} windows, nat a token.\n\n{text}", figure)
-    print(f"perplexity {done[0].value:.4f}  nll {mean:.4f} nat a token  ({config.windows} windows)")
+    study.finish(f"nll: mean ± sd over {config.texts} windows, nat a token.\n\n{text}", figure)
+    print(f"perplexity {done[0].value:.4f}  nll {mean:.4f} nat a token  ({config.texts} windows)")
 
 
 if __name__ == "__main__":

@@ -10,41 +10,59 @@ import jax
 import jax.numpy as jnp
 
 from isojax import metrics, quantizers, transforms
-from isojax._core.checks import check_choice
 from isojax.report import Study
 from isojax.sweep import sweep
 
+FIXED_RATE = tuple(name for name in quantizers.NAMES if name not in ("zero", "none"))
+STACK = 2**29  # bytes of reconstructions that one program may hold side by side
+
 
 class Case(NamedTuple):
-    """What is done to the coordinates: a quantizer, its bits, and what shares a scale.
+    """What is done to the coordinates.
 
-    `ecsq` is fitted to the rate `bits`, a channel's codes sharing an entropy code; the mean square
-    of `gaussian_noise` is given by `bits`.
+    Attributes:
+        quantizer: a name of `quantizers.from_name`, or `ecsq`, or `gaussian_noise`.
+        bits: bits a number; for `ecsq` its rate, the codes of a channel sharing an entropy code.
+        granularity: what shares a scale: tensor, token, channel, or group:N.
+        levels: where the levels of `absmax` lie, see there.
+        matches: `haar`: spend the code entropy (`ecsq`), or make the noise floor
+            (`gaussian_noise`), of `absmax` at `bits` and one scale after a Haar rotation with the
+            same seed.
     """
 
     quantizer: str
     bits: float
-    granularity: str = "tensor"  # or token, channel, group:N
+    granularity: str = "tensor"
+    levels: str = "restricted"
+    matches: str = ""
 
     def config(self) -> dict[str, Any]:
-        """The names and values of this case in the configuration of a row."""
+        """Names and values of this case in the configuration of a row."""
         granularity, _, group = self.granularity.partition(":")
-        coding = "entropy" if self.quantizer == "ecsq" else "fixed"
-        return {
-            "quantizer": self.quantizer, "bits": self.bits, "coding": coding,
-            "granularity": granularity, "group": int(group or 0),
-        }  # fmt: skip
-
-    def make(self, key: jax.Array, y: jax.Array) -> quantizers.Quantizer:
-        """The quantizer, fitted to `y` where it is one that needs fitting."""
+        own: dict[str, Any] = {"quantizer": self.quantizer, "bits": self.bits, "coding": "fixed"}
+        own |= {"granularity": granularity, "group": int(group or 0), "matches": self.matches}
         if self.quantizer == "ecsq":
-            return quantizers.ecsq_for_rate(y, float(self.bits), per="channel")
+            own |= {"coding": "entropy", "entropy_per": "channel"}
+        if self.quantizer == "lloyd_max":
+            own |= {"codebook": "gaussian"}
+        if self.quantizer.startswith("absmax"):
+            own |= {"levels": self.levels}
+        return own
+
+    def make(self, key: jax.Array, y: jax.Array, haar: dict[str, jax.Array]) -> Any:
+        """The quantizer; fitted to `y`, or to what it is to match, where it needs fitting."""
+        if self.quantizer == "ecsq":
+            rate = haar["rate"] if self.matches else jnp.float32(self.bits)
+            return quantizers.ecsq_for_rate(y, rate, per="channel")
         if self.quantizer == "gaussian_noise":
-            noise_key = jax.random.fold_in(key, 1)  # the key itself draws the transform
-            return quantizers.gaussian_noise(noise_key, y.shape, float(self.bits))
-        config = self.config()
-        by, group = config["granularity"], config["group"]
-        return quantizers.from_name(self.quantizer, int(self.bits), by, group)
+            noise_key = jax.random.fold_in(key, 1)  # the key itself draws the rotation
+            return quantizers.gaussian_noise(noise_key, y.shape, haar["noise_floor"])
+        by, _, group = self.granularity.partition(":")
+        bits, group = int(self.bits), int(group or 0)
+        if self.quantizer.startswith("absmax"):
+            rule = "mse" if self.quantizer == "absmax_mse" else "max"
+            return quantizers.absmax(bits, by, group, levels=self.levels, range_rule=rule)
+        return quantizers.from_name(self.quantizer, bits, by, group)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,24 +71,29 @@ class Tensor:
 
     Attributes:
         x: [tokens, width], or a weight [out, in].
-        samples: what PCA axes are fitted on, [n, width].
         at: thresholds of the metrics.
+        samples: what PCA axes are fitted on, [n, width]; None where there is no PCA.
         inputs: for a weight, activations [n, in] to measure the error of the layer's output.
         block: of `block_hadamard`.
     """
 
     x: jax.Array
-    samples: jax.Array
     at: metrics.Thresholds
+    samples: jax.Array | None = None
     inputs: jax.Array | None = None
     block: int = 0
 
 
-def check_transforms(names: Sequence[str]) -> None:
-    """Raise `ValueError` unless each is `pca` or a name that `transforms.from_name` reads."""
+def check_names(names: Sequence[str], cases: Sequence[str]) -> None:
+    """Raise `ValueError` unless the transforms and the fixed-rate quantizers exist."""
     for name in names:
-        for part in [name] if name == "pca" else name.split("@"):
-            check_choice("transforms", part, ("pca", *transforms.NAMES))
+        wrong = [part for part in name.split("@") if part not in transforms.NAMES]
+        if wrong and name != "pca":
+            allowed = ", ".join(transforms.NAMES)
+            raise ValueError(f"transforms must be pca, or of {allowed}; got {wrong[0]!r}.")
+    for name in cases:
+        if name not in FIXED_RATE:
+            raise ValueError(f"quantizers must be of {', '.join(FIXED_RATE)}; got {name!r}.")
 
 
 def study_tensor(
@@ -80,42 +103,62 @@ def study_tensor(
     names: Sequence[str],
     cases: Sequence[Case],
     seeds: int,
-    replace: Mapping[str, Any] | None = None,
 ) -> None:
     """Quantize `tensor` in the coordinates of each transform and record the metrics.
 
-    `identity` and `pca` have no randomness: they run once, with no seed, unless a case is random.
-    All cases of one transform and seed see the same rotation.
+    `identity` and `pca` run once, with no seed, unless the cases are random or match something
+    random. All cases of one transform and seed see the same rotation.
 
     Args:
         study: gets the rows.
         base: configuration that all rows share.
         tensor: the matrix.
         names: transforms: `pca` or names of `isojax.transforms`.
-        cases: all fixed-rate, or all `ecsq`, or all `gaussian_noise`.
+        cases: all fixed-rate, or all `ecsq`, or all `gaussian_noise`, or `none` for the shape of
+            the coordinates alone; all matching or none.
         seeds: of everything random.
-        replace: configuration values to record in place of the cases' own.
     """
-    trial = make_trial(tensor, cases)
-    noisy = cases[0].quantizer == "gaussian_noise"
-    fixed = [n for n in names if n in ("identity", "pca") and not noisy]
+    random = bool(cases[0].matches)
+    once = [n for n in names if n in ("identity", "pca") and not random]
+    room = max(1, STACK // (5 * tensor.x.size))  # a reconstruction in fp32 and its codes
 
     def config(point: dict[str, Any]) -> dict[str, Any]:
-        own = point["case"].config() | {"transform": point["transform"], "block": tensor.block}
-        return {**base, **own, **(replace or {})}
+        own = {"transform": point["transform"], "block": tensor.block}
+        return {**base, **point["case"].config(), **own}
 
-    for group, count in ((fixed, 1), ([n for n in names if n not in fixed], seeds)):
+    for group, count in ((once, 1), ([n for n in names if n not in once], seeds)):
 
         def number(seed: int, group: Sequence[str] = group) -> int | None:
-            return None if group is fixed else seed
+            return None if group is once else seed
 
-        results = sweep(
-            jax.random.key(0), trial, seeds=count, static={"transform": group},
-            inner={"case": cases},
-            done=lambda point, seed, metrics: study.has(config(point), number(seed), metrics),
-        )  # fmt: skip
-        for result in results if group else ():
-            study.add(config(result.config), number(result.seed), result.metrics)
+        for start in range(0, len(cases) if group else 0, room):
+            some = cases[start : start + room]
+            trial = shape_trial(tensor, some) if cases[0].quantizer == "none" else None
+            results = sweep(
+                jax.random.key(0), trial or make_trial(tensor, some), seeds=count,
+                static={"transform": group}, inner={"case": some},
+                done=lambda point, seed, metrics: study.has(config(point), number(seed), metrics),
+            )  # fmt: skip
+            for result in results:
+                study.add(config(result.config), number(result.seed), result.metrics)
+
+
+def make_transform(key: jax.Array, name: str, tensor: Tensor) -> transforms.Transform:
+    """The transform called `name`, for the last axis of the tensor."""
+    if name == "pca":
+        assert tensor.samples is not None
+        return transforms.pca(tensor.samples)
+    return transforms.from_name(key, name, tensor.x.shape[-1], block=tensor.block)
+
+
+def shape_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
+    """`trial(key, *, transform)`: kurtosis and peak of the coordinates, nothing quantized."""
+
+    def trial(key: jax.Array, *, transform: str) -> dict[Case, dict[str, jax.Array]]:
+        y = make_transform(key, transform, tensor).apply(tensor.x)
+        return {cases[0]: {"kurtosis": metrics.kurtosis(y), "peak_to_rms": metrics.peak_to_rms(y)}}
+
+    return trial
 
 
 def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
@@ -124,12 +167,10 @@ def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
     per = "channel" if cases[0].quantizer == "ecsq" else "tensor"
 
     def trial(key: jax.Array, *, transform: str) -> dict[Case, dict[str, jax.Array]]:
-        if transform == "pca":
-            t = transforms.pca(tensor.samples)
-        else:
-            t = transforms.from_name(key, transform, x.shape[-1], block=tensor.block)
+        haar = haar_reference(key, tensor, cases[0].bits) if cases[0].matches else {}
+        t = make_transform(key, transform, tensor)
         y = t.apply(x)
-        made = [case.make(key, y) for case in cases]
+        made = [case.make(key, y, haar) for case in cases]
         codes = [quantizer.encode(y) for quantizer in made]
         y_hat = jnp.stack([q.decode(c) for q, c in zip(made, codes, strict=True)])
         values = jnp.stack([c.values for c in codes])
@@ -137,6 +178,7 @@ def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
         def look(case: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
             x_hat = t.T.apply(case[0])
             found = metrics.measure(x, x_hat, tensor.at)
+            found["false_firing_share"] = found["false_firings"] / x.size
             if jnp.issubdtype(values.dtype, jnp.integer):
                 found["code_entropy_bits"] = metrics.code_entropy_bits(case[1], per)
             if inputs is not None:
@@ -145,9 +187,23 @@ def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
             return found
 
         found = jax.lax.map(look, (y_hat, values))  # one program for all cases
-        shape = {"kurtosis": metrics.kurtosis(y), "peak_to_rms": metrics.peak_to_rms(y)}
-        return {
-            case: {name: v[i] for name, v in found.items()} | shape for i, case in enumerate(cases)
-        }
+        if per == "channel":
+            found["rate_bits"] = found["code_entropy_bits"]
+        elif jnp.issubdtype(values.dtype, jnp.integer):
+            found["rate_bits"] = jnp.stack([quantizers.rate_bits(c) for c in codes])
+        return {case: {name: v[i] for name, v in found.items()} for i, case in enumerate(cases)}
 
     return trial
+
+
+def haar_reference(key: jax.Array, tensor: Tensor, bits: float) -> dict[str, jax.Array]:
+    """Rate a channel and noise floor of `absmax` at `bits` after the Haar rotation of `key`."""
+    x = tensor.x
+    rotation = transforms.haar(key, x.shape[-1])
+    quantizer = quantizers.absmax(int(bits))
+    codes = quantizer.encode(rotation.apply(x))
+    x_hat = rotation.T.apply(quantizer.decode(codes))
+    return {
+        "rate": jnp.maximum(metrics.code_entropy_bits(codes.values, "channel"), 0.01),
+        "noise_floor": metrics.noise_floor_mse(x, x_hat, tensor.at.floor),
+    }

@@ -77,9 +77,12 @@ def sweep(
         progress: show a bar.
 
     Raises:
-        ValueError: `seeds` is no positive number, or the trial does not return scalars.
+        ValueError: `seeds` is no positive number, `inner` has several names, or the trial does not
+            return scalars.
     """
     check_positive("seeds", seeds)
+    if len(inner or {}) > 1:
+        raise ValueError(f"inner must have one name, got {', '.join(inner or {})}.")
     points, numbers, inners = grid(static or {}), grid(traced or {}), grid(inner or {})
     # the index only keeps vmap happy where there are no numbers
     lanes = (

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
 import statistics
 import subprocess
@@ -77,6 +78,16 @@ def score_torch(folder: str, tokens: np.ndarray):
     return score
 
 
+def peak_rss() -> int:
+    """Peak resident bytes of this process (`ru_maxrss` would start at the parent's)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def work(implementation: str, folder: str, passes: int) -> None:
     """Measure in this process; print JSON."""
     tokens = np.load(Path(folder) / "tokens.npy")
@@ -86,9 +97,8 @@ def work(implementation: str, folder: str, passes: int) -> None:
         start = time.perf_counter()
         score()
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     speed = len(tokens) / statistics.median(seconds)
-    print(json.dumps({"nll": nll, "tokens_per_s": speed, "peak_rss_bytes": peak}))
+    print(json.dumps({"nll": nll, "tokens_per_s": speed, "peak_rss_bytes": peak_rss()}))
 
 
 def main(config: Config) -> None:
@@ -104,17 +114,20 @@ def main(config: Config) -> None:
         np.save(Path(folder) / "tokens.npy", tokens)
         name = model.name
         del model
-        study = Study("bench_model", config.out, config)
+        study = Study("bench_model", config.out, config, grows=("rounds",))
         base = {"model": name, "length": config.length}
         for round_ in range(config.rounds):
             for implementation in ("torch", "isojax"):
+                config_row = base | {"implementation": implementation}
+                if study.has(config_row, round_, ["nll", "tokens_per_s", "peak_rss_bytes"]):
+                    continue
                 command = [sys.executable, __file__, "--worker", implementation, folder]
                 output = subprocess.run(
                     [*command, str(config.passes)], capture_output=True, text=True, check=True
                 )
                 found = json.loads(output.stdout.splitlines()[-1])
                 print(round_, implementation, found)
-                study.add(base | {"implementation": implementation}, round_, found)
+                study.add(config_row, round_, found)
     rows = study.rows(**base)
     one, other = {"implementation": "isojax"}, {"implementation": "torch"}
     faster = 1 + paired(rows, "tokens_per_s", one, other, relative=True).mean

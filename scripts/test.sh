@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole check on a fresh machine: install into .venv, lint, types, tests, doc commands.
+# The whole check on a fresh machine: install into .venv, lint, types, tests.
 # Arguments go to pytest. Tests that need data which does not ship look in $ISOJAX_SHARED.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -81,7 +81,7 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
             stats = []
             for metric in SHOWN[2:]:
                 found = select(mine, metric, transform=transform)
-                stats.append(summarize(found, metric).format(5 if found else 3) if found else "-")
+                stats.append(summarize(found, metric).format() if found else "-")
             n = len(select(mine, "outlier_mse", transform=transform))
             lines.append([model, transform, *changes, *stats, n])
     head = ["model", "transform", "outlier MSE", "noise floor MSE", "false firings",
@@ -104,7 +104,12 @@ def main(config: Config) -> None:
     if config.take:
         rows = {r.identity: r for r in read_rows(ROWS)} if ROWS.exists() else {}
         for folder in config.take:
-            rows |= {r.identity: r for r in read_rows(folder / "rows.jsonl") if wanted(r)}
+            taken = [r for r in read_rows(folder / "rows.jsonl") if wanted(r)]
+            subjects = {(r.experiment, r.config["model"]) for r in taken}
+            rows = {
+                i: r for i, r in rows.items() if (r.experiment, r.config["model"]) not in subjects
+            }
+            rows |= {r.identity: r for r in taken}
         lines = [json.dumps(dataclasses.asdict(r)) + "\n" for r in rows.values()]
         ROWS.write_text("".join(lines), encoding="utf-8")
     path = ROOT / "README.md"

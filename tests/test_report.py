@@ -124,6 +124,15 @@ def test_a_study_goes_on_and_refuses_other_settings(tmp_path):
         Study("s", tmp_path, {"bits": (2,), "seeds": 4})
     with pytest.raises(ValueError, match="experiment"):
         Study("other", tmp_path, {"bits": (2, 3), "seeds": 4})
+    (tmp_path / "config.json").write_text("")
+    with pytest.raises(ValueError, match=r"config\.json: not a readable"):
+        Study("s", tmp_path, {"bits": (2, 3), "seeds": 4})
+
+
+def test_a_relative_difference_from_zero_is_infinite_or_none(stamp):
+    rows = stamp.rows({"t": "a"}, None, {"mse": 1.0}) + stamp.rows({"t": "b"}, None, {"mse": 0.0})
+    assert paired(rows, "mse", {"t": "a"}, {"t": "b"}, relative=True).mean == float("inf")
+    assert paired(rows, "mse", {"t": "b"}, {"t": "b"}, relative=True).mean == 0.0
 
 
 def test_a_figure_draws_mean_and_range(stamp, tmp_path):

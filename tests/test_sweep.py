@@ -123,6 +123,11 @@ def test_inner_values_that_the_trial_did_not_return_are_refused():
             inner={"p": [1, 2]})  # fmt: skip
 
 
+def test_two_inner_names_are_refused():
+    with pytest.raises(ValueError, match="inner must have one name, got p, q"):
+        run(inner={"p": [1], "q": [2]})
+
+
 @pytest.mark.parametrize("seeds", [0, -1, 2.5])
 def test_seeds_must_be_a_positive_number(seeds):
     with pytest.raises((ValueError, TypeError), match="seeds"):

@@ -20,6 +20,7 @@ UNITS = {
     "outlier_mse": "squared input units",
     "noise_floor_mse": "squared input units",
     "mse": "squared input units",
+    "check_value": "squared input units",
     "false_firings": "count",
     "missed_firings": "count",
     "code_entropy_bits": "bit",
@@ -114,7 +115,6 @@ class Record:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: list[Row] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             whole = _cut_torn_line(path)
             self.rows = [_parse(line, path, i) for i, line in enumerate(whole.splitlines(), 1)]
@@ -125,6 +125,7 @@ class Record:
         new = {row.identity: row for row in rows if row.identity not in self._known}
         if not new:
             return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in new.values())
         with open(self.path, "ab", buffering=0) as file:
             file.write(lines.encode())

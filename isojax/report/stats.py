@@ -27,8 +27,20 @@ class Stat(NamedTuple):
 
     def format(self, digits: int = 4) -> str:
         """`mean ± sd`, or the number alone where there is but one."""
-        mean = f"{self.mean:,.{digits}g}" if abs(self.mean) < 10**digits else f"{self.mean:,.0f}"
-        return mean if self.n == 1 else f"{mean} ± {self.sd:.2g}"
+        mean = _number(self.mean, digits)
+        return mean if self.n == 1 else f"{mean} ± {_number(self.sd, 2)}"
+
+    def with_range(self, digits: int = 4) -> str:
+        """`mean ± sd [lowest, highest]`, or the number alone where there is but one."""
+        if self.n == 1:
+            return self.format(digits)
+        low, high = _number(self.low, 3), _number(self.high, 3)
+        return f"{self.format(digits)} [{low}, {high}]"
+
+
+def _number(value: float, digits: int) -> str:
+    """Significant digits, but whole numbers from 1000 on."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 
 def stat(values: Iterable[float]) -> Stat:
@@ -86,7 +98,7 @@ def paired(
         metric: to compare.
         one: configuration values of the minuend.
         other: configuration values of the subtrahend.
-        relative: divide each difference by the subtrahend.
+        relative: divide each difference by the subtrahend (by 0: infinite, unless both are 0).
 
     Raises:
         ValueError: nothing pairs.
@@ -102,7 +114,10 @@ def paired(
     for row in select(rows, metric, **one):
         match = base.get(rest(row, row.seed), base.get(rest(row, None)))
         if match is not None:
-            differences.append((row.value - match) / (match if relative else 1.0))
+            difference = row.value - match
+            if relative and difference:
+                difference = difference / match if match else math.copysign(math.inf, difference)
+            differences.append(difference)
     if not differences:
         raise ValueError(f"no rows of {metric} pair {dict(one)} with {dict(other)}.")
     return stat(differences)

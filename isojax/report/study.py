@@ -12,46 +12,47 @@ from isojax.report.figure import save_figure
 from isojax.report.rows import Record, Row, Stamp
 from isojax.report.stats import select
 
-GROWS = ("seeds", "windows", "quick", "out", "dry_run")
+FREE = ("quick", "out", "dry_run")  # say nothing of what is measured
 
 
 class Study:
     """An output folder that a killed run takes up again where it stopped.
 
-    `config.json` holds the settings. A folder that holds other settings is refused, since its
-    rows would not belong together; settings that only ask for more rows (seeds, windows) may
-    change.
+    `config.json` holds the settings; it is written with the first row. A folder that holds other
+    settings is refused, since its rows would not belong together; those that only ask for more
+    rows may change.
     """
 
-    def __init__(self, experiment: str, out: str | Path, settings: Any) -> None:
+    def __init__(
+        self, experiment: str, out: str | Path, settings: Any, grows: Sequence[str] = ("seeds",)
+    ) -> None:
         """Open or make the folder.
 
         Args:
             experiment: its name.
             out: the folder.
             settings: a dataclass, or a dict, that JSON can hold.
+            grows: names of settings that only ask for more rows.
 
         Raises:
             ValueError: the folder holds a run with other settings; names them.
         """
         self.folder = Path(out)
-        self.settings = as_json(settings)
-        path = self.folder / "config.json"
-        new = {"experiment": experiment} | self.settings
-        if path.exists():
-            old = json.loads(path.read_text(encoding="utf-8"))
+        self.settings = new = {"experiment": experiment} | as_json(settings)
+        self._config = self.folder / "config.json"
+        if self._config.exists():
+            old = _read_json(self._config)
             changed = [
                 f"{k} (there {old.get(k)!r}, now {new.get(k)!r})"
                 for k in sorted(set(old) | set(new))
-                if k not in GROWS and old.get(k) != new.get(k)
+                if k not in (*FREE, *grows) and old.get(k) != new.get(k)
             ]
             if changed:
                 raise ValueError(
                     f"{self.folder} holds a run with other settings: {', '.join(changed)}; "
                     "give another --out."
                 )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(new, indent=2) + "\n", encoding="utf-8")
+        self._written = False
         self.record = Record(self.folder / "rows.jsonl")
         self.stamp = Stamp(experiment)
 
@@ -59,6 +60,9 @@ class Study:
         self, config: Mapping[str, Any], seed: int | None, metrics: Mapping[str, float]
     ) -> None:
         """Append a row for each metric, save those that are there already."""
+        if not self._written:
+            _write(self._config, json.dumps(self.settings, indent=2) + "\n")
+            self._written = True
         self.record.append(self.stamp.rows(config, seed, metrics))
 
     def has(self, config: Mapping[str, Any], seed: int | None, metrics: Sequence[str]) -> bool:
@@ -71,9 +75,24 @@ class Study:
 
     def finish(self, text: str, figure: Any = None) -> None:
         """Write `table.md` and `figure.png`."""
-        (self.folder / "table.md").write_text(text.rstrip() + "\n", encoding="utf-8")
+        _write(self.folder / "table.md", text.rstrip() + "\n")
         if figure is not None:
             save_figure(figure, self.folder / "figure.png")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file so that a killed run leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable configuration ({error}).") from None
 
 
 def as_json(settings: Any) -> dict[str, Any]:

@@ -1,0 +1,25 @@
+"""What the documents say holds: tables come from rows, snippets run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+
+
+def test_the_tables_of_the_readme_are_made_from_its_rows():
+    command = [sys.executable, ROOT / "scripts" / "update_readme.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_snippets_of_the_readme_run_one_after_the_other(count):
+    scope = {}
+    for snippet in SNIPPETS[:count]:
+        exec(snippet.replace("seeds=24", "seeds=2"), scope)
+    assert scope["x"].shape == (512, 320)
