@@ -138,6 +138,7 @@ def study_tensor(
                 jax.random.key(0), trial or make_trial(tensor, some), seeds=count,
                 static={"transform": group}, inner={"case": some},
                 done=lambda point, seed, metrics: study.has(config(point), number(seed), metrics),
+                title=f"{base['tensor']} {some[0].quantizer}",
             )  # fmt: skip
             for result in results:
                 study.add(config(result.config), number(result.seed), result.metrics)

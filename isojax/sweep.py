@@ -54,6 +54,7 @@ def sweep(
     done: Callable[[Config, int, Sequence[str]], bool] = lambda config, seed, metrics: False,
     compiled: Callable[[Config], None] = lambda config: None,
     progress: bool = True,
+    title: str = "sweep",
 ) -> Iterator[Result]:
     """Run `trial(key, **static, **traced)` over a grid and seeds; yield results as they come.
 
@@ -75,6 +76,7 @@ def sweep(
         compiled: called with the static point at every compilation: one a point, plus one
             where a first guess of the chunk did not fit the budget.
         progress: show a bar.
+        title: of the bar.
 
     Raises:
         ValueError: `seeds` is no positive number, `inner` has several names, or the trial does not
@@ -92,9 +94,9 @@ def sweep(
     columns = (*Progress.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.fields[n]}"))
     bytes_a_seed = 0.0
     with Progress(*columns, disable=not progress) as bar:
-        task, compiles = bar.add_task("sweep", total=len(points) * seeds, n=""), 0
+        task, compiles = bar.add_task(title, total=len(points) * seeds, n=""), 0
         for point in points:
-            bar.update(task, description=" ".join(map(str, point.values())) or "sweep")
+            bar.update(task, description=" ".join([title, *map(str, point.values())]))
 
             def one(key: jax.Array, lane: Any, point: Config = point) -> Any:
                 return trial(key, **point, **lane[0])
@@ -127,6 +129,7 @@ def sweep(
                             metrics = {n: float(found[n][i, j]) for n in names}
                             yield Result(point | number | label, seed, metrics)
                 bar.update(task, advance=len(now))
+        bar.update(task, description=title)
 
 
 def grid(axes: Grid) -> list[Config]:

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -116,8 +117,26 @@ def test_thresholds_in_units_of_the_rms():
     at = m.thresholds(X, silent=0.2, fired=0.4, unit="rms")
     rms = np.sqrt((NP**2).mean())
     assert_allclose([at.silent, at.fired], [0.2 * rms, 0.4 * rms], rtol=1e-5)
-    with pytest.raises(ValueError, match="unit.*abs, rms.*'sd'"):
-        m.thresholds(X, unit="sd")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"unit": "sd"}, "unit.*abs, rms.*'sd'"),
+        ({"top": 99.0}, r"top must be in \[0, 1\], got 99.0"),
+        ({"bottom": -0.1}, r"bottom must be in \[0, 1\], got -0.1"),
+        ({"silent": 1.0, "fired": 0.5}, "silent must be at most fired=0.5, got 1.0"),
+    ],
+)
+def test_bad_thresholds_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        m.thresholds(X, **arguments)
+
+
+def test_entropy_is_of_integers(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="codes must have an integer dtype, got float32"):
+        m.code_entropy_bits(X)
 
 
 def test_cosine_by_torch():
@@ -162,6 +181,16 @@ def test_zero_predictor():
     assert measured["firing_precision"] == 1
     assert measured["firing_f1"] == 0
     assert measured["missed_firings"] == np.sum(np.abs(NP) > 1)
+
+
+def test_thresholds_are_not_rounded_to_bf16():
+    # In bf16, 0.7 is 0.6992 and 0.6 is 0.6016.
+    low, high = jnp.array([0.7, 0.6], jnp.bfloat16), jnp.array([2.0, 2.0], jnp.bfloat16)
+    assert m.false_firings(low, high, silent=0.7) == 2
+    assert m.missed_firings(high, low, silent=0.7) == 2
+    assert m.firing_recall(low, 0 * low, 0.6) == 0
+    assert m.firing_precision(high, low, 0.6) == 1
+    assert m.firing_f1(low, low, 0.6) == m.firing_f1(low, high, 0.6) == 1
 
 
 def test_firing_scores_are_one_where_nothing_fires():

@@ -1,10 +1,12 @@
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import qwix
 import torch
 from jax.flatten_util import ravel_pytree
+from laws import quick_jit
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
 
@@ -41,12 +43,23 @@ STORED = SCALED | {
 }
 MEMBERS = STORED | {"noise": q.gaussian_noise(jax.random.key(1), Y.shape, 0.1)}
 
+WEIGHT = jnp.arange(Y.size, dtype=jnp.float32).reshape(Y.shape)
+
 roundtrip = jax.jit(lambda quantizer, y: quantizer.roundtrip(y))
-encode = jax.jit(lambda quantizer, y: quantizer.encode(y))
-encode_like = jax.jit(lambda quantizer, y, codes: quantizer.encode_like(y, codes))
-decode = jax.jit(lambda quantizer, codes: quantizer.decode(codes))
+encode = quick_jit(lambda quantizer, y: quantizer.encode(y))
+encode_like = quick_jit(lambda quantizer, y, codes: quantizer.encode_like(y, codes))
+decode = quick_jit(lambda quantizer, codes: quantizer.decode(codes))
 fit_samples = jax.jit(q.lloyd_max_samples, static_argnums=1, static_argnames=("levels", "steps"))
 fit_ecsq = jax.jit(q.ecsq_for_rate, static_argnames="per")
+
+
+@quick_jit
+def gradients(quantizer, y):
+    """The square of the roundtrip with its gradient, and what `straight_through` gives."""
+    through = q.straight_through(quantizer)
+    square = jax.value_and_grad(lambda y: jnp.sum(quantizer.roundtrip(y) ** 2))(y)
+    straight = jax.grad(lambda y: jnp.sum(WEIGHT * through.roundtrip(y)))(y)
+    return square, straight, through.roundtrip(y)
 
 
 def members(table):
@@ -65,7 +78,7 @@ def test_shape_is_kept_and_decoding_is_fp32(quantizer):
     decoded = decode(quantizer, codes)
     assert codes.values.shape == decoded.shape == Y.shape
     assert decoded.dtype == jnp.float32
-    assert_allclose(roundtrip(quantizer, Y), decoded, rtol=1e-6)
+    assert_allclose(roundtrip(quantizer, Y), decoded, rtol=1e-6, atol=1e-6)
 
 
 @members(STORED)
@@ -101,9 +114,10 @@ def test_jit_equals_eager(quantizer):
 
 @members(MEMBERS)
 def test_vmap_equals_loop(quantizer):
-    batch = jnp.stack([Y, -2 * Y, Y[::-1]])
-    looped = jnp.stack([roundtrip(quantizer, y) for y in batch])
-    assert_allclose(jax.jit(jax.vmap(quantizer.roundtrip))(batch), looped, rtol=1e-5, atol=1e-6)
+    batch = np.stack([Y, -2 * Y, Y[::-1]])
+    looped = [roundtrip(quantizer, jnp.asarray(y)) for y in batch]
+    got = quick_jit(jax.vmap(quantizer.roundtrip))(batch)
+    assert_allclose(got, looped, rtol=1e-5, atol=1e-6)
 
 
 @members(MEMBERS)
@@ -117,10 +131,9 @@ def test_bf16_is_computed_in_fp32(quantizer):
 
 @members(MEMBERS)
 def test_zeros_and_their_gradients_are_finite(quantizer):
-    square = jax.jit(jax.value_and_grad(lambda y: jnp.sum(quantizer.roundtrip(y) ** 2)))
     for y in (jnp.zeros_like(Y).at[0].set(Y[0]), jnp.zeros_like(Y)):
-        value, grad = square(y)
-        assert bool(jnp.isfinite(value)) and bool(jnp.all(jnp.isfinite(grad)))
+        value, grad = gradients(quantizer, y)[0]
+        assert np.isfinite(value) and np.isfinite(grad).all()
 
 
 @members(SCALED)
@@ -143,11 +156,9 @@ def test_new_leaves_do_not_recompile(quantizer):
 
 @members(MEMBERS)
 def test_straight_through_has_the_gradient_of_the_identity(quantizer):
-    through = q.straight_through(quantizer)
-    weight = jnp.arange(Y.size, dtype=jnp.float32).reshape(Y.shape)
-    grad = jax.jit(jax.grad(lambda y: jnp.sum(weight * through.roundtrip(y))))
-    assert_array_equal(grad(Y), weight)
-    assert_allclose(roundtrip(through, Y), roundtrip(quantizer, Y), atol=1e-5)
+    _, gradient, value = gradients(quantizer, Y)
+    assert_array_equal(gradient, WEIGHT)
+    assert_allclose(value, roundtrip(quantizer, Y), atol=1e-5)
 
 
 @pytest.mark.parametrize("by, group", GRANULARITIES.items())
@@ -250,6 +261,13 @@ def test_mse_clip_beats_every_fixed_clip_of_its_grid(by, group):
         assert bool(jnp.all(best.sum(axes) <= other.sum(axes) * (1 + 1e-4)))
 
 
+@pytest.mark.parametrize("make", [q.absmax, q.minmax])
+@pytest.mark.parametrize("rule, clip", [("max", 1.0), ("percentile", 0.999), ("std", 4.0)])
+def test_each_range_rule_has_its_own_default_clip(make, rule, clip):
+    default, given = make(3, range_rule=rule), make(3, range_rule=rule, clip=clip)
+    assert_array_equal(roundtrip(default, Y), roundtrip(given, Y))
+
+
 MAX_1960 = {1: 0.3634, 2: 0.1175, 3: 0.03454, 4: 0.009497}
 
 
@@ -262,6 +280,19 @@ def test_gaussian_levels_are_those_of_max(bits, mse):
     assert_array_equal(quantizer.levels, -quantizer.levels[::-1])
     if bits in known:
         assert_allclose(quantizer.levels[2 ** (bits - 1) :], known[bits], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: q.lloyd_max_gaussian(3), lambda: q.lloyd_max_sphere(3, 11)]
+)
+def test_levels_of_a_density_are_found_once_and_read_only(make, monkeypatch):
+    kept, asarray = [], jnp.asarray
+    monkeypatch.setattr(jnp, "asarray", lambda a, *args: kept.append(a) or asarray(a, *args))
+    first, second = make().levels, make().levels
+    monkeypatch.undo()
+    assert_array_equal(first, second)
+    found = [a for a in kept if isinstance(a, np.ndarray)]
+    assert found[0] is found[1] and not found[0].flags.writeable
 
 
 @pytest.mark.parametrize("bits", [2, 3, 8])
@@ -324,12 +355,11 @@ def test_sample_levels_cover_a_far_outlier_and_keep_constants():
 
 def test_sample_fit_vmaps():
     batch = jnp.stack([Y, 3 * Y])
-    fitted = jax.vmap(lambda y: q.lloyd_max_samples(y, 2, normalize="rms", granularity="tensor"))(
-        batch
-    )
+    fit = lambda y: q.lloyd_max_samples(y, 2, normalize="rms", granularity="tensor")  # noqa: E731
+    fitted = quick_jit(jax.vmap(fit))(batch)
     assert fitted.levels.shape == (2, 4)
     assert_allclose(fitted.levels[0], fitted.levels[1], rtol=1e-4)
-    y_hat = jax.vmap(lambda c, y: c.roundtrip(y))(fitted, batch)
+    y_hat = jax.vmap(roundtrip)(fitted, batch)
     assert_allclose(3 * y_hat[0], y_hat[1], rtol=1e-4)
 
 
@@ -357,6 +387,27 @@ def test_ecsq_fit_vmaps_over_rates():
     z = gaussian(4096)
     steps = jax.vmap(lambda rate: fit_ecsq(z, rate).step)(jnp.array([2.0, 3.0]))
     assert_allclose(steps, [fit_ecsq(z, rate).step for rate in (2.0, 3.0)], rtol=1e-5)
+
+
+@members({name: m for name, m in MEMBERS.items() if name != "zero"})
+def test_integers_are_refused(quantizer, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="y must have a floating dtype, got int32"):
+        quantizer.encode(Y.astype(jnp.int32))
+
+
+def test_fp64_of_numpy_is_computed_in_fp32_without_a_warning(monkeypatch, recwarn):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    y = q.absmax(3).roundtrip(np.asarray(Y, np.float64))
+    assert y.dtype == jnp.float32
+    assert_allclose(y, q.absmax(3).roundtrip(Y), rtol=1e-6)
+    assert not recwarn.list
+
+
+def test_entropy_coding_needs_integer_codes(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="codes must have an integer dtype, got float32"):
+        q.rate_bits(q.none().encode(Y), "entropy")
 
 
 def test_gaussian_noise_has_the_given_energy():
@@ -399,12 +450,22 @@ def test_encode_like_keeps_calibrated_scales():
     assert int(jnp.max(jnp.abs(codes.values))) == 7
 
 
-def test_names_make_quantizers():
-    assert_array_equal(
-        q.from_name("absmax", 3, "group", 8).roundtrip(Y), q.absmax(3, "group", 8).roundtrip(Y)
-    )
-    for name in q.NAMES:
-        assert roundtrip(q.from_name(name, 3, "token"), Y).shape == Y.shape
+NAMED = {
+    "absmax": q.absmax(3, "group", 8),
+    "absmax_mse": q.absmax(3, "group", 8, range_rule="mse"),
+    "minmax": q.minmax(3, "group", 8),
+    "minmax_mse": q.minmax(3, "group", 8, range_rule="mse"),
+    "kivi": q.minmax(3, "group", 8, levels="affine"),
+    "lloyd_max": q.lloyd_max_gaussian(3, granularity="group", group=8),
+    "zero": q.zero(),
+    "none": q.none(),
+}
+
+
+@pytest.mark.parametrize("name", q.NAMES)
+def test_a_name_is_its_factory(name):
+    named, direct = q.from_name(name, 3, "group", 8), NAMED[name]
+    assert_array_equal(roundtrip(named, Y), roundtrip(direct, Y))
 
 
 @pytest.mark.parametrize(
@@ -422,6 +483,13 @@ def test_names_make_quantizers():
         (lambda: q.lloyd_max_samples(Y, 3, levels=1), "levels.*got 1"),
         (lambda: q.ecsq(0.0), "step.*above zero"),
         (lambda: q.ecsq_for_rate(Y, 12.0), "rate_bits.*got 12"),
+        (lambda: q.ecsq_for_rate(Y, 0.0), "rate_bits must be above 0 .*got 0.0"),
+        (lambda: q.ecsq_for_rate(Y, -1.0), "rate_bits must be above 0 .*got -1.0"),
+        (lambda: q.absmax(3, clip=0.0), "clip must be above 0 and at most 1 for 'max', got 0.0"),
+        (lambda: q.minmax(3, clip=1.5), "clip must be above 0 and at most 1 for 'max', got 1.5"),
+        (lambda: q.absmax(3, range_rule="std", clip=0.0), "clip must be above 0 for 'std', got 0"),
+        (lambda: q.absmax(3, range_rule="percentile", clip=99.0), "above 0 and at most 1 .*99.0"),
+        (lambda: q.minmax(3, range_rule="percentile", clip=0.5), "above 0.5 and at most 1 .*0.5"),
         (lambda: q.rate_bits(q.ecsq(1.0).encode(Y)), "coding.*unbounded"),
         (lambda: q.from_name("absmix", 3), "name.*absmax.*lloyd_max.*'absmix'"),
     ],

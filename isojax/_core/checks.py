@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+from jax.dtypes import canonicalize_dtype
 
 
 def check_positive(name: str, value: Any) -> int:
@@ -38,9 +39,14 @@ def check_last_axis(name: str, x: Any, dim: int) -> None:
         raise ValueError(f"{name} must have a last axis of length {dim}, got shape {x.shape}.")
 
 
-def compute_dtype(dtype: Any) -> Any:
-    """The dtype to compute in: fp32 for everything but fp64.
+def compute_dtype(dtype: Any, name: str = "x") -> Any:
+    """The dtype to compute the array `name` in: fp32, and fp64 for fp64 where x64 is enabled.
 
-    bf16, fp16 and integer inputs are computed in fp32; callers cast the result back.
+    Callers cast the result back, so integers would be truncated in silence: they are refused.
+
+    Raises:
+        ValueError: `dtype` is not floating.
     """
-    return jnp.float64 if dtype == jnp.float64 else jnp.float32
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must have a floating dtype, got {dtype}.")
+    return canonicalize_dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)

@@ -27,8 +27,10 @@ def code_entropy_bits(
             outliers share the bins of others, and at most log2(bins).
 
     Raises:
-        ValueError: `per` is none of these, or `bins` is below one.
+        ValueError: `per` is none of these, `bins` is below one, or `codes` are not integers.
     """
+    if not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise ValueError(f"codes must have an integer dtype, got {codes.dtype}.")
     check_choice("per", per, SHARED)
     check_positive("bins", bins)
     rows = codes.reshape(1, -1) if per == "tensor" else codes.reshape(-1, codes.shape[-1])

@@ -19,6 +19,7 @@ def false_firings(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
 ) -> Int[Array, ""]:
     """Number of entries that were silent and now fire: |x| < silent and |x_hat| > fired."""
+    x, x_hat = computed(x, x_hat)
     return jnp.sum((jnp.abs(x) < silent) & (jnp.abs(x_hat) > fired))
 
 
@@ -26,6 +27,7 @@ def missed_firings(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
 ) -> Int[Array, ""]:
     """Number of entries that fired and now are silent: |x| > fired and |x_hat| < silent."""
+    x, x_hat = computed(x, x_hat)
     return jnp.sum((jnp.abs(x) > fired) & (jnp.abs(x_hat) < silent))
 
 
@@ -57,7 +59,7 @@ def firing_counts(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], fired: Any
 ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """How many entries fire in both, in `x`, and in `x_hat`."""
-    true, made = jnp.abs(x) > fired, jnp.abs(x_hat) > fired
+    true, made = (jnp.abs(a) > fired for a in computed(x, x_hat))
     return jnp.sum(true & made), jnp.sum(true), jnp.sum(made)
 
 

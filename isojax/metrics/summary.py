@@ -47,17 +47,22 @@ def thresholds(
 
     Args:
         x: the original numbers.
-        top: quantile of |x| from which a number is an outlier.
-        bottom: quantile of |x| up to which a number belongs to the noise floor.
+        top: quantile of |x| from which a number is an outlier, in [0, 1].
+        bottom: quantile of |x| up to which a number belongs to the noise floor, in [0, 1].
         silent: threshold below which a number is silent.
-        fired: threshold above which a number fires.
+        fired: threshold above which a number fires, at least `silent`.
         unit: of `silent` and `fired`: `abs` for the units of x, `rms` for multiples of its rms.
         pooled: quantiles over all numbers, else for each coordinate of the last axis.
 
     Raises:
-        ValueError: `unit` is neither `abs` nor `rms`.
+        ValueError: `unit` is neither `abs` nor `rms`, or a Python number is out of its range.
     """
     check_choice("unit", unit, ("abs", "rms"))
+    for name, q in (("top", top), ("bottom", bottom)):
+        if isinstance(q, int | float) and not 0 <= q <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {q!r}.")
+    if isinstance(silent, int | float) and isinstance(fired, int | float) and not silent <= fired:
+        raise ValueError(f"silent must be at most fired={fired!r}, got {silent!r}.")
     (x,) = computed(x)
     one = rms(x) if unit == "rms" else jnp.ones((), x.dtype)
     outlier, floor = (quantile_threshold(x, q, pooled) for q in (top, bottom))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 
 import jax
+from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float, Shaped
 
 from isojax._core.pytree import pytree, static
@@ -39,7 +40,11 @@ class Quantizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:
-        """Codes of `y`."""
+        """Codes of `y`.
+
+        Raises:
+            ValueError: the dtype of `y` is not floating.
+        """
 
     @abc.abstractmethod
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:
@@ -54,7 +59,7 @@ class Quantizer(abc.ABC):
 
     def roundtrip(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """`decode(encode(y))` in the dtype of `y`."""
-        return self.decode(self.encode(y)).astype(y.dtype)
+        return self.decode(self.encode(y)).astype(canonicalize_dtype(y.dtype))
 
 
 @pytree

@@ -58,7 +58,7 @@ class Codebook(Quantizer):
         return (v * codes.scale).reshape(codes.values.shape)
 
     def _split(self, y: Array) -> Array:
-        return split(y.astype(compute_dtype(y.dtype)), self.granularity, self.group)
+        return split(y.astype(compute_dtype(y.dtype, "y")), self.granularity, self.group)
 
     def _codes(self, y: Array, v: Array, scale: Array | None) -> Codes:
         values = nearest(divide(v, scale), self.levels)

@@ -16,7 +16,7 @@ class NoQuantization(Quantizer):
     """The reference: every number is its own code."""
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
-        return Codes(y.astype(compute_dtype(y.dtype)))
+        return Codes(y.astype(compute_dtype(y.dtype, "y")))
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
         return codes.values
@@ -40,7 +40,7 @@ class GaussianNoise(Quantizer):
     noise: Float[Array, "..."]
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
-        return Codes(y.astype(compute_dtype(y.dtype)) + self.noise)
+        return Codes(y.astype(compute_dtype(y.dtype, "y")) + self.noise)
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
         return codes.values

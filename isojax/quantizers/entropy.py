@@ -5,13 +5,14 @@ At high rate no scalar quantizer is better for its entropy (Gish and Pierce 1968
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from isojax._core.checks import compute_dtype
+from isojax._core.checks import check_positive, compute_dtype
 from isojax._core.pytree import pytree
 from isojax.metrics.entropy import code_entropy_bits
 from isojax.quantizers.base import Codes, Quantizer
@@ -30,7 +31,7 @@ class ECSQ(Quantizer):
     step: Float[Array, ""]
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
-        v = y.astype(compute_dtype(y.dtype))
+        v = y.astype(compute_dtype(y.dtype, "y"))
         return Codes(_codes(v, self.step.astype(v.dtype)))
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
@@ -67,11 +68,13 @@ def ecsq_for_rate(
         bins: as in `code_entropy_bits`.
 
     Raises:
-        ValueError: `per` is none of these, or `rate_bits` is a Python number out of its range.
+        ValueError: `per` is none of these, `bins` is below one, or `rate_bits` is a Python number
+            out of its range.
     """
-    if isinstance(rate_bits, int | float) and not 0 < 2**rate_bits < bins:
+    most = math.log2(check_positive("bins", bins))
+    if isinstance(rate_bits, int | float) and not 0 < rate_bits < most:
         raise ValueError(f"rate_bits must be above 0 and below log2({bins}), got {rate_bits!r}.")
-    v = samples.astype(compute_dtype(samples.dtype))
+    v = samples.astype(compute_dtype(samples.dtype, "samples"))
     peak = jnp.max(jnp.abs(v))
     top = jnp.log(4 * jnp.where(peak == 0, 1, peak))
 

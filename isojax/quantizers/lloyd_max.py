@@ -7,6 +7,7 @@ which is the best spacing at high rate (Panter and Dite 1951).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -41,14 +42,7 @@ def lloyd_max_gaussian(
     Raises:
         ValueError: an argument is none of the allowed values.
     """
-    check_choice("bits", bits, range(1, 9))
-
-    def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mass = np.array([math.erf(v / math.sqrt(2)) / 2 for v in z])
-        return mass, -np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-
-    middles = _middles(12.0)
-    levels = _lloyd(moments, _companded(middles, np.exp(-(middles**2) / 2), 2**bits), 12.0)
+    levels = _gaussian_levels(check_choice("bits", bits, range(1, 9)))
     return nearest_level(jnp.asarray(levels), normalize, granularity, group)
 
 
@@ -72,28 +66,10 @@ def lloyd_max_sphere(
         ValueError: an argument is none of the allowed values.
     """
     check_choice("bits", bits, range(1, 9))
-    if check_positive("dim", dim) < 2:
+    dim = check_positive("dim", dim)
+    if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}.")
-
-    # With z = sin t, f(z) dz ~ cos^(dim-2) t dt; the reduction formula of its integral gives powers
-    # of the cosine and, at last, the integral of cos^0 or cos^1.
-    powers, factors, last, n = [], [], 1.0, dim - 2
-    while n > 1:
-        powers.append(n - 1)
-        factors.append(last / n)
-        last, n = last * (n - 1) / n, n - 2
-    total = last * (2.0 if dim % 2 else math.pi)
-
-    def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        cosine = np.sqrt(1 - z**2)
-        mass = z * (cosine[:, None] ** np.array(powers) @ np.array(factors))
-        mass = mass + last * (z if dim % 2 else np.arcsin(z))
-        return mass / total, -(cosine ** (dim - 1)) / (dim - 1) / total
-
-    end = min(1.0, 12 / math.sqrt(dim))
-    middles = _middles(end)
-    levels = _companded(middles, (1 - middles**2) ** ((dim - 3) / 2), 2**bits)
-    return nearest_level(jnp.asarray(_lloyd(moments, levels, 1.0)), normalize, granularity, group)
+    return nearest_level(jnp.asarray(_sphere_levels(bits, dim)), normalize, granularity, group)
 
 
 def lloyd_max_samples(
@@ -130,7 +106,7 @@ def lloyd_max_samples(
     number = 2**bits if levels is None else levels
     if not 2 <= number <= MOST_LEVELS:
         raise ValueError(f"levels must be 2 to {MOST_LEVELS}, got {levels!r}.")
-    v = split(samples.astype(compute_dtype(samples.dtype)), granularity, group)
+    v = split(samples.astype(compute_dtype(samples.dtype, "samples")), granularity, group)
     v = divide(v, shared_scale(v, normalize, granularity))
     v = v.astype(jnp.float32).ravel()
     edge, mass, first = _histogram(v)
@@ -172,19 +148,53 @@ def _companded_histogram(edge: Array, mass: Array, low: Array, high: Array, numb
     return jnp.interp(wanted, jnp.concatenate([jnp.zeros(1), share]), edge)
 
 
+@functools.cache
+def _gaussian_levels(bits: int) -> np.ndarray:
+    def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mass = np.array([math.erf(v / math.sqrt(2)) / 2 for v in z])
+        return mass, -np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+    middles = _middles(12.0)
+    return _lloyd(moments, _companded(middles, np.exp(-(middles**2) / 2), 2**bits), 12.0)
+
+
+@functools.cache
+def _sphere_levels(bits: int, dim: int) -> np.ndarray:
+    # With z = sin t, f(z) dz ~ cos^(dim-2) t dt; the reduction formula of its integral gives powers
+    # of the cosine and, at last, the integral of cos^0 or cos^1.
+    powers, factors, last, n = [], [], 1.0, dim - 2
+    while n > 1:
+        powers.append(n - 1)
+        factors.append(last / n)
+        last, n = last * (n - 1) / n, n - 2
+    total = last * (2.0 if dim % 2 else math.pi)
+
+    def moments(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        cosine = np.sqrt(1 - z**2)
+        mass = z * (cosine[:, None] ** np.array(powers) @ np.array(factors))
+        mass = mass + last * (z if dim % 2 else np.arcsin(z))
+        return mass / total, -(cosine ** (dim - 1)) / (dim - 1) / total
+
+    end = min(1.0, 12 / math.sqrt(dim))
+    middles = _middles(end)
+    levels = _companded(middles, (1 - middles**2) ** ((dim - 3) / 2), 2**bits)
+    return _lloyd(moments, levels, 1.0)
+
+
 def _lloyd(
     moments: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], levels: np.ndarray, end: float
 ) -> np.ndarray:
     """Lloyd's algorithm on a symmetric density.
 
     `moments(z)` gives the integrals of f and of z f up to z, each to within a constant; the
-    density lies on [-end, end].
+    density lies on [-end, end]. The levels are read-only, to be cached.
     """
     for _ in range(HOST_STEPS):
         borders = np.concatenate([[-end], (levels[1:] + levels[:-1]) / 2, [end]])
         mass, first = map(np.diff, moments(borders))
         levels = first / mass
         levels = (levels - levels[::-1]) / 2
+    levels.flags.writeable = False
     return levels
 
 

@@ -30,7 +30,8 @@ def rate_bits(
         offset_bits: bits a stored offset or zero point.
 
     Raises:
-        ValueError: `coding` is unknown, or `fixed` for codes without a fixed number of bits.
+        ValueError: `coding` is unknown, `fixed` for codes without a fixed number of bits, or
+            `entropy` for codes that are not integers.
     """
     check_choice("coding", coding, ("fixed", "entropy"))
     own = code_entropy_bits(codes.values, per, bins) if coding == "entropy" else codes.bits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from isojax.quantizers.granularity import (
 
 SYMMETRIC = ("restricted", "balanced", "full")
 ASYMMETRIC = ("zero_point", "affine")
-RANGES = ("max", "percentile", "std", "mse")
+DEFAULT_CLIP = {"max": 1.0, "percentile": 0.999, "std": 4.0, "mse": 1.0}
 LOWEST_RATIO = 0.01
 
 
@@ -49,12 +50,12 @@ class Uniform(Quantizer):
     steps: int = static()
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
-        v = split(y.astype(compute_dtype(y.dtype)), self.granularity, self.group)
+        v = split(y.astype(compute_dtype(y.dtype, "y")), self.granularity, self.group)
         scale, offset = self._grid(*self._range(v))
         return self._codes(self._round(v, scale, offset).reshape(y.shape), scale, offset)
 
     def encode_like(self, y: Float[Array, "*batch d"], codes: Codes) -> Codes:  # noqa: D102
-        v = split(y.astype(compute_dtype(y.dtype)), self.granularity, self.group)
+        v = split(y.astype(compute_dtype(y.dtype, "y")), self.granularity, self.group)
         values = self._round(v, codes.scale, codes.offset)
         return self._codes(values.reshape(y.shape), codes.scale, codes.offset)
 
@@ -139,7 +140,7 @@ def absmax(
     *,
     levels: str = "restricted",
     range_rule: str = "max",
-    clip: float | Float[Array, ""] = 1.0,
+    clip: float | Float[Array, ""] | None = None,
     steps: int = 100,
 ) -> Uniform:
     """A symmetric uniform quantizer: `clamp(round(v / s)) * s`; zero is always a level.
@@ -157,7 +158,7 @@ def absmax(
     | range_rule | a |
     |---|---|
     | `max` | clip * max abs(v) |
-    | `percentile` | the `clip`-quantile of abs(v), e.g. 0.999; no gradient passes through it |
+    | `percentile` | the `clip`-quantile of abs(v); no gradient passes through it |
     | `std` | clip * standard deviation of v |
     | `mse` | r * max abs(v), the r in [0.01, 1] with the least squared error; `clip` is unused |
 
@@ -167,11 +168,13 @@ def absmax(
         group: group length for granularity `group`, else 0; it must divide the last axis.
         levels: `restricted`, `balanced` or `full`.
         range_rule: `max`, `percentile`, `std` or `mse`.
-        clip: traced parameter of the range rule.
+        clip: traced parameter of the range rule: above 0, and at most 1 for `max` (default 1.0) and
+            `percentile` (default 0.999); for `std` (default 4.0) as large as you like.
         steps: ratios tried by `mse`, in geometric progression.
 
     Raises:
-        ValueError: an argument is none of the allowed values.
+        ValueError: an argument is none of the allowed values, or `clip` is a Python number out of
+            its range.
     """
     check_choice("levels", levels, SYMMETRIC)
     return _uniform(bits, granularity, group, levels, range_rule, clip, steps)
@@ -184,7 +187,7 @@ def minmax(
     *,
     levels: str = "zero_point",
     range_rule: str = "max",
-    clip: float | Float[Array, ""] = 1.0,
+    clip: float | Float[Array, ""] | None = None,
     steps: int = 100,
 ) -> Uniform:
     """An asymmetric uniform quantizer: 2^bits levels from the minimum to the maximum.
@@ -206,11 +209,12 @@ def minmax(
         group: group length for granularity `group`, else 0; it must divide the last axis.
         levels: `zero_point` or `affine`.
         range_rule: `max`, `percentile`, `std` or `mse`.
-        clip: traced parameter of the range rule.
+        clip: traced parameter of the range rule, see `absmax`; a percentile must be above 0.5.
         steps: ratios tried by `mse`, in geometric progression.
 
     Raises:
-        ValueError: an argument is none of the allowed values.
+        ValueError: an argument is none of the allowed values, or `clip` is a Python number out of
+            its range.
     """
     check_choice("levels", levels, ASYMMETRIC)
     return _uniform(bits, granularity, group, levels, range_rule, clip, steps)
@@ -221,9 +225,20 @@ def _uniform(
 ) -> Uniform:
     check_choice("bits", bits, range(2, 9))
     check_granularity(granularity, group)
-    check_choice("range_rule", range_rule, RANGES)
+    check_choice("range_rule", range_rule, DEFAULT_CLIP)
     check_positive("steps", steps)
+    clip = DEFAULT_CLIP[range_rule] if clip is None else clip
+    if isinstance(clip, int | float):
+        _check_clip(clip, range_rule, grid)
     return Uniform(jnp.asarray(clip, float), bits, granularity, group, grid, range_rule, steps)
+
+
+def _check_clip(clip: float, range_rule: str, grid: str) -> None:
+    low = 0.5 if range_rule == "percentile" and grid in ASYMMETRIC else 0
+    high = 1 if range_rule in ("max", "percentile") else math.inf
+    if range_rule != "mse" and not low < clip <= high:
+        most = "" if high == math.inf else f" and at most {high}"
+        raise ValueError(f"clip must be above {low}{most} for {range_rule!r}, got {clip!r}.")
 
 
 def _shrink(low: Array, high: Array, ratio: Array) -> tuple[Array, Array]:

@@ -28,7 +28,6 @@ from isojax.transforms.hadamard import fwht as fwht
 from isojax.transforms.hadamard import hadamard as hadamard
 from isojax.transforms.named import NAMES as NAMES
 from isojax.transforms.named import from_name as from_name
-from isojax.transforms.padded import Cropped as Cropped
 from isojax.transforms.padded import Padded as Padded
 from isojax.transforms.padded import padded as padded
 from isojax.transforms.paley import admissible_blocks as admissible_blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 
 import jax.numpy as jnp
+from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float
 
 from isojax._core.checks import check_last_axis, check_positive, compute_dtype
@@ -57,10 +58,11 @@ class Transform(abc.ABC):
         bf16 and fp16 are computed in fp32 and returned in the dtype of `x`.
 
         Raises:
-            ValueError: the last axis of `x` is not `self.dim` long.
+            ValueError: the last axis of `x` is not `self.dim` long, or its dtype not floating.
         """
         check_last_axis("x", x, self.dim)
-        return self._apply(x.astype(compute_dtype(x.dtype))).astype(x.dtype)
+        y = self._apply(x.astype(compute_dtype(x.dtype)))
+        return y.astype(canonicalize_dtype(x.dtype))
 
     def matrix(self) -> Float[Array, "d e"]:
         """The matrix M with `apply(x) == x @ M`, in fp32."""

@@ -12,66 +12,32 @@ from isojax.transforms.base import Transform
 
 @pytree
 class Padded(Transform):
-    """Appends zeros up to `inner.dim`, then applies `inner`: an isometry into a longer space.
+    """Appends zeros up to `inner.dim`, then applies `inner`; or its adjoint, which crops.
 
-    `t.T.apply(t.apply(x)) == x` holds; the other order is the projection on the range.
+    An isometry into a longer space: `t.T.apply(t.apply(x)) == x` holds, and the other order is
+    the projection on the range.
 
     Attributes:
-        inner: transform of the padded vector.
-        size: length of the vectors before padding.
+        inner: transform of the longer vector.
+        size: length of the shorter vector.
+        transposed: whether this is the adjoint: `inner`, then the first `size` numbers.
     """
 
     inner: Transform
     size: int = static()
+    transposed: bool = static(default=False)
 
     @property
     def dim(self) -> int:  # noqa: D102
-        return self.size
+        return self.inner.dim if self.transposed else self.size
 
     @property
     def out_dim(self) -> int:  # noqa: D102
-        return self.inner.out_dim
-
-    @property
-    def T(self) -> Cropped:  # noqa: D102
-        return Cropped(self.inner.T, self.size)
-
-    @property
-    def params(self) -> int:  # noqa: D102
-        return self.inner.params
-
-    @property
-    def fmas(self) -> int:  # noqa: D102
-        return self.inner.fmas
-
-    def _apply(self, x: Array) -> Array:
-        pads = [(0, 0)] * (x.ndim - 1) + [(0, self.inner.dim - self.size)]
-        return self.inner.apply(jnp.pad(x, pads))
-
-
-@pytree
-class Cropped(Transform):
-    """Applies `inner`, then keeps the first `size` numbers: the adjoint of `Padded`.
-
-    Attributes:
-        inner: transform of the whole vector.
-        size: length of the result.
-    """
-
-    inner: Transform
-    size: int = static()
-
-    @property
-    def dim(self) -> int:  # noqa: D102
-        return self.inner.dim
-
-    @property
-    def out_dim(self) -> int:  # noqa: D102
-        return self.size
+        return self.size if self.transposed else self.inner.out_dim
 
     @property
     def T(self) -> Padded:  # noqa: D102
-        return Padded(self.inner.T, self.size)
+        return Padded(self.inner.T, self.size, not self.transposed)
 
     @property
     def params(self) -> int:  # noqa: D102
@@ -82,7 +48,10 @@ class Cropped(Transform):
         return self.inner.fmas
 
     def _apply(self, x: Array) -> Array:
-        return self.inner.apply(x)[..., : self.size]
+        if self.transposed:
+            return self.inner.apply(x)[..., : self.size]
+        pads = [(0, 0)] * (x.ndim - 1) + [(0, self.inner.dim - self.size)]
+        return self.inner.apply(jnp.pad(x, pads))
 
 
 def padded(inner: Transform, size: int) -> Padded:
