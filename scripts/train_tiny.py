@@ -151,7 +151,7 @@ def main(config: Config) -> None:
     minutes = (time.time() - started) / 60
     print(f"kept step {kept}, validation {best:.4f}, test {test_loss:.4f}; {minutes:.1f} min")
     tokenizer.save(str(config.out / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
+    settings = {"tokenizer_class": "TokenizersBackend", "eos_token": END}
     (config.out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (config.out / "heldout.txt").write_text(test_text, encoding="utf-8")
     card = model_card(config, shape, params, curve, kept, test_loss, len(stream), minutes)
