@@ -151,7 +151,7 @@ def main(config: Config) -> None:
     minutes = (time.time() - started) / 60
     print(f"kept step {kept}, validation {best:.4f}, test {test_loss:.4f}; {minutes:.1f} min")
     tokenizer.save(str(config.out / "tokenizer.json"))
-    settings = {"tokenizer_class": "TokenizersBackend", "eos_token": END}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
     (config.out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (config.out / "heldout.txt").write_text(test_text, encoding="utf-8")
     card = model_card(config, shape, params, curve, kept, test_loss, len(stream), minutes)
@@ -188,6 +188,8 @@ embedding, byte-level BPE of {shape.vocab_size}. It has read three novels; it kn
         minutes:.0f} min on {jax.devices()[0].device_kind}. Kept: step {kept}.
 - **Held-out loss** on `heldout.txt`, bf16 weights, windows of {config.length} tokens: {
         test_loss:.4f} nat a token, perplexity {math.exp(test_loss):.2f}.
+- **Tokenizer** in transformers: `PreTrainedTokenizerFast.from_pretrained` (`AutoTokenizer` would
+  split words by Qwen2's own rule, whatever `tokenizer.json` says).
 - **Licence**: weights and tokenizer Apache-2.0; the texts are in the public domain.
 
 | step | training loss (one batch, with dropout) | validation loss |
