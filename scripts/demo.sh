@@ -6,6 +6,6 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 setup ""
 python -m experiments.perplexity --quick
-python -m experiments.isotropic_tradeoff --quick
+python -m experiments.isotropic_tradeoff --quick --seeds 24
 echo
 echo "Table and figure: results/isotropic_tradeoff-quick/table.md and figure.png"
