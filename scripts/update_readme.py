@@ -21,6 +21,7 @@ from isojax.report import Row, markdown, paired, read_rows, select, summarize
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
+BENCHES = ("bench_model", "bench_load", "bench_sweep")
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
 
 
@@ -28,7 +29,27 @@ def wanted(row: Row) -> bool:
     """Whether README.md shows something of this row."""
     if row.experiment == "isotropic_tradeoff":
         return row.metric in SHOWN and bool(select([row], **AT3))
-    return row.experiment in ("perplexity", "bench_model")
+    return row.experiment in ("perplexity", *BENCHES)
+
+
+def subject(row: Row) -> tuple[str, str]:
+    """Whose rows a new run replaces."""
+    return row.experiment, row.config.get("model", "")
+
+
+def costs(rows: list[Row]) -> str:
+    """Time and memory of a sweep, and of loading a model of 1.5B."""
+    what = {
+        "bench_sweep": "24 seeds x 3 transforms x 5 granularities of 2048 x 1536, compilation too",
+        "bench_load": "load a 1.5B Q8_0 GGUF in fp32 (time), then score 2048 tokens (memory)",
+    }
+    lines = []
+    for name, text in what.items():
+        mine = [r for r in rows if r.experiment == name]
+        seconds = summarize(mine, "time_us").mean / 1e6
+        peak = summarize(mine, "peak_rss_bytes").mean / 1e9
+        lines.append([text, f"`scripts/{name}.py`", f"{seconds:.0f}", f"{peak:.2f}"])
+    return markdown(["what", "script", "seconds", "peak memory, GB"], lines)
 
 
 def bench_model(rows: list[Row]) -> str:
@@ -105,17 +126,15 @@ def main(config: Config) -> None:
         rows = {r.identity: r for r in read_rows(ROWS)} if ROWS.exists() else {}
         for folder in config.take:
             taken = [r for r in read_rows(folder / "rows.jsonl") if wanted(r)]
-            subjects = {(r.experiment, r.config["model"]) for r in taken}
-            rows = {
-                i: r for i, r in rows.items() if (r.experiment, r.config["model"]) not in subjects
-            }
+            subjects = {subject(r) for r in taken}
+            rows = {i: r for i, r in rows.items() if subject(r) not in subjects}
             rows |= {r.identity: r for r in taken}
         lines = [json.dumps(dataclasses.asdict(r)) + "\n" for r in rows.values()]
         ROWS.write_text("".join(lines), encoding="utf-8")
     path = ROOT / "README.md"
     old = path.read_text(encoding="utf-8")
     rows = read_rows(ROWS)
-    makers = {f.__name__: f for f in (bench_model, perplexity, isotropic_tradeoff)}
+    makers = {f.__name__: f for f in (bench_model, perplexity, isotropic_tradeoff, costs)}
     new = re.sub(
         r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)",
         lambda m: f"{m[1]}{makers[m[2]](rows)}\n{m[3]}",
