@@ -40,7 +40,7 @@ def draw_lines(
     labels: Mapping[str, str] | None = None,
     log: bool = True,
 ) -> None:
-    """One line for each value of `hue`: the mean over seeds, a band from lowest to highest.
+    """One line for each value of `hue`: the mean over seeds, a bar and band from lowest to highest.
 
     Args:
         axes: matplotlib axes.
@@ -64,6 +64,7 @@ def draw_lines(
         color = COLORS.get(name) or next(spare)
         label = (labels or {}).get(name, name)
         axes.plot(at, [s.mean for _, s in found], "o-", ms=3.5, lw=1.4, color=color, label=label)
+        axes.vlines(at, [s.low for _, s in found], [s.high for _, s in found], color=color, lw=1)
         axes.fill_between(
             at, [s.low for _, s in found], [s.high for _, s in found], color=color, alpha=0.2, lw=0
         )
