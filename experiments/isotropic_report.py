@@ -132,14 +132,14 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
         above = [r.value > naive for r in select(rows, "noise_floor_mse", transform=kind, **plain)]
         inside = change.low <= 0.115 <= change.high
         signs.append(
-            f"{kind} {_percent(change)}, up in {sum(above)} of {len(above)} seeds (published "
+            f"{kind} {change.percent()}, up in {sum(above)} of {len(above)} seeds (published "
             f"+11.5%: {'within' if inside else 'NOT reproduced, outside'} that range)"
         )
     lines.append(f"4. **Does the sign of the noise floor's change survive?** {'; '.join(signs)}.")
     outlier = _change(select(rows, **plain), "haar", "outlier_mse")
     close = outlier.low - 0.02 <= -0.983 <= outlier.high + 0.02
     lines.append(
-        f"   Outlier error {_percent(outlier)} (published -98.3%: "
+        f"   Outlier error {outlier.percent()} (published -98.3%: "
         f"{'reproduced to 2 points' if close else 'NOT reproduced'}); naive false firings "
         f"{value('false_firings', 'identity'):,.0f} (published 0)."
     )
@@ -168,12 +168,6 @@ def _change(rows: Sequence[Row], kind: str, metric: str) -> Stat:
     return paired(rows, metric, *sides, relative=True)
 
 
-def _percent(s: Stat) -> str:
-    if s.n == 1:
-        return f"{s.mean:+.1%}"
-    return f"{s.mean:+.1%} ± {s.sd:.1%} [{s.low:+.1%}, {s.high:+.1%}]"
-
-
 def _changes(rows: Sequence[Row], kind: str, quantizer: str) -> dict[str, Stat]:
     """Change of the noise floor at 3 bit by what shares a scale."""
     rows = select(rows, quantizer=quantizer, bits=3)
@@ -189,7 +183,7 @@ def changes(rows: Sequence[Row]) -> list[str]:
     for quantizer in FIXED_RATE:
         if select(rows, quantizer=quantizer, bits=3):
             columns = [_changes(rows, kind, quantizer) for kind in kinds]
-            lines += [[quantizer, n, *(_percent(c[n]) for c in columns)] for n in columns[0]]
+            lines += [[quantizer, n, *(c[n].percent() for c in columns)] for n in columns[0]]
     return [markdown(["quantizer", "scale a", *kinds], lines)]
 
 

@@ -36,11 +36,17 @@ class Case(NamedTuple):
     levels: str = "restricted"
     matches: str = ""
 
+    @property
+    def scale(self) -> tuple[str, int]:
+        """Granularity and group length (0 without groups), as the quantizers take them."""
+        granularity, _, group = self.granularity.partition(":")
+        return granularity, int(group or 0)
+
     def config(self) -> dict[str, Any]:
         """Names and values of this case in the configuration of a row."""
-        granularity, _, group = self.granularity.partition(":")
+        granularity, group = self.scale
         own: dict[str, Any] = {"quantizer": self.quantizer, "bits": self.bits, "coding": "fixed"}
-        own |= {"granularity": granularity, "group": int(group or 0), "matches": self.matches}
+        own |= {"granularity": granularity, "group": group, "matches": self.matches}
         if self.quantizer == "ecsq":
             own |= {"coding": "entropy", "entropy_per": "channel"}
         if self.quantizer == "lloyd_max":
@@ -57,12 +63,11 @@ class Case(NamedTuple):
         if self.quantizer == "gaussian_noise":
             noise_key = jax.random.fold_in(key, 1)  # the key itself draws the rotation
             return quantizers.gaussian_noise(noise_key, y.shape, haar["noise_floor"])
-        by, _, group = self.granularity.partition(":")
-        bits, group = int(self.bits), int(group or 0)
+        bits = int(self.bits)
         if self.quantizer.startswith("absmax"):
             rule = "mse" if self.quantizer == "absmax_mse" else "max"
-            return quantizers.absmax(bits, by, group, levels=self.levels, range_rule=rule)
-        return quantizers.from_name(self.quantizer, bits, by, group)
+            return quantizers.absmax(bits, *self.scale, levels=self.levels, range_rule=rule)
+        return quantizers.from_name(self.quantizer, bits, *self.scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +123,7 @@ def study_tensor(
             the coordinates alone; all matching or none.
         seeds: of everything random.
     """
+    make = shape_trial if cases[0].quantizer == "none" else make_trial
     random = bool(cases[0].matches)
     once = [n for n in names if n in ("identity", "pca") and not random]
     room = max(1, STACK // (5 * tensor.x.size))  # a reconstruction in fp32 and its codes
@@ -133,9 +139,8 @@ def study_tensor(
 
         for start in range(0, len(cases) if group else 0, room):
             some = cases[start : start + room]
-            trial = shape_trial(tensor, some) if cases[0].quantizer == "none" else None
             results = sweep(
-                jax.random.key(0), trial or make_trial(tensor, some), seeds=count,
+                jax.random.key(0), make(tensor, some), seeds=count,
                 static={"transform": group}, inner={"case": some},
                 done=lambda point, seed, metrics: study.has(config(point), number(seed), metrics),
                 title=f"{base['tensor']} {some[0].quantizer}",

@@ -10,13 +10,13 @@ compilation a transform (one more where the first guess of a chunk does not fit 
 from __future__ import annotations
 
 import dataclasses
-import resource
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import tyro
+from bench_model import peak_rss
 
 from experiments.tensor_study import Case, Tensor, make_trial
 from isojax import metrics
@@ -58,8 +58,7 @@ def main(config: Config) -> None:
     )  # fmt: skip
     seconds = time.perf_counter() - start
     shape = {"tokens": config.tokens, "width": config.width, "seeds": config.seeds}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"time_us": seconds * 1e6, "peak_rss_bytes": peak, "compiles": len(compiled)}
+    found = {"time_us": seconds * 1e6, "peak_rss_bytes": peak_rss(), "compiles": len(compiled)}
     study.add(shape | {"trials": len(results)}, None, found)
     names = [*shape, "trials"]
     study.finish(table(study.rows(), names, list(found), spread=False))

@@ -97,8 +97,7 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
                     mine, metric, {"transform": transform}, {"transform": "identity"},
                     relative=True,
                 )  # fmt: skip
-                spread = f" ± {s.sd:.1%} [{s.low:+.1%}, {s.high:+.1%}]" if s.n > 1 else ""
-                changes.append("" if transform == "identity" else f"{s.mean:+.1%}{spread}")
+                changes.append("" if transform == "identity" else s.percent())
             stats = []
             for metric in SHOWN[2:]:
                 found = select(mine, metric, transform=transform)

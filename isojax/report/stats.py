@@ -30,6 +30,12 @@ class Stat(NamedTuple):
         mean = _number(self.mean, digits)
         return mean if self.n == 1 else f"{mean} ± {_number(self.sd, 2)}"
 
+    def percent(self) -> str:
+        """Of a relative change: `mean ± sd [lowest, highest]` in percent, signs shown."""
+        if self.n == 1:
+            return f"{self.mean:+.1%}"
+        return f"{self.mean:+.1%} ± {self.sd:.1%} [{self.low:+.1%}, {self.high:+.1%}]"
+
     def with_range(self, digits: int = 4) -> str:
         """`mean ± sd [lowest, highest]`, or the number alone where there is but one."""
         if self.n == 1:
