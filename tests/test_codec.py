@@ -2,11 +2,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import quick_jit
 from numpy.testing import assert_allclose, assert_array_equal
 
 from isojax.codec import Codec
-from isojax.quantizers import absmax, ecsq, lloyd_max_gaussian, minmax, none, straight_through
-from isojax.transforms import Identity, haar
+from isojax.quantizers import (
+    absmax,
+    ecsq,
+    lloyd_max_gaussian,
+    minmax,
+    mixed_codebook,
+    none,
+    sparse,
+    straight_through,
+)
+from isojax.transforms import NAMES, Identity, from_name, haar
 
 DIM = 16
 X = jax.random.t(jax.random.key(0), 4.0, (6, DIM))
@@ -107,3 +117,99 @@ def test_straight_through_lets_gradients_reach_input_and_rotation():
 def test_wrong_length_is_named():
     with pytest.raises(ValueError, match="last axis of length 16.*15"):
         Codec(ROTATION, absmax(3)).roundtrip(X[:, :15])
+
+
+OFFSET, SCALE = jnp.linspace(-20, 20, DIM), jnp.geomspace(0.1, 10, DIM)
+ROWS = jnp.sort(jax.random.normal(jax.random.key(3), (DIM, 16)))
+STORED = {
+    "absmax": absmax(3),
+    "minmax": minmax(4, "token"),
+    "lloyd_max": lloyd_max_gaussian(3),
+    "mixed": mixed_codebook(ROWS, jnp.arange(DIM) % 5, normalize="rms"),
+    "sparse": sparse(minmax(3, "token"), 0.1),
+}
+stored = pytest.mark.parametrize("quantizer", STORED.values(), ids=STORED.keys())
+
+
+@quick_jit
+def views(codec, x, query):
+    packed = codec.store(x)
+    return {
+        "load": codec.load(packed),
+        "inner": codec.rotate_query(query) @ codec.load_rotated(packed).T,
+        "there and back": codec.unrotate(codec.rotate(x)),
+        "roundtrip": codec.roundtrip(x),
+    }
+
+
+@pytest.mark.parametrize("name", [*NAMES, "permutation@quaternion_full"])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_products_in_rotated_coordinates_are_those_with_what_is_loaded(name, shifted):
+    dim = 20  # no multiple of the rotor's blocks
+    x = jax.random.normal(jax.random.key(4), (5, dim))
+    query = jax.random.normal(jax.random.key(5), (3, dim))
+    offset, scale = (
+        (jnp.linspace(-9, 9, dim), jnp.geomspace(0.1, 10, dim)) if shifted else 2 * [None]
+    )
+    transform = from_name(jax.random.key(6), name, dim, block=4)
+    seen = views(Codec(transform, absmax(3, "token"), offset, scale), x, query)
+    constant = 0 if offset is None else (query @ offset)[:, None]
+    assert_allclose(query @ seen["load"].T, seen["inner"] + constant, rtol=1e-4, atol=1e-4)
+    assert_allclose(seen["there and back"], x, atol=5e-4 if shifted else 1e-5)
+
+
+@stored
+def test_storing_costs_only_the_rounding_of_scales(quantizer):
+    codec = Codec(ROTATION, quantizer, OFFSET, SCALE)
+    x = X * SCALE + OFFSET
+    seen = views(codec, x, X)
+    assert_allclose(seen["roundtrip"], seen["load"], atol=0.3 * float(jnp.abs(x - OFFSET).max()))
+    errors = [jnp.mean(((seen[n] - x) / SCALE) ** 2) for n in ("load", "roundtrip")]
+    assert_allclose(*errors, rtol=0.02)
+
+
+def test_an_offset_makes_codes_blind_to_a_constant():
+    plain, shifted = (
+        Codec(ROTATION, absmax(3, "token")),
+        Codec(ROTATION, absmax(3, "token"), OFFSET),
+    )
+    assert_allclose(shifted.roundtrip(X + OFFSET), plain.roundtrip(X) + OFFSET, atol=1e-4)
+    assert jnp.abs(plain.roundtrip(X + OFFSET) - X - OFFSET).max() > 1
+
+
+def test_codes_are_chosen_at_the_rounded_scale():
+    # bf16 moves the scale by up to 2^-9 of it, hence the highest level of 8 bits by 1/4 step.
+    x = jax.random.uniform(jax.random.key(7), (64, DIM), minval=-1)
+    codec = Codec(Identity(DIM), absmax(8, "token"))
+    packed = codec.store(x, jnp.bfloat16)
+    scale = np.asarray(packed.scale, np.float32)
+    nearest = np.clip(np.round(np.asarray(x) / scale), -127, 127) * scale
+    assert_allclose(codec.load(packed), nearest, rtol=1e-6)
+    late = codec.quantizer.pack(codec.quantizer.encode(x), jnp.bfloat16)
+    errors = [float(jnp.mean((codec.load(p) - x) ** 2)) for p in (packed, late)]
+    assert errors[0] < 0.95 * errors[1]
+
+
+def test_codecs_stack_over_layers_and_heads_under_scan():
+    def make(key):
+        bits = jax.random.randint(key, (DIM,), 1, 4)
+        quantizer = mixed_codebook(ROWS, bits, 6, normalize="rms")
+        return Codec(haar(key, DIM), quantizer, jax.random.normal(key, (DIM,)), SCALE)
+
+    keys = jax.random.split(jax.random.key(8), (3, 2))
+    stack = jax.vmap(jax.vmap(make))(keys)
+    x = jax.random.normal(jax.random.key(9), (3, 2, 4, DIM))
+    store = jax.vmap(lambda codec, x: codec.store(x))
+
+    @quick_jit
+    def scanned(stack, x):
+        return jax.lax.scan(lambda _, layer: (None, store(*layer)), None, (stack, x))[1]
+
+    packed = scanned(stack, x)
+    assert packed.data.shape == (3, 2, 4, 6)
+    assert packed.nbytes == 3 * 2 * 4 * (6 + 2)
+    got = quick_jit(jax.vmap(jax.vmap(lambda codec, packed: codec.load(packed))))(stack, packed)
+    alone = quick_jit(lambda codec, x: codec.load(codec.store(x)))
+    for at in ((0, 0), (2, 1)):
+        codec = jax.tree.map(lambda leaf, at=at: leaf[at], stack)
+        assert_allclose(got[at], alone(codec, x[at]), rtol=1e-5, atol=1e-5)

@@ -12,7 +12,6 @@ from isojax.models.config import ModelConfig as ModelConfig
 from isojax.models.config import RopeScaling as RopeScaling
 from isojax.models.config import config_from_hf as config_from_hf
 from isojax.models.config import config_to_hf as config_to_hf
-from isojax.models.decoder import Cache as Cache
 from isojax.models.decoder import Decoder as Decoder
 from isojax.models.decoder import Output as Output
 from isojax.models.decoder import Params as Params
@@ -21,6 +20,7 @@ from isojax.models.decoder import forward as forward
 from isojax.models.decoder import init_params as init_params
 from isojax.models.decoder import logits as logits
 from isojax.models.decoder import param_shapes as param_shapes
+from isojax.models.generate import generate as generate
 from isojax.models.hooks import WEIGHTS as WEIGHTS
 from isojax.models.hooks import Hooks as Hooks
 from isojax.models.hooks import Site as Site

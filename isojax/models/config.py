@@ -12,6 +12,15 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "llama": "LlamaForCausalLM",
 }
+# fields that change what a model computes, with the values that say "as this decoder does"
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "use_sliding_window": (False, None),
+    "is_causal": (True, None),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "quantization_config": (None,),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,22 +89,20 @@ def config_from_hf(fields: Mapping[str, Any], source: str = "config.json") -> Mo
             raise ValueError(f"{source}: {name} must be a whole number, got {value!r}.")
         return kind(value)
 
-    def require(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-        if value not in allowed:
-            raise ValueError(f"{source}: {name}={value!r} is not supported, only {allowed[0]!r}.")
+    def flag(name: str) -> bool:
+        value = fields.get(name) or False
+        if not isinstance(value, bool):
+            raise ValueError(f"{source}: {name} must be true or false, got {value!r}.")
+        return value
 
-    require("hidden_act", fields.get("hidden_act", "silu"), ("silu", "swish"))
-    require("use_sliding_window", fields.get("use_sliding_window", False), (False, None))
+    for name, allowed in _NEUTRAL.items():
+        _require(source, name, fields.get(name, allowed[0]), allowed)
+    for kind in fields.get("layer_types") or ():
+        _require(source, "layer_types", kind, ("full_attention",))
     heads = number("num_attention_heads")
     hidden = number("hidden_size")
-    # transformers 5 gathers both in rope_parameters, 4 keeps two fields
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ValueError(f"{source}: rope_parameters must be an object, got {rope!r}.")
-    theta = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
-    if not isinstance(theta, (int, float)) or not 0 < theta < inf:
-        raise ValueError(f"{source}: rope_theta must be a positive number, got {theta!r}.")
-    bias = bool(fields.get("attention_bias", False))
+    rope = _rope(fields, source)
+    bias = flag("attention_bias")
     try:
         return ModelConfig(
             architecture=family,
@@ -105,19 +112,47 @@ def config_from_hf(fields: Mapping[str, Any], source: str = "config.json") -> Mo
             num_hidden_layers=number("num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=number("num_key_value_heads", heads),
-            head_dim=number("head_dim", hidden // heads),
+            head_dim=number("head_dim", 128 if family == "qwen3" else hidden // heads),
             rms_norm_eps=number("rms_norm_eps", 1e-6, float),
-            rope_theta=float(theta),
+            rope_theta=float(rope["rope_theta"]),
             rope_scaling=_rope_scaling(rope, source),
             qkv_bias=family == "qwen2" or bias,
             o_bias=family != "qwen2" and bias,
-            mlp_bias=bool(fields.get("mlp_bias", False)) and family == "llama",
+            mlp_bias=flag("mlp_bias") and family == "llama",
             qk_norm=family == "qwen3",
-            tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+            tie_word_embeddings=flag("tie_word_embeddings"),
         )
     except ValueError as error:
         message = str(error)
         raise ValueError(message if source in message else f"{source}: {message}") from None
+
+
+def _require(source: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{source}: {name}={value!r} is not supported, only {allowed[0]!r}.")
+
+
+def _rope(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The rotary settings, which transformers 5 gathers in one object and 4 keeps apart."""
+    scaling, parameters = (fields.get(name) or {} for name in ("rope_scaling", "rope_parameters"))
+    for rope in (scaling, parameters):
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"{source}: rope_parameters must be an object, got {rope!r}.")
+        for name, value in rope.items():
+            if isinstance(value, Mapping):
+                raise ValueError(f"{source}: rope_parameters of {name} alone are not supported.")
+    if scaling and parameters and scaling != parameters:
+        raise ValueError(f"{source}: rope_scaling and rope_parameters differ.")
+    outer = {n: fields[n] for n in ("rope_theta", "partial_rotary_factor") if n in fields}
+    rope = {"rope_theta": 10000.0, **outer, **scaling, **parameters}
+    context = "original_max_position_embeddings"
+    if context in rope:  # the outer one of these counts in some versions of transformers
+        _require(source, context, fields.get(context), (rope[context], None))
+    _require(source, "partial_rotary_factor", rope.get("partial_rotary_factor"), (1, None))
+    theta = rope["rope_theta"]
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < inf:
+        raise ValueError(f"{source}: rope_theta must be a positive number, got {theta!r}.")
+    return rope
 
 
 def _rope_scaling(rope: Mapping[str, Any], source: str) -> RopeScaling | None:
@@ -126,11 +161,19 @@ def _rope_scaling(rope: Mapping[str, Any], source: str) -> RopeScaling | None:
         return None
     if kind != "llama3":
         raise ValueError(f"{source}: rope_type must be default or llama3; got {kind!r}.")
-    names = [f.name for f in dataclasses.fields(RopeScaling)]
-    missing = [n for n in names if not isinstance(rope.get(n), (int, float))]
-    if missing:
-        raise ValueError(f"{source}: rope scaling llama3 lacks the number {missing[0]}.")
-    return RopeScaling(**{n: rope[n] for n in names})
+    numbers: dict[str, Any] = {f.name: rope.get(f.name) for f in dataclasses.fields(RopeScaling)}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < inf:
+            raise ValueError(
+                f"{source}: {name} of rope scaling llama3 must be a positive number, got {value!r}."
+            )
+    scaling = RopeScaling(**numbers)
+    if scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise ValueError(
+            f"{source}: low_freq_factor must be below high_freq_factor="
+            f"{scaling.high_freq_factor}, got {scaling.low_freq_factor}."
+        )
+    return scaling
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:

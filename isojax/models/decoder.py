@@ -10,35 +10,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from isojax._core.pytree import pytree
-from isojax.models.attention import apply_rope, causal_attention, rope_frequencies
+from isojax.kvcache import Cache, Store, apply_rope, causal_attention, new_cache
 from isojax.models.config import ModelConfig
 from isojax.models.hooks import Hooks, Layer, slots
+from isojax.models.rope import rope_frequencies
 
 Params = dict[str, Any]
 
 
-@pytree
-class Cache:
-    """Keys (after the rotary embedding) and values of the tokens read so far.
-
-    Attributes:
-        key: [layers, batch, slots, kv_heads, head_dim].
-        value: like `key`.
-        length: tokens stored.
-    """
-
-    key: Float[Array, "layers b s g d"]
-    value: Float[Array, "layers b s g d"]
-    length: Int[Array, ""]
-
-
-def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache with room for `slots` tokens in each of `batch` texts."""
-    shape = (
-        config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim,
+def empty_cache(
+    config: ModelConfig,
+    batch: int,
+    slots: int,
+    dtype: Any = jnp.float32,
+    keys: Store | None = None,
+    values: Store | None = None,
+    rotated: bool = False,
+) -> Cache:
+    """A cache with room for `slots` tokens in each of `batch` texts; see `kvcache.new_cache`."""
+    return new_cache(
+        layers=config.num_hidden_layers, batch=batch, slots=slots, dtype=dtype, rotated=rotated,
+        kv_heads=config.num_key_value_heads, head_dim=config.head_dim, keys=keys, values=values,
     )  # fmt: skip
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
 
 
 class Output(NamedTuple):
@@ -144,12 +137,10 @@ class DecoderLayer(nn.Module):
         v = v if hooks.value is None else hooks.value(layer, v)
         for kind, tensor in (("query", q), ("key", k), ("value", v)):
             captured = see(kind, tensor, captured)
-        if cache is not None:
-            key, value = cache
-            k = jax.lax.dynamic_update_slice_in_dim(key, k.astype(key.dtype), start, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(value, v.astype(value.dtype), start, axis=1)
-            cache = (k, v)
-        h = causal_attention(q, k.astype(q.dtype), v.astype(q.dtype), start)
+        if cache is None:
+            h = causal_attention(q, k, v)
+        else:
+            cache, h = cache.attend(q, k, v, start, frequency)
         h = activation("input:o_proj", h)
         captured = see("input:o_proj", h, captured)
         x = x + drop(linear("o_proj", config.hidden_size, config.o_bias, h))
@@ -196,9 +187,9 @@ class Decoder(nn.Module):
             length=config.num_hidden_layers,
         )
         layers = scanned(config, self.hooks, wanted, self.dropout, name="layers")
-        pages = None if cache is None else (cache.key, cache.value)
-        (x, captured), pages = layers(
-            (x, captured), jnp.arange(config.num_hidden_layers), pages, (positions, start)
+        kept = None if cache is None else cache.layers
+        (x, captured), kept = layers(
+            (x, captured), jnp.arange(config.num_hidden_layers), kept, (positions, start)
         )
         captured = {kind: stack[: len(wanted[kind])] for kind, stack in captured.items()}
         if config.num_hidden_layers in wanted.get("hidden", ()):
@@ -206,8 +197,8 @@ class Decoder(nn.Module):
         hidden = RMSNorm(config.rms_norm_eps, name="norm")(x)
         if not config.tie_word_embeddings:
             self.param("head", init, (config.hidden_size, config.vocab_size))
-        if cache is not None and pages is not None:
-            cache = Cache(pages[0], pages[1], cache.length + length)
+        if cache is not None and kept is not None:
+            cache = Cache(kept, cache.length + length)
         return Output(hidden, cache, captured)
 
 
@@ -257,8 +248,8 @@ def forward(
         params: the tree of `init_params`.
         config: static.
         tokens: token numbers.
-        cache: continue after the tokens stored there; the caller sees to it that there is room,
-            since a traced length cannot be checked.
+        cache: continue after the tokens stored there; what is read where there was no room left
+            is NaN, since a traced length cannot be checked.
         hooks: functions applied to activations, queries, keys, values, weights.
         capture: sites (`parse_site`) to return as they stand after the hooks.
     """

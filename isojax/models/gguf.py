@@ -12,11 +12,31 @@ from gguf.quants import dequantize
 from tokenizers import Tokenizer
 
 from isojax.models.assemble import Entry, assemble
-from isojax.models.attention import rope_frequencies
 from isojax.models.config import ARCHITECTURES, ModelConfig, RopeScaling
 from isojax.models.decoder import Params
 from isojax.models.gguf_tokenizer import build_tokenizer
 from isojax.models.names import GGUF
+from isojax.models.rope import rope_frequencies
+
+# fields that change what a model computes, with the values that say "as this decoder does"
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "attention.sliding_window": (0,),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "embedding_scale": (1, 0),
+    "residual_scale": (1, 0),
+    "logit_scale": (1, 0),
+    "use_parallel_residual": (False,),
+    "expert_count": (0,),
+    "rope.scaling.type": ("none",),
+    "rope.scaling.factor": (1, 0),
+    "rope.scaling.attn_factor": (1,),
+    "rope.scale_linear": (1, 0),
+}
 
 
 def load_gguf(path: str | Path, dtype: str = "float32") -> tuple[ModelConfig, Params, Tokenizer]:
@@ -91,12 +111,15 @@ def _config(fields: _Fields, tensors: dict[str, ReaderTensor]) -> ModelConfig:
             f"got {family!r}."
         )
 
-    def require(key: str, allowed: Any) -> None:
+    def require(key: str, allowed: tuple[Any, ...]) -> None:
         value = fields.get(f"{family}.{key}")
-        if value is not None and value != allowed:
+        if value is not None and value not in allowed:
             raise ValueError(
-                f"{source}: {family}.{key}={value!r} is not supported, only {allowed!r}."
+                f"{source}: {family}.{key}={value!r} is not supported, only {allowed[0]!r}."
             )
+
+    for key, allowed in _NEUTRAL.items():
+        require(key, allowed)
 
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
@@ -105,9 +128,8 @@ def _config(fields: _Fields, tensors: dict[str, ReaderTensor]) -> ModelConfig:
     heads = fields.number(f"{family}.attention.head_count")
     dim = fields.number(f"{family}.attention.key_length", hidden // heads)
     theta = fields.number(f"{family}.rope.freq_base", 10000.0, float)
-    require("attention.value_length", dim)
-    require("rope.dimension_count", dim)
-    require("rope.scaling.type", "none")
+    require("attention.value_length", (dim,))
+    require("rope.dimension_count", (dim,))
     bias = {name: f"blk.0.{name}.bias" in tensors for name in ("attn_q", "attn_output", "ffn_up")}
     try:
         return ModelConfig(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from isojax._core.checks import check_positive
+from isojax.kvcache import Cache
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params, forward, logits
 from isojax.models.hooks import Hooks
@@ -18,6 +19,7 @@ def token_nll(
     tokens: Int[Array, "b t"],
     hooks: Hooks = Hooks(),  # noqa: B008
     chunk: int = 256,
+    cache: Cache | None = None,
 ) -> Float[Array, "b t-1"]:
     """Negative log-likelihood of every token but the first, in nats, computed in fp32.
 
@@ -30,9 +32,11 @@ def token_nll(
         tokens: texts of at least two tokens; hooks see all of them.
         hooks: as for `forward`.
         chunk: tokens a step; static.
+        cache: read the tokens through it, from an empty one: with a packed cache this is what
+            its codes make of the likelihood.
     """
     check_positive("chunk", chunk)
-    hidden = forward(params, config, tokens, hooks=hooks).hidden[:, :-1]
+    hidden = forward(params, config, tokens, hooks=hooks, cache=cache).hidden[:, :-1]
     batch, length, width = hidden.shape
     total = batch * length
     steps = -(-total // chunk)

@@ -6,12 +6,14 @@ knows which transform made its input. All are pytrees: what fixes a shape is met
 else a leaf, so that `vmap` and `grad` reach it.
 """
 
-from isojax.quantizers.base import Codes as Codes
 from isojax.quantizers.base import Quantizer as Quantizer
 from isojax.quantizers.base import StraightThrough as StraightThrough
 from isojax.quantizers.base import straight_through as straight_through
 from isojax.quantizers.codebook import Codebook as Codebook
 from isojax.quantizers.codebook import nearest_level as nearest_level
+from isojax.quantizers.codes import Codes as Codes
+from isojax.quantizers.codes import Outliers as Outliers
+from isojax.quantizers.codes import Packed as Packed
 from isojax.quantizers.controls import gaussian_noise as gaussian_noise
 from isojax.quantizers.controls import none as none
 from isojax.quantizers.controls import zero as zero
@@ -19,11 +21,21 @@ from isojax.quantizers.entropy import ECSQ as ECSQ
 from isojax.quantizers.entropy import ecsq as ecsq
 from isojax.quantizers.entropy import ecsq_for_rate as ecsq_for_rate
 from isojax.quantizers.lloyd_max import lloyd_max_gaussian as lloyd_max_gaussian
-from isojax.quantizers.lloyd_max import lloyd_max_samples as lloyd_max_samples
 from isojax.quantizers.lloyd_max import lloyd_max_sphere as lloyd_max_sphere
+from isojax.quantizers.lloyd_max_samples import lloyd_max_channels as lloyd_max_channels
+from isojax.quantizers.lloyd_max_samples import lloyd_max_samples as lloyd_max_samples
+from isojax.quantizers.mixed import MixedCodebook as MixedCodebook
+from isojax.quantizers.mixed import mixed_codebook as mixed_codebook
 from isojax.quantizers.named import NAMES as NAMES
 from isojax.quantizers.named import from_name as from_name
+from isojax.quantizers.packing import pack_bits as pack_bits
+from isojax.quantizers.packing import pack_mixed as pack_mixed
+from isojax.quantizers.packing import packed_bytes as packed_bytes
+from isojax.quantizers.packing import unpack_bits as unpack_bits
+from isojax.quantizers.packing import unpack_mixed as unpack_mixed
 from isojax.quantizers.rate import rate_bits as rate_bits
+from isojax.quantizers.sparse import Sparse as Sparse
+from isojax.quantizers.sparse import sparse as sparse
 from isojax.quantizers.uniform import Uniform as Uniform
 from isojax.quantizers.uniform import absmax as absmax
 from isojax.quantizers.uniform import minmax as minmax

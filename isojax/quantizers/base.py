@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import abc
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.dtypes import canonicalize_dtype
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, UInt8
 
-from isojax._core.pytree import pytree, static
-
-
-@pytree
-class Codes:
-    """What a quantizer stores for one array.
-
-    Attributes:
-        values: the code of every number, in the shape of the array.
-        scale: what a code is multiplied by; broadcasts against `values` (for groups, against
-            `values` split into groups). None where the quantizer needs none.
-        offset: what is added after scaling; like `scale`.
-        bits: fixed-rate bits a code, or None where codes are unbounded (to be entropy-coded).
-    """
-
-    values: Shaped[Array, "..."]
-    scale: Float[Array, "..."] | None = None
-    offset: Float[Array, "..."] | None = None
-    bits: int | None = static(default=None)
+from isojax._core.pytree import pytree
+from isojax.quantizers.codes import Codes, Packed, stored
+from isojax.quantizers.packing import pack_bits, unpack_bits
 
 
 class Quantizer(abc.ABC):
@@ -34,8 +20,11 @@ class Quantizer(abc.ABC):
 
     Laws, tested for every member: `decode` of `encode` has the shape of `y`; encoding what was
     decoded at the same scale changes nothing (save for the noise control); bf16 and fp16 are
-    computed in fp32 and `roundtrip` returns the dtype of `y`. The quantizer never knows which
-    transform made `y`.
+    computed in fp32 and `roundtrip` returns the dtype of `y`; `unpack` of `pack` returns the codes,
+    and their scales rounded. The quantizer never knows which transform made `y`.
+
+    Numbers that share a scale share a NaN: it becomes the scale and all of them decode to NaN, the
+    others as if it were not there. Levels without a scale have no way to say NaN.
     """
 
     @abc.abstractmethod
@@ -61,6 +50,53 @@ class Quantizer(abc.ABC):
         """`decode(encode(y))` in the dtype of `y`."""
         return self.decode(self.encode(y)).astype(canonicalize_dtype(y.dtype))
 
+    def pack(self, codes: Codes, dtype: Any = jnp.float16) -> Packed:
+        """The codes as bytes, without gaps; scales, offsets and outliers in `dtype`.
+
+        They are rounded, and held to the finite range of `dtype`: a scale too small for it becomes
+        zero, which decodes to zeros, and one too large its largest number.
+
+        Raises:
+            ValueError: the codes are unbounded.
+        """
+        if codes.bits is None:
+            raise ValueError("codes must have a number of bits to be packed, got codes.bits None.")
+        return Packed(
+            self._pack_values(codes),
+            None if codes.scale is None else stored(codes.scale, dtype),
+            None if codes.offset is None else stored(codes.offset, dtype),
+            None if codes.outliers is None else codes.outliers.stored(dtype),
+            codes.bits,
+            codes.values.shape[-1],
+            jnp.issubdtype(codes.values.dtype, jnp.signedinteger),
+        )
+
+    def unpack(self, packed: Packed) -> Codes:
+        """The codes that `pack` made `packed` from, with scales as rounded, in fp32."""
+        scale, offset = (
+            None if part is None else part.astype(jnp.float32)
+            for part in (packed.scale, packed.offset)
+        )
+        values = self._unpack_values(packed)
+        return Codes(values, scale, offset, packed.bits, packed.outliers)
+
+    def _pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:
+        bits, values = int(codes.bits or 0), codes.values
+        if jnp.issubdtype(values.dtype, jnp.signedinteger):
+            values = (values.astype(jnp.int16) + _half(bits)).astype(jnp.uint8)
+        return pack_bits(values, bits)
+
+    def _unpack_values(self, packed: Packed) -> Array:
+        bits = int(packed.bits)
+        values = unpack_bits(packed.data, bits, packed.dim)
+        if not packed.signed:
+            return values
+        return (values.astype(jnp.int16) - _half(bits)).astype(jnp.int8)
+
+
+def _half(bits: int) -> int:
+    return (1 << bits) >> 1
+
 
 @pytree
 class StraightThrough(Quantizer):
@@ -79,6 +115,12 @@ class StraightThrough(Quantizer):
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
         return self.inner.decode(codes)
+
+    def pack(self, codes: Codes, dtype: Any = jnp.float16) -> Packed:  # noqa: D102
+        return self.inner.pack(codes, dtype)
+
+    def unpack(self, packed: Packed) -> Codes:  # noqa: D102
+        return self.inner.unpack(packed)
 
     def roundtrip(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:  # noqa: D102
         return y + jax.lax.stop_gradient(self.inner.roundtrip(y) - y)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.dtypes import canonicalize_dtype
+from jaxtyping import Array, Float, UInt8
 
-from isojax._core.checks import check_choice, compute_dtype
+from isojax._core.checks import check_choice, check_last_axis, compute_dtype
 from isojax._core.pytree import pytree, static
-from isojax.quantizers.base import Codes, Quantizer
+from isojax.quantizers.base import Quantizer
+from isojax.quantizers.codes import Codes
 from isojax.quantizers.granularity import (
     NORMALIZE,
     check_granularity,
@@ -20,21 +23,25 @@ from isojax.quantizers.granularity import (
 )
 
 MOST_LEVELS = 256
+FUSED_LEVELS = 16
 
 
 @pytree
 class Codebook(Quantizer):
     """Divides by a scale and takes the nearest level; made by `nearest_level` and `lloyd_max_*`.
 
+    Up to 16 levels, the search is comparisons that fuse with the division.
+
     Attributes:
-        levels: in increasing order.
+        levels: in increasing order; [n] for all components, or [d, n] with a row for each component
+            of the last axis. A row with fewer levels ends in +inf, which nothing is near.
         normalize: the scale of the numbers that share one: their root mean square `rms`, their
             Euclidean norm `norm`, or `none`.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0.
     """
 
-    levels: Float[Array, "n"]
+    levels: Float[Array, "*d n"]
     normalize: str = static()
     granularity: str = static()
     group: int = static()
@@ -52,26 +59,45 @@ class Codebook(Quantizer):
         return self._codes(y, self._split(y), codes.scale)
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
+        index = split(codes.values, self.granularity, self.group)
         if codes.scale is None:
-            return self.levels[codes.values]
-        v = self.levels.astype(codes.scale.dtype)[split(codes.values, self.granularity, self.group)]
+            return level_of(index, self._rows()).reshape(codes.values.shape)
+        v = level_of(index, self._rows().astype(codes.scale.dtype))
         return (v * codes.scale).reshape(codes.values.shape)
 
+    def roundtrip(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:  # noqa: D102
+        v = self._split(y)
+        scale = shared_scale(v, self.normalize, self.granularity)
+        v = nearest_value(divide(v, scale), self._rows().astype(v.dtype))
+        v = v if scale is None else v * scale
+        return v.reshape(y.shape).astype(canonicalize_dtype(y.dtype))
+
+    def _rows(self) -> Array:
+        """The levels as they broadcast against split numbers, with the levels on a last axis."""
+        if self.levels.ndim == 1:
+            return self.levels
+        return jnp.moveaxis(split(self.levels.T, self.granularity, self.group), 0, -1)
+
     def _split(self, y: Array) -> Array:
+        if self.levels.ndim == 2:
+            check_last_axis("y", y, self.levels.shape[0])
         return split(y.astype(compute_dtype(y.dtype, "y")), self.granularity, self.group)
 
     def _codes(self, y: Array, v: Array, scale: Array | None) -> Codes:
-        values = nearest(divide(v, scale), self.levels)
+        values = nearest(divide(v, scale), self._rows())
         return Codes(values.reshape(y.shape), scale, None, self.bits)
 
 
 def nearest_level(
-    levels: Float[Array, "n"], normalize: str = "none", granularity: str = "token", group: int = 0
+    levels: Float[Array, "*d n"],
+    normalize: str = "none",
+    granularity: str = "token",
+    group: int = 0,
 ) -> Codebook:
     """The codebook of any `levels`, which it sorts.
 
     Args:
-        levels: 2 to 256 numbers.
+        levels: 2 to 256 numbers, or [d, n] with as many for each component; see `Codebook`.
         normalize: `none`, or divide by the `rms` or the `norm` of the numbers that share a scale.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0; it must divide the last axis.
@@ -79,20 +105,60 @@ def nearest_level(
     Raises:
         ValueError: an argument is none of the allowed values.
     """
-    levels = jnp.asarray(levels, float)
-    if levels.ndim != 1 or not 2 <= levels.shape[0] <= MOST_LEVELS:
-        raise ValueError(f"levels must be 2 to {MOST_LEVELS} numbers, got shape {levels.shape}.")
+    levels = sorted_levels(levels)
     check_choice("normalize", normalize, NORMALIZE)
     check_granularity(granularity, group)
-    return Codebook(jnp.sort(levels), normalize, granularity, group)
+    return Codebook(levels, normalize, granularity, group)
 
 
-def nearest(v: Float[Array, "..."], levels: Float[Array, "n"]) -> Array:
-    """The index of the nearest of the sorted `levels`, the lower one of two as near (uint8)."""
-    middles = ((levels[1:] + levels[:-1]) / 2).astype(v.dtype)
+def sorted_levels(levels: Float[Array, "*d n"]) -> Float[Array, "*d n"]:
+    """`levels` in increasing order.
+
+    Raises:
+        ValueError: they are neither 2 to 256 numbers nor rows of so many.
+    """
+    levels = jnp.asarray(levels, float)
+    if levels.ndim not in (1, 2) or not 2 <= levels.shape[-1] <= MOST_LEVELS:
+        raise ValueError(
+            f"levels must be 2 to {MOST_LEVELS} numbers, or rows of so many, "
+            f"got shape {levels.shape}."
+        )
+    return jnp.sort(levels)
+
+
+def nearest(v: Float[Array, "..."], levels: Float[Array, "... n"]) -> UInt8[Array, "..."]:
+    """The index of the nearest of the sorted `levels`, the lower one of two as near.
+
+    Leading axes of `levels` broadcast against `v`.
+    """
+    middles = _middles(levels).astype(v.dtype)
 
     def pass_middle(i: Any, index: Array) -> Array:
-        return index + (v > middles[i]).astype(jnp.uint8)
+        return index + (v > middles[..., i]).astype(jnp.uint8)
 
-    start = jnp.zeros(v.shape, jnp.uint8)
-    return jax.lax.fori_loop(0, middles.shape[0], pass_middle, start, unroll=8)
+    index, number = jnp.zeros(v.shape, jnp.uint8), middles.shape[-1]
+    if number < FUSED_LEVELS:
+        return functools.reduce(lambda index, i: pass_middle(i, index), range(number), index)
+    return jax.lax.fori_loop(0, number, pass_middle, index, unroll=8)
+
+
+def level_of(index: UInt8[Array, "..."], levels: Float[Array, "... n"]) -> Float[Array, "..."]:
+    """The level that each `index` stands for; leading axes of `levels` broadcast against it."""
+    number = levels.shape[-1]
+    rows = jnp.arange(levels.size // number).reshape(levels.shape[:-1])
+    return levels.ravel()[number * rows + index]
+
+
+def nearest_value(v: Float[Array, "..."], levels: Float[Array, "... n"]) -> Float[Array, "..."]:
+    """`level_of(nearest(v, levels), levels)` in one step."""
+    if levels.shape[-1] > FUSED_LEVELS:
+        return level_of(nearest(v, levels), levels)
+    middles = _middles(levels)
+    value = jnp.broadcast_to(levels[..., 0], v.shape)
+    for i in range(middles.shape[-1]):
+        value = jnp.where(v > middles[..., i], levels[..., i + 1], value)
+    return value
+
+
+def _middles(levels: Array) -> Array:
+    return (levels[..., 1:] + levels[..., :-1]) / 2

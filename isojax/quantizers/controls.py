@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Key
 
 from isojax._core.checks import compute_dtype
 from isojax._core.pytree import pytree
-from isojax.quantizers.base import Codes, Quantizer
+from isojax.quantizers.base import Quantizer
+from isojax.quantizers.codes import Codes
 
 
 @pytree

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from isojax._core.checks import check_positive, compute_dtype
 from isojax._core.pytree import pytree
 from isojax.metrics.entropy import code_entropy_bits
-from isojax.quantizers.base import Codes, Quantizer
+from isojax.quantizers.base import Quantizer
+from isojax.quantizers.codes import Codes
 
 FINEST = 2.0**-24
 BISECTIONS = 32

@@ -57,7 +57,7 @@ def shared_scale(v: Array, normalize: str, granularity: str) -> Array | None:
 
 def root(square: Array) -> Array:
     """The square root, with a gradient of zero at zero."""
-    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
 def divide(v: Array, scale: Array | None) -> Array:

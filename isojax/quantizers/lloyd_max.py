@@ -1,4 +1,4 @@
-"""Lloyd-Max codebooks: the levels with the least mean squared error for a density or samples.
+"""Lloyd-Max codebooks of densities: the levels with the least mean squared error.
 
 Each level is the mean of its cell and each cell border the middle of two levels (Lloyd 1957/1982,
 Max 1960). Both conditions are met in turn, from levels spaced by the cube root of the density,
@@ -10,22 +10,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
-from isojax._core.checks import check_choice, check_positive, compute_dtype
-from isojax._core.quantile import ordered, unordered
-from isojax.quantizers.codebook import MOST_LEVELS, Codebook, nearest_level
-from isojax.quantizers.granularity import divide, shared_scale, split
+from isojax._core.checks import check_choice, check_positive
+from isojax.quantizers.codebook import Codebook, nearest_level
 
 HOST_STEPS = 1000
 BINS = 4096
-FINE = 18
-SMOOTHING = 64
 
 
 def lloyd_max_gaussian(
@@ -70,82 +63,6 @@ def lloyd_max_sphere(
     if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}.")
     return nearest_level(jnp.asarray(_sphere_levels(bits, dim)), normalize, granularity, group)
-
-
-def lloyd_max_samples(
-    samples: Float[Array, "..."],
-    bits: int,
-    *,
-    levels: int | None = None,
-    steps: int = 200,
-    normalize: str = "none",
-    granularity: str = "token",
-    group: int = 0,
-) -> Codebook:
-    """The Lloyd-Max codebook of `samples`, by `steps` of Lloyd's algorithm (k-means in 1-D).
-
-    The samples are counted first, in bins at most 1/512 of their magnitude wide, in which they are
-    taken to be evenly spread; so an iteration costs no pass over the samples. A cell left empty
-    keeps its level. Traced: works under `jit`, and under `vmap` over samples.
-
-    Args:
-        samples: an array like those to be quantized, pooled after dividing by the scales.
-        bits: 1 to 8.
-        levels: number of levels, 2 to 256, in place of 2^bits; an odd number leaves one at zero
-            for symmetric samples.
-        steps: Lloyd iterations.
-        normalize: what numbers are divided by, see `nearest_level`.
-        granularity: which numbers share a scale.
-        group: group length for granularity `group`, else 0.
-
-    Raises:
-        ValueError: an argument is none of the allowed values.
-    """
-    check_choice("bits", bits, range(1, 9))
-    check_positive("steps", steps)
-    number = 2**bits if levels is None else levels
-    if not 2 <= number <= MOST_LEVELS:
-        raise ValueError(f"levels must be 2 to {MOST_LEVELS}, got {levels!r}.")
-    v = split(samples.astype(compute_dtype(samples.dtype, "samples")), granularity, group)
-    v = divide(v, shared_scale(v, normalize, granularity))
-    v = v.astype(jnp.float32).ravel()
-    edge, mass, first = _histogram(v)
-
-    def move_to_means(_: Any, level: Array) -> Array:
-        border = jnp.concatenate([edge[:1], (level[1:] + level[:-1]) / 2, edge[-1:]])
-        cell = jnp.diff(jnp.interp(border, edge, mass))
-        mean = jnp.diff(jnp.interp(border, edge, first)) / jnp.where(cell > 0, cell, 1)
-        return jnp.where(cell > 0, jnp.clip(mean, border[:-1], border[1:]), level)
-
-    start = _companded_histogram(edge, mass, jnp.min(v), jnp.max(v), number)
-    fitted = jax.lax.fori_loop(0, steps, move_to_means, start)
-    return nearest_level(fitted, normalize, granularity, group)
-
-
-def _histogram(v: Array) -> tuple[Array, Array, Array]:
-    """Edges of bins, and the number and the sum of the samples `v` below each edge.
-
-    A bin holds the fp32 numbers with the same leading bits.
-    """
-    shift, largest = 32 - FINE, jnp.array(jnp.finfo(v.dtype).max, v.dtype)
-    order = jnp.arange(2**FINE, dtype=jnp.uint32) << shift
-    edge = unordered(jnp.clip(order, ordered(-largest), ordered(largest)), v.dtype)
-    place = (ordered(v) >> shift).astype(jnp.int32)
-    count = jnp.bincount(place, length=2**FINE)
-    total = jnp.bincount(place, v - edge[place], length=2**FINE) + edge * count
-    return jnp.append(edge, largest), _below(count), _below(total)
-
-
-def _below(bins: Array) -> Array:
-    return jnp.concatenate([jnp.zeros(1), jnp.cumsum(bins.astype(jnp.float32))])
-
-
-def _companded_histogram(edge: Array, mass: Array, low: Array, high: Array, number: int) -> Array:
-    """`_companded` for a histogram, smoothed to wider bins."""
-    edge = jnp.clip(edge[::SMOOTHING], low, high)
-    share = jnp.cumsum(jnp.cbrt(jnp.diff(mass[::SMOOTHING]) * jnp.square(jnp.diff(edge))))
-    wanted = (jnp.arange(number) + 0.5).astype(share.dtype) / number * share[-1]
-    return jnp.interp(wanted, jnp.concatenate([jnp.zeros(1), share]), edge)
 
 
 @functools.cache

@@ -7,7 +7,8 @@ from jaxtyping import Array, Float
 
 from isojax._core.checks import check_choice
 from isojax.metrics.entropy import code_entropy_bits
-from isojax.quantizers.base import Codes
+from isojax.quantizers.codes import Codes
+from isojax.quantizers.packing import packed_bytes
 
 
 def rate_bits(
@@ -23,10 +24,11 @@ def rate_bits(
 
     Args:
         codes: of one array (under `vmap`: of each).
-        coding: `fixed` counts `codes.bits` a code, `entropy` their empirical entropy.
+        coding: `fixed` counts the packed codes, in whole bytes a vector, `entropy` their empirical
+            entropy.
         per: which codes share one entropy code, as in `code_entropy_bits`.
         bins: as in `code_entropy_bits`.
-        scale_bits: bits a stored scale.
+        scale_bits: bits a stored scale, and a number kept apart (beside its index).
         offset_bits: bits a stored offset or zero point.
 
     Raises:
@@ -34,12 +36,19 @@ def rate_bits(
             `entropy` for codes that are not integers.
     """
     check_choice("coding", coding, ("fixed", "entropy"))
-    own = code_entropy_bits(codes.values, per, bins) if coding == "entropy" else codes.bits
-    if own is None:
+    if coding == "entropy":
+        own = code_entropy_bits(codes.values, per, bins)
+    elif codes.bits is None:
         raise ValueError("coding must be 'entropy' for unbounded codes (codes.bits is None).")
+    else:
+        dim = codes.values.shape[-1]
+        own = 8 * packed_bytes(dim, codes.bits) / dim
     side = sum(
         bits * part.size
         for part, bits in ((codes.scale, scale_bits), (codes.offset, offset_bits))
         if part is not None
     )
+    if codes.outliers is not None:
+        index = codes.outliers.index
+        side += (scale_bits + 8 * index.dtype.itemsize) * index.size
     return jnp.asarray(own + side / codes.values.size, jnp.float32)

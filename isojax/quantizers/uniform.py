@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from isojax._core.checks import check_choice, check_positive, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax._core.quantile import quantile
-from isojax.quantizers.base import Codes, Quantizer
+from isojax.quantizers.base import Quantizer
+from isojax.quantizers.codes import Codes
 from isojax.quantizers.granularity import (
     check_granularity,
     divide,
@@ -72,11 +73,10 @@ class Uniform(Quantizer):
         axes, clip = scale_axes(v.ndim, self.granularity), self.clip.astype(v.dtype)
         symmetric = self.grid in SYMMETRIC
         if self.range_rule == "percentile":
-            if symmetric:
-                high = quantile(jnp.abs(v), clip, axes, keepdims=True)
-                return -high, high
-            low = quantile(v, 1 - clip, axes, keepdims=True)
-            return low, quantile(v, clip, axes, keepdims=True)
+            lost = jnp.any(jnp.isnan(v), axes, keepdims=True)
+            high = quantile(jnp.abs(v) if symmetric else v, clip, axes, keepdims=True)
+            low = -high if symmetric else quantile(v, 1 - clip, axes, keepdims=True)
+            return jnp.where(lost, jnp.nan, low), jnp.where(lost, jnp.nan, high)
         if self.range_rule == "std":
             mean = jnp.mean(v, axes, keepdims=True)
             half = clip * root(jnp.var(v, axes, keepdims=True))

@@ -1,0 +1,150 @@
+"""The KV cache: which coordinates lose least when keys and values are stored in 2 to 4 bits?
+
+    python -m experiments.kv_cache
+    python -m experiments.kv_cache --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
+        --calibration-text valid.txt --bits 3 --out results/kv
+
+Every window of text is read through the packed cache itself: keys and values of all layers are
+encoded, packed, unpacked and decoded, scales in fp16, and every position reads its own token and
+all before it from the codes (save for first or last tokens kept exact, where a method has them).
+Nothing is deferred: keys are coded during the prompt too. `delta_nll` is against the same window
+with an exact cache. Means, scales, axes and codebooks are fitted on the calibration text.
+Methods are in `experiments/kv_methods.py`.
+Sources: IsoQuant (2603.28430), TurboQuant (2504.19874), KIVI (2402.02750), KVQuant (2401.18079).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from rich.progress import Progress
+
+from experiments.common import Common, run
+from experiments.kv_methods import DEFAULT, METHODS
+from experiments.kv_report import figure, text
+from isojax._core.checks import check_choice
+from isojax.report import Study
+
+TARGETS = ("K", "V", "KV")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Common):
+    """Settings."""
+
+    methods: tuple[str, ...] = DEFAULT
+    """Of kivi, kivi+sparse, minmax, pca+pre, pca+before, pca+gaussian, or a rotation (identity haar
+    hadamard quaternion_full quaternion_fast planar rotor) alone or with a repair: +pre and +post
+    (K's mean removed before or after RoPE), +scale, +minmax, +fitted, +pre+scale, +pre+minmax,
+    +pre+fitted, +pre+recent (the last 32 tokens exact)."""
+    bits: tuple[int, ...] = (2, 3, 4)
+    """Bits a code."""
+    targets: tuple[str, ...] = TARGETS
+    """K: keys alone are stored in codes, V: values alone, KV: both."""
+    seeds: int = 3
+    """Seeds of each random rotation."""
+    sinks: int = 0
+    """First tokens that stay exact, at least."""
+    recent: int = 0
+    """Last tokens that stay exact, at least."""
+    calibration_text: str = ""
+    """As `--text`; by default the windows of the text that follow those it is tested on."""
+    calibration_windows: int = 8
+    """Windows to fit on."""
+
+    @property
+    def tokens(self) -> int:  # noqa: D102
+        return self.length or (512 if self.model == "tiny" else 1024)
+
+    @property
+    def texts(self) -> int:  # noqa: D102
+        return self.windows or 8
+
+    def quickened(self) -> dict[str, Any]:  # noqa: D102
+        methods = ("kivi", "identity", "haar", "quaternion_full", "haar+pre")
+        return {
+            "methods": methods, "bits": (3,), "targets": ("KV",), "seeds": 1,
+            "windows": 4, "calibration_windows": 2,
+        }  # fmt: skip
+
+
+def main(config: Config) -> None:
+    """Fit, score, and write what the record does not hold yet."""
+    from experiments.kv_trial import Trial
+    from isojax.data import load_text, windows
+    from isojax.models import encode, load_model
+
+    assert config.out is not None
+    for name, values, allowed in (
+        ("methods", config.methods, METHODS), ("targets", config.targets, TARGETS),
+        ("bits", config.bits, range(2, 9)),
+    ):  # fmt: skip
+        for value in values:
+            check_choice(name, value, allowed)
+    grows = ("seeds", "methods", "bits", "targets", "windows")
+    study = Study("kv_cache", config.out, config, grows=grows)
+    model = load_model(config.model)
+    ids = encode(model.tokenizer, load_text(config.text))
+    apart = bool(config.calibration_text)
+    extra = 0 if apart else config.calibration_windows
+    both = windows(ids, config.texts + extra, config.tokens)
+    fit_on = both[config.texts :]
+    if apart:
+        other = encode(model.tokenizer, load_text(config.calibration_text))
+        fit_on = windows(other, config.calibration_windows, config.tokens)
+    base = {
+        "model": model.name, "text": config.text.rsplit("/", 1)[-1], "length": config.tokens,
+        "calibration": (config.calibration_text or config.text).rsplit("/", 1)[-1],
+    }  # fmt: skip
+    trial = Trial(model, jnp.asarray(fit_on), config.tokens)
+
+    points = [
+        (name, bits, target, seed)
+        for bits in config.bits
+        for name in config.methods
+        for target in config.targets
+        for seed in range(config.seeds if any(r.random for r in METHODS[name]) else 1)
+    ]
+    with Progress() as bar:
+        task = bar.add_task("exact cache", total=(len(points) + 1) * config.texts)
+        plain = []
+        for i in range(config.texts):
+            row = base | {"method": "none", "window": i}
+            if not study.has(row, None, ["nll"]):
+                study.add(row, None, {"nll": trial.nll(both[i])})
+            plain.append(study.rows("nll", **row)[0].value)
+            bar.advance(task)
+        for name, bits, target, seed in points:
+            bar.update(task, description=f"{name} {bits} bit {target}")
+            recipes = [
+                dataclasses.replace(r, sinks=config.sinks, recent=config.recent)
+                for r in METHODS[name]
+            ]
+            keys, values = (
+                r if side in target else None for side, r in zip("KV", recipes, strict=True)
+            )
+            words = dataclasses.asdict(recipes["KV".index(target[0])])
+            point = base | words | {"method": name, "target": target, "bits": bits}
+            row_seed = seed if any(r.random for r in recipes) else None
+            todo = [
+                i for i in range(config.texts)
+                if not study.has(point | {"window": i}, row_seed, ["nll", "delta_nll"])
+            ]  # fmt: skip
+            bar.advance(task, config.texts - len(todo))
+            if not todo and study.has(point, row_seed, ["bytes_per_token"]):
+                continue
+            stores = trial.fit(seed, bits, keys, values)
+            study.add(point, row_seed, trial.measure(stores, both[0]))
+            for i in todo:
+                nll = trial.nll(both[i], stores)
+                found = {"nll": nll, "delta_nll": nll - plain[i]}
+                study.add(point | {"window": i}, row_seed, found)
+                bar.advance(task)
+    study.finish(text(study, base, config.texts), figure(study, base))
+    print((config.out / "table.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run(main, Config, "kv_cache", __doc__)

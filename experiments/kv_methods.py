@@ -1,0 +1,52 @@
+"""The methods that `kv_cache` compares, as recipes for keys and for values."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from isojax.kvcache import Recipe
+
+ROTATIONS = (
+    "identity", "haar", "hadamard", "quaternion_full", "quaternion_fast", "planar", "rotor",
+)  # fmt: skip
+REPAIRS: dict[str, dict[str, Any]] = {
+    "": {},
+    "+pre": {"offset": "channel_pre_rope"},
+    "+post": {"offset": "channel_post_rope"},
+    "+scale": {"scale": "channel"},
+    "+minmax": {"codebook": "minmax"},
+    "+fitted": {"codebook": "fitted"},
+    "+pre+scale": {"offset": "channel_pre_rope", "scale": "channel"},
+    "+pre+minmax": {"offset": "channel_pre_rope", "codebook": "minmax"},
+    "+pre+fitted": {"offset": "channel_pre_rope", "codebook": "fitted"},
+    "+pre+recent": {"offset": "channel_pre_rope", "recent": 32},
+}
+
+
+def both(recipe: Recipe) -> tuple[Recipe, Recipe]:
+    """The same for keys and values."""
+    return recipe, recipe
+
+
+# each channel of 32 keys has a range, and those whose page is not full stay exact
+KIVI = Recipe(codebook="minmax_channel", page=32), Recipe(codebook="minmax")
+CENTRED_PCA = Recipe("pca", "channel_pre_rope", codebook="fitted_channel")
+METHODS: dict[str, tuple[Recipe, Recipe]] = {
+    "kivi": KIVI,
+    "kivi+sparse": (
+        dataclasses.replace(KIVI[0], sparse=0.01),
+        dataclasses.replace(KIVI[1], sparse=0.01),
+    ),
+    "minmax": both(Recipe(codebook="minmax")),
+    **{t + name: both(Recipe(t, **r)) for name, r in REPAIRS.items() for t in ROTATIONS},
+    "pca+pre": both(CENTRED_PCA),
+    "pca+before": both(dataclasses.replace(CENTRED_PCA, rope="before")),
+    "pca+gaussian": both(dataclasses.replace(CENTRED_PCA, codebook="gaussian")),
+}
+METHODS.pop("identity+minmax")  # that is minmax
+DEFAULT = (
+    "kivi", "kivi+sparse", "minmax", *ROTATIONS,
+    *(f"{t}{r}" for t in ("haar", "quaternion_full") for r in REPAIRS if r),
+    *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
+)  # fmt: skip

@@ -1,0 +1,165 @@
+"""What `kv_cache` says about its rows: the question answered, tables, a figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from isojax.report import (
+    Row,
+    Stat,
+    Study,
+    markdown,
+    new_figure,
+    select,
+    stat,
+    summarize,
+)
+from isojax.report.figure import COLORS, MORE_COLORS
+
+ALWAYS = ("kivi", "identity", "haar", "quaternion_full", "planar", "haar+pre")
+BLOCKS = ("quaternion_full", "quaternion_fast", "planar", "rotor")
+COLUMNS = {
+    "nll": "perplexity",
+    "delta_nll": "delta nll ± se",
+    "logit_error": "logit error",
+    "logit_error_worst_layer": "worst layer",
+    "attention_kl": "attention KL",
+    "attention_output_nmse": "output NMSE",
+    "key_cosine": "K cosine",
+    "value_cosine": "V cosine",
+    "rate_bits": "bits a number",
+    "bytes_per_token": "bytes a token",
+    "compression_ratio": "fp16 / bytes",
+}
+
+
+def text(study: Study, base: dict[str, Any], windows: int) -> str:
+    """The report in Markdown."""
+    rows = study.rows(**base)
+    rows = [r for r in rows if r.config.get("window", 0) < windows]
+    exact = summarize(rows, "nll", method="none")
+    parts = [
+        f"# The KV cache of {base['model']} in few bits",
+        f"{windows} windows of {base['length']} tokens of {base['text']}, exact cache: nll "
+        f"{exact.mean:.4f} nat a token. Fitted on {base['calibration']}.",
+        "**How a perplexity with a quantized cache is computed here.** Each window is read in one "
+        "pass through the packed cache. Every query attends to codes at all positions up to and "
+        "with its own, from the first token on, prompt included; a token is exact only where its "
+        "method says so (sinks, recent tokens, KIVI's page that is not full). Norms, minima and "
+        "maxima are fp16 and counted in the bytes. `delta nll` is the mean over windows and seeds "
+        "of nll minus the exact cache's on the same window, ± its standard error over windows. "
+        "Logit error (rms, each row's mean removed), attention KL, output NMSE and cosines are "
+        "over all layers on the tensors of the exact model, first window.",
+    ]
+    for bits in sorted({r.config["bits"] for r in rows if "bits" in r.config}):
+        for target in ("K", "V", "KV"):
+            here = select(rows, bits=bits, target=target)
+            if here:
+                parts += [f"## {target} at {bits} bit", *answers(here), lines(here)]
+    return "\n\n".join(parts)
+
+
+def over_windows(rows: Sequence[Row], metric: str) -> Stat:
+    """Statistics over windows of the mean over seeds."""
+    mine = select(rows, metric)
+    places = sorted({r.config["window"] for r in mine})
+    return stat([stat([r.value for r in mine if r.config["window"] == i]).mean for i in places])
+
+
+def lines(rows: Sequence[Row]) -> str:
+    """One line a method, the least loss first."""
+    names = list(dict.fromkeys(r.config["method"] for r in rows))
+    found = []
+    for name in names:
+        mine = select(rows, method=name)
+        if not select(mine, "delta_nll"):
+            continue
+        loss, nll = over_windows(mine, "delta_nll"), over_windows(mine, "nll")
+        per_seed = [
+            stat([r.value for r in select(mine, "delta_nll") if r.seed == seed]).mean
+            for seed in sorted({r.seed for r in select(mine, "delta_nll")}, key=str)
+        ]
+        cells = {"nll": f"{_exp(nll.mean):.5g}", "delta_nll": f"{loss.mean:.4f} ± {loss.sem:.4f}"}
+        for metric in COLUMNS:
+            if metric not in cells:
+                values = [r.value for r in select(mine, metric)]
+                cells[metric] = stat(values).format(3) if values else "-"
+        seeds = f"{stat(per_seed).sd:.2g} ({len(per_seed)})" if len(per_seed) > 1 else "-"
+        found.append((loss.mean, [name, *(cells[m] for m in COLUMNS), seeds]))
+    header = ["method", *COLUMNS.values(), "sd over seeds (n)"]
+    return markdown(header, [line for _, line in sorted(found, key=lambda f: f[0])])
+
+
+def answers(rows: Sequence[Row]) -> list[str]:
+    """Where block rotations stand against a dense one, and which repair closes the gap."""
+    loss = {
+        name: over_windows(select(rows, method=name), "delta_nll").mean
+        for name in dict.fromkeys(r.config["method"] for r in rows)
+        if select(rows, "delta_nll", method=name)
+    }
+    said = []
+    if "haar" in loss:
+        ranked = [f"{b} {_ratio(loss[b], loss['haar'])}" for b in BLOCKS if b in loss]
+        also = [n for n in ("identity", "hadamard", "kivi") if n in loss]
+        ranked += [f"{n} {_ratio(loss[n], loss['haar'])}" for n in also]
+        if ranked:
+            said.append(
+                f"Loss against a dense rotation's ({loss['haar']:.4f}): {', '.join(ranked)}."
+            )
+    for family in ("haar", "quaternion_full"):
+        repaired = {n: v for n, v in loss.items() if n.startswith(family + "+")}
+        if family in loss and repaired:
+            best = min(repaired, key=lambda n: repaired[n])
+            each = ", ".join(f"{n[len(family) :]} {v:.4f}" for n, v in repaired.items())
+            said.append(
+                f"Repairs of {family} ({loss[family]:.4f}): {each}. Best: {best[len(family) :]}."
+            )
+    if loss:
+        best = min(loss, key=lambda n: loss[n])
+        said.append(f"Least loss of all: {best}, {loss[best]:.4f} nat a token.")
+    return ["\n".join(f"- {line}" for line in said)] if said else []
+
+
+def figure(study: Study, base: dict[str, Any]) -> Any:
+    """Loss over bits a number, all that is stored counted, a panel for each side in codes."""
+    rows = study.rows(**base)
+    targets = [t for t in ("K", "V", "KV") if select(rows, "delta_nll", target=t)]
+    chart, axes = new_figure(1, max(len(targets), 1), f"KV cache of {base['model']}")
+    for panel, target in zip(axes[0], targets, strict=False):
+        mine = select(rows, target=target)
+        names = dict.fromkeys(r.config["method"] for r in select(mine, "delta_nll"))
+        curves = {name: _curve(select(mine, method=name)) for name in names}
+        best = sorted(curves, key=lambda n: min(loss.mean for _, loss in curves[n]))
+        shown = dict.fromkeys([n for n in ALWAYS if n in curves] + best[:4])
+        spare = iter(MORE_COLORS)
+        for name in shown:
+            rate, loss = zip(*curves[name], strict=True)
+            color = COLORS.get(name) or next(spare)
+            panel.errorbar(
+                rate, [s.mean for s in loss], [s.sem for s in loss], fmt="o-", ms=3.5, lw=1.3,
+                capsize=2, color=color, label=name,
+            )  # fmt: skip
+        panel.set_yscale("symlog", linthresh=0.01)
+        panel.set_title(f"{target} in codes", fontsize=10)
+        panel.set_xlabel("bits a number, all counted (the other side at 16)")
+        panel.grid(alpha=0.25, lw=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(fontsize=6, frameon=False)
+    axes[0, 0].set_ylabel("delta nll ± se over windows, nat a token")
+    return chart
+
+
+def _curve(rows: Sequence[Row]) -> list[tuple[float, Stat]]:
+    bits = sorted({r.config["bits"] for r in select(rows, "delta_nll")})
+    at = [select(rows, bits=b) for b in bits]
+    return [(summarize(r, "rate_bits").mean, over_windows(r, "delta_nll")) for r in at]
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def _ratio(a: float, b: float) -> str:
+    return f"{a / b:.2f}x" if b > 0 else f"{a:.4f}"

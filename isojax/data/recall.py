@@ -1,0 +1,172 @@
+"""Probes of recall: synthetic tokens whose continuation stands earlier in the same window.
+
+A needle is one line among many that a question at the end asks for. Induction, a random sequence
+seen twice, asks for no language. Both take a model that has learned to copy from its context.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from tokenizers import Tokenizer
+
+from isojax._core.checks import check_positive
+
+LINE = "The code of {} is {}.\n"
+QUESTION = "The code of {} is"
+ANSWER = " {}"
+_FIRST = """
+    amber ancient arctic autumn bitter black blue brave bright broken bronze calm clever cold copper
+    crimson crystal curious dark distant early eager empty frozen gentle golden grand green hidden
+    hollow iron ivory little lonely lucky narrow noble northern orange pale quiet rapid red royal
+    rusty secret silent silver
+""".split()
+_SECOND = """
+    anchor apple arrow badger basket beacon bridge candle canyon castle comet compass desert dragon
+    eagle falcon feather forest fountain garden glacier hammer harbor island jacket kettle ladder
+    lantern lemon lion marble meadow mirror mountain otter panther pepper pillow planet rabbit raven
+    river shadow shell spider temple tiger wagon
+""".split()
+_NAMES = [f"{first} {second}" for first in _FIRST for second in _SECOND]
+
+
+class Needles(NamedTuple):
+    """Prompts that end in their answer.
+
+    The n last logits before the end predict the answers, so an experiment reads no others:
+    `logits(params, hidden[:, -n - 1 : -1])`, of the hidden states of one forward pass.
+
+    Attributes:
+        tokens: all of one length, without padding; the answer is in them, at the end.
+        answer: which of the n last tokens are the answer; n is that of the longest.
+        depth: where the line asked for stands: 0 the first whole line, 1 the last.
+    """
+
+    tokens: Int[np.ndarray, "count length"]
+    answer: Bool[np.ndarray, "count n"]
+    depth: Float[np.ndarray, " count"]
+
+
+def needle_prompts(key: Array, tokenizer: Tokenizer, length: int, count: int) -> Needles:
+    """Windows full of lines such as "The code of amber falcon is 48213.", one asked for at the end.
+
+    Each window has names and numbers of its own, all different, and begins inside a line that is
+    cut off so that the tokens fill it. Lines asked for stand at depths evenly spread over the
+    prompts, from 0 in the first to 1 in the last. Key retrieval as in LongEval (Li et al. 2023)
+    and RULER (Hsieh et al. 2024).
+
+    Args:
+        key: of `jax.random`.
+        tokenizer: any that keeps the tokens of a text when a space and a number follow it.
+        length: tokens of a prompt, its answer included.
+        count: prompts.
+
+    Raises:
+        ValueError: `length` has no room for a line and its question, or takes more lines than
+            there are names; or the tokens of a question change when its answer follows.
+    """
+    check_positive("length", length)
+    check_positive("count", count)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    prompts = [_prompt(rng, tokenizer, length, depth) for depth in np.linspace(0, 1, count)]
+    tokens, sizes, depths = zip(*prompts, strict=True)
+    answer = np.arange(max(sizes), 0, -1) <= np.array(sizes)[:, None]
+    return Needles(np.stack(tokens), answer, np.array(depths, np.float32))
+
+
+def _prompt(
+    rng: np.random.Generator, tokenizer: Tokenizer, length: int, depth: float
+) -> tuple[Int[np.ndarray, " length"], int, float]:
+    """Tokens of a prompt, how many of them are its answer, and the depth that it could be given."""
+    count = min(length // 8 + 2, len(_NAMES))  # a line has eight words or signs
+    names = rng.choice(_NAMES, count, replace=False)
+    numbers = rng.choice(np.arange(10_000, 100_000), count, replace=False)
+    asked, *rest = [LINE.format(*pair) for pair in zip(names, numbers, strict=True)]
+    question, answer = QUESTION.format(names[0]), ANSWER.format(numbers[0])
+
+    # every size is that after a line: some tokenizers put a space before the start of a text
+    texts = ["", asked + question + answer, *rest]
+    encoded = tokenizer.encode_batch([asked + text for text in texts], add_special_tokens=False)
+    used, *sizes = [len(e) - len(encoded[0]) for e in encoded[1:]]
+    if used > length:
+        raise ValueError(f"length must have room for one line of {used} tokens, got {length}.")
+    fit = int(np.searchsorted(np.cumsum(sizes), length - used, side="right"))
+    if fit == len(sizes):
+        most = used + sum(sizes)
+        raise ValueError(f"length must be below {most} for {count} names, got {length}.")
+    before = round(depth * fit)
+    whole, cut = rest[:fit], rest[fit:]
+    head = "".join([*cut, *whole[:before], asked, *whole[before:], question])
+    pair = tokenizer.encode_batch([head, head + answer], add_special_tokens=False)
+    start, tokens = (np.array(e.ids, np.int32) for e in pair)
+    if not np.array_equal(start, tokens[: len(start)]):
+        raise ValueError(f"tokenizer must keep the tokens of {question!r} when {answer!r} follows.")
+    return tokens[-length:], len(tokens) - len(start), before / max(fit, 1)
+
+
+def needle_found(
+    predicted: Int[Array | np.ndarray, "count m"], needles: Needles
+) -> Bool[np.ndarray, " count"]:
+    """Whether every token of a prompt's answer is the one predicted.
+
+    That is when decoding greedily from the question gives the answer, without doing so: tokens
+    are predicted from the true ones before them.
+
+    Args:
+        predicted: the most likely token at each of the m last positions before the end, m at
+            least n; so `[count, length - 1]` of whole prompts will do.
+        needles: of `needle_prompts`.
+
+    Raises:
+        ValueError: m is below n.
+    """
+    n = needles.answer.shape[1]
+    if predicted.shape[1] < n:
+        raise ValueError(f"predicted must have at least {n} columns, got {predicted.shape[1]}.")
+    right = np.asarray(predicted)[:, -n:] == needles.tokens[:, -n:]
+    return np.all(right | ~needles.answer, axis=1)
+
+
+def needle_accuracy(predicted: Int[Array | np.ndarray, "count m"], needles: Needles) -> float:
+    """Share of the prompts whose whole answer is predicted, see `needle_found`."""
+    return float(np.mean(needle_found(predicted, needles)))
+
+
+def induction_tokens(
+    key: Array, vocab_size: int, length: int, count: int
+) -> Int[Array, "count length"]:
+    """Uniformly random tokens, repeated once: [s, s] with s of `length` / 2 tokens.
+
+    All that foretells the second half is the first, so its loss shows whether attention still
+    finds it (Olsson et al. 2022); see `second_half`.
+
+    Args:
+        key: of `jax.random`.
+        vocab_size: tokens are below it.
+        length: tokens of a sequence, even.
+        count: sequences.
+
+    Raises:
+        ValueError: `length` is odd, or a number is below one.
+    """
+    for name, value in (("vocab_size", vocab_size), ("length", length), ("count", count)):
+        check_positive(name, value)
+    if length % 2:
+        raise ValueError(f"length must be even, got {length}.")
+    half = jax.random.randint(key, (count, length // 2), 0, vocab_size, jnp.int32)
+    return jnp.concatenate([half, half], axis=1)
+
+
+def second_half(nll: Array) -> Array:
+    """What belongs to the second half of sequences: of [..., length - 1], the last length/2 - 1.
+
+    Its first token is left out, which nothing foretells.
+
+    Args:
+        nll: a number for each token but the first, such as `token_nll` gives.
+    """
+    return nll[..., (nll.shape[-1] + 1) // 2 :]

@@ -1,0 +1,161 @@
+"""The cache of a whole model: layers of keys and values, and how many tokens they hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from isojax._core.checks import check_positive
+from isojax._core.pytree import pytree, static
+from isojax.kvcache.attention import causal_attention
+from isojax.kvcache.packed import PackedSide
+from isojax.kvcache.plain import PlainSide
+from isojax.kvcache.store import Store
+from isojax.quantizers.codes import nbytes
+
+Side = PlainSide | PackedSide
+
+
+@pytree
+class LayerCache:
+    """Keys and values of one layer.
+
+    Attributes:
+        keys: as attention needs them, or packed.
+        values: likewise.
+        rotated: attention runs in the coordinates of the codecs.
+    """
+
+    keys: Side
+    values: Side
+    rotated: bool = static()
+
+    def attend(
+        self,
+        q: Float[Array, "b t h d"],
+        k: Float[Array, "b t g d"],
+        v: Float[Array, "b t g d"],
+        start: Int[Array, ""],
+        frequency: Float[Array, " half"],
+    ) -> tuple[LayerCache, Float[Array, "b t o"]]:
+        """Append keys and values, then attend to all that are stored.
+
+        Where `rotated`, queries are rotated once in place of un-rotating every key, and the
+        weighted sum of the values is un-rotated once: (T q) . (T k) = q . k.
+
+        Args:
+            q: queries after the rotary embedding.
+            k: keys after the rotary embedding.
+            v: values.
+            start: tokens stored so far.
+            frequency: of the rotary embedding.
+
+        Returns:
+            The layer with the new tokens, and what the queries read; NaN if there was no room.
+        """
+        keys, k_seen = self.keys.update(k, start, frequency, self.rotated)
+        values, v_seen = self.values.update(v, start, None, self.rotated)
+        if self.rotated:
+            q_seen = self.keys.query(q)
+            mixed = causal_attention(q_seen, k_seen, v_seen, start, q.shape[-1] ** -0.5)
+            mixed = self.values.output(mixed.reshape(*q.shape[:-1], -1))
+            out = mixed.reshape(*q.shape[:2], -1).astype(q.dtype)
+        else:
+            out = causal_attention(q, k_seen, v_seen, start)
+        fits = start + q.shape[1] <= self.keys.slots
+        return LayerCache(keys, values, self.rotated), jnp.where(fits, out, jnp.nan)
+
+
+@pytree
+class Cache:
+    """Keys and values of the tokens read so far.
+
+    Attributes:
+        layers: leaves lead with [layers].
+        length: tokens stored.
+    """
+
+    layers: LayerCache
+    length: Int[Array, ""]
+
+    @property
+    def slots(self) -> int:
+        """Tokens that there is room for."""
+        return self.layers.keys.slots
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept for tokens, all layers; codecs not counted (see `side_bytes`)."""
+        return self.layers.keys.nbytes + self.layers.values.nbytes
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes of what does not grow with tokens: transforms, codebooks, means."""
+        sides = (self.layers.keys, self.layers.values)
+        return nbytes([side.store for side in sides if isinstance(side, PackedSide)])
+
+
+def new_cache(
+    *,
+    layers: int,
+    batch: int,
+    slots: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: Any = jnp.float32,
+    keys: Store | None = None,
+    values: Store | None = None,
+    rotated: bool = False,
+) -> Cache:
+    """An empty cache.
+
+    Args:
+        layers: of the model.
+        batch: texts.
+        slots: tokens that there is room for in each text.
+        kv_heads: key heads of the model.
+        head_dim: of the model.
+        dtype: of a side that is not packed.
+        keys: how to store keys, or None to keep them as they are, after the rotary embedding.
+        values: how to store values, or None.
+        rotated: let attention run in the coordinates of the codecs; the same to rounding.
+
+    Raises:
+        ValueError: a store does not fit the model, or stores values as if they had positions;
+            `rotated` with keys stored before the rotary embedding, which does not commute with
+            the codec's transform.
+    """
+    sizes = {"layers": layers, "batch": batch, "slots": slots}
+    for name, value in (sizes | {"kv_heads": kv_heads, "head_dim": head_dim}).items():
+        check_positive(name, value)
+    if rotated and keys is not None and keys.rope == "before":
+        raise ValueError("rotated must be False for keys stored before the rotary embedding.")
+    if values is not None and (values.rope == "before" or values.mean is not None):
+        raise ValueError("values must have rope='after' and mean=None: they have no positions.")
+
+    def side(name: str, kept: Store | None) -> Side:
+        if kept is None:
+            return PlainSide(jnp.zeros((layers, batch, slots, kv_heads, head_dim), dtype))
+        _check_store(name, kept, layers, kv_heads, head_dim)
+        empty = jax.vmap(lambda kept: PackedSide.empty(kept, batch, slots, kv_heads, head_dim))
+        return empty(kept)
+
+    both = LayerCache(side("keys", keys), side("values", values), rotated)
+    return Cache(both, jnp.zeros((), jnp.int32))
+
+
+def _check_store(name: str, kept: Store, layers: int, kv_heads: int, head_dim: int) -> None:
+    if kept.codec.transform.dim != head_dim:
+        raise ValueError(
+            f"{name}: the codec must act on head_dim={head_dim} numbers, "
+            f"got {kept.codec.transform.dim}."
+        )
+    for leaf in jax.tree.leaves((kept.codec, kept.mean)):
+        if leaf.shape[:2] != (layers, kv_heads):
+            raise ValueError(
+                f"{name}: all leaves of the codec must lead with [layers, kv_heads] = "
+                f"{[layers, kv_heads]}, got shape {leaf.shape}."
+            )

@@ -1,0 +1,132 @@
+"""Recipes: stores by a few words, fitted on the keys or values of calibration tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from isojax import quantizers, transforms
+from isojax._core.checks import check_choice
+from isojax.codec import Codec
+from isojax.kvcache.attention import apply_rope
+from isojax.kvcache.store import Store, store
+
+TRANSFORMS = (*transforms.NAMES, "pca")
+OFFSETS = ("none", "channel_pre_rope", "channel_post_rope")
+SCALES = ("none", "channel")
+CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel", "minmax", "minmax_channel")
+TINY = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to store keys or values, in the words of rows.
+
+    Attributes:
+        transform: a name of `isojax.transforms` (drawn for each layer and head), or `pca`.
+        offset: what is subtracted first: nothing, the mean of keys before the rotary embedding
+            (and its rotation added back), or the mean of what the codec sees. Values have no
+            positions: for them both means are the same.
+        scale: `channel` divides each channel by its standard deviation.
+        codebook: levels for one norm a vector: `sphere` and `gaussian` are fixed, `fitted` is
+            Lloyd-Max on the rotated calibration vectors of a head, `fitted_channel` on each
+            coordinate; or a minimum and a maximum: `minmax` a vector, `minmax_channel` a channel
+            and page.
+        rope: whether keys are stored `after` or `before` the rotary embedding.
+        sparse: share of numbers kept out of the codes (KVQuant), or 0.
+        page: tokens encoded together; above 1 for `minmax_channel` alone.
+        sinks: first tokens that stay exact.
+        recent: last tokens that stay exact.
+        scale_dtype: of norms, minima and maxima.
+    """
+
+    transform: str = "identity"
+    offset: str = "none"
+    scale: str = "none"
+    codebook: str = "sphere"
+    rope: str = "after"
+    sparse: float = 0.0
+    page: int = 1
+    sinks: int = 0
+    recent: int = 0
+    scale_dtype: str = "float16"
+
+    @property
+    def random(self) -> bool:
+        """Whether a seed changes it."""
+        return self.transform not in ("identity", "pca")
+
+    def fit(
+        self,
+        key: Key[Array, ""],
+        samples: Float[Array, "layers n t g d"],
+        bits: int,
+        frequency: Float[Array, " half"] | None = None,
+    ) -> Store:
+        """The store for a model whose keys or values look like `samples`.
+
+        Args:
+            key: draws the rotations.
+            samples: keys after the rotary embedding, or values, of n texts of t tokens each from
+                position 0, for all layers and key heads.
+            bits: a code, 2 to 8.
+            frequency: of the rotary embedding, for keys; None for values.
+
+        Raises:
+            ValueError: a word of the recipe is none of the allowed ones.
+        """
+        check_choice("transform", self.transform, TRANSFORMS)
+        check_choice("offset", self.offset, OFFSETS)
+        check_choice("scale", self.scale, SCALES)
+        check_choice("codebook", self.codebook, CODEBOOKS)
+        x, mean, positions = samples.astype(jnp.float32), None, jnp.arange(samples.shape[2])
+        if frequency is not None and (self.rope == "before" or self.offset == "channel_pre_rope"):
+            unrotated = apply_rope(x, -positions, frequency)
+            x = unrotated if self.rope == "before" else x
+            if self.offset == "channel_pre_rope":
+                mean = unrotated.mean((1, 2))
+                at = jnp.broadcast_to(mean[:, None], (len(mean), len(positions), *mean.shape[1:]))
+                at = at if self.rope == "before" else apply_rope(at, positions, frequency)
+                x = x - at[:, None]
+        own_mean = self.offset != "none" and mean is None
+        layers, heads, dim = x.shape[0], *x.shape[3:]
+        vectors = x.transpose(0, 3, 1, 2, 4).reshape(layers, heads, -1, dim)
+        keys = jax.random.split(key, (layers, heads))
+        codec = jax.vmap(jax.vmap(lambda k, v: self._codec(k, v, bits, own_mean)))(keys, vectors)
+        return store(
+            codec, mean=mean, rope="after" if frequency is None else self.rope, page=self.page,
+            sinks=self.sinks, recent=self.recent, scale_dtype=self.scale_dtype,
+        )  # fmt: skip
+
+    def _codec(self, key: Array, x: Array, bits: int, own_mean: bool) -> Codec:
+        """The codec of one head, from its calibration vectors [m, d]."""
+        offset = x.mean(0) if own_mean else None
+        x = x if offset is None else x - offset
+        scale = jnp.maximum(x.std(0), TINY) if self.scale == "channel" else None
+        x = x if scale is None else x / scale
+        if self.transform == "pca":
+            transform = transforms.pca(x)
+        else:
+            transform = transforms.from_name(key, self.transform, x.shape[-1])
+        return Codec(transform, self._quantizer(transform.apply(x), bits), offset, scale)
+
+    def _quantizer(self, y: Array, bits: int) -> Any:
+        """For coordinates like those of `y`, [m, e]."""
+        dim = y.shape[-1]
+        if self.codebook == "sphere":
+            made = quantizers.lloyd_max_sphere(bits, dim)
+        elif self.codebook == "gaussian":
+            levels = quantizers.lloyd_max_gaussian(bits).levels / dim**0.5
+            made = quantizers.nearest_level(levels, "norm")
+        elif self.codebook == "fitted":
+            made = quantizers.lloyd_max_samples(y, bits, normalize="rms")
+        elif self.codebook == "fitted_channel":
+            made = quantizers.lloyd_max_channels(y, bits, normalize="rms")
+        else:
+            per = "token" if self.codebook == "minmax" else "channel"
+            made = quantizers.minmax(bits, per, levels="affine")
+        return quantizers.sparse(made, self.sparse) if self.sparse else made

@@ -1,0 +1,119 @@
+"""How one side of a cache is stored: the codec, and which tokens are spared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from isojax._core.checks import check_choice, check_positive
+from isojax._core.pytree import pytree, static
+from isojax.codec import Codec
+from isojax.quantizers.codes import Packed
+
+ROPE = ("after", "before")
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+@pytree
+class Store:
+    """How keys or values are stored; made by `store`. Leaves lead with [layers, kv_heads].
+
+    Attributes:
+        codec: one for each layer and head, acting on [page, head_dim].
+        mean: of keys before the rotary embedding, [layers, kv_heads, head_dim], or None.
+        rope: whether keys are stored `after` or `before` the rotary embedding.
+        page: tokens encoded together.
+        sinks: tokens at the start of the text that stay exact.
+        recent: tokens before the query, itself included, that stay exact.
+        deferred: tokens appended in one call see each other exact.
+        dtype: of the tokens that stay exact.
+        scale_dtype: of the scales and offsets in the codes.
+    """
+
+    codec: Codec
+    mean: Float[Array, "*layers g d"] | None
+    rope: str = static()
+    page: int = static()
+    sinks: int = static()
+    recent: int = static()
+    deferred: bool = static()
+    dtype: str = static()
+    scale_dtype: str = static()
+
+    @property
+    def tail(self) -> int:
+        """Last tokens to keep: those that stay exact, or whose page is not full yet."""
+        return max(self.recent, self.page - 1)
+
+    def encode(self, x: Float[Array, "b n p g d"]) -> Packed:
+        """Codes of pages, of one layer; their leaves lead with [kv_heads, batch, pages]."""
+        dtype = jnp.dtype(self.scale_dtype)
+        one = jax.vmap(jax.vmap(lambda c, x: c.store(x, dtype), (None, 0)), (None, 0))
+        return jax.vmap(one)(self.codec, x.transpose(3, 0, 1, 2, 4))
+
+    def decode(self, packed: Packed, rotated: bool) -> Float[Array, "b s g e"]:
+        """What `encode` stored, pages joined; in the codec's coordinates where `rotated`."""
+        one = (lambda c, p: c.load_rotated(p)) if rotated else (lambda c, p: c.load(p))
+        x = jax.vmap(jax.vmap(jax.vmap(one, (None, 0)), (None, 0)))(self.codec, packed)
+        groups, batch, pages, page, dim = x.shape
+        return x.reshape(groups, batch, pages * page, dim).transpose(1, 2, 0, 3)
+
+    def by_head(
+        self, name: str, x: Float[Array, "b t h d"], groups: int
+    ) -> Float[Array, "b t h e"]:
+        """The codec's method `name` on vectors of all heads, query heads next to their key head."""
+        batch, tokens, heads, dim = x.shape
+        x = x.reshape(batch, tokens, groups, heads // groups, dim)
+        y = jax.vmap(lambda c, x: getattr(c, name)(x), (0, 2), 2)(self.codec, x)
+        return y.reshape(batch, tokens, heads, y.shape[-1])
+
+
+def store(
+    codec: Codec,
+    *,
+    mean: Float[Array, "layers g d"] | None = None,
+    rope: str = "after",
+    page: int = 1,
+    sinks: int = 0,
+    recent: int = 0,
+    deferred: bool = False,
+    dtype: Any = "float16",
+    scale_dtype: Any = "float16",
+) -> Store:
+    """How to store keys or values.
+
+    A query at position p reads token j exact, not from its codes, if j < sinks, if j > p - recent,
+    or if the page of j is not full once p is appended. With `deferred`, p counts as the last token
+    before the call, so that a prompt is read exact and quantized afterwards.
+
+    Args:
+        codec: leaves lead with [layers, kv_heads], as `vmap(vmap(make))` of keys gives; a codec
+            sees pages [page, head_dim], so that granularity `channel` is a scale a channel and
+            page (KIVI's keys).
+        mean: key means before the rotary embedding. With `rope` "after", the codec sees
+            `k - R_j mean` for the key at position j, and `R_j mean`, known from the position
+            alone, is added back; with "before", `R_j^-1 k - mean`.
+        rope: `after` or `before`: whether the codec sees keys as attention does, or with the
+            rotary embedding undone.
+        page: tokens encoded together; 1 for codecs that treat each by itself.
+        sinks: number of first tokens to keep exact.
+        recent: number of last tokens to keep exact.
+        deferred: quantize after the call that appends.
+        dtype: of tokens kept exact, `float16`, `bfloat16` or `float32`.
+        scale_dtype: of scales and offsets in the codes, likewise.
+
+    Raises:
+        ValueError: an argument is none of the allowed values.
+    """
+    check_choice("rope", rope, ROPE)
+    check_positive("page", page)
+    for name, value in (("sinks", sinks), ("recent", recent)):
+        if value:
+            check_positive(name, value)
+    names = [str(jnp.dtype(d)) for d in (dtype, scale_dtype)]
+    for name, value in zip(("dtype", "scale_dtype"), names, strict=True):
+        check_choice(name, value, DTYPES)
+    return Store(codec, mean, rope, page, sinks, recent, bool(deferred), *names)

@@ -1,0 +1,51 @@
+"""Greedy generation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from isojax._core.checks import check_positive
+from isojax.kvcache import Cache
+from isojax.models.config import ModelConfig
+from isojax.models.decoder import Params, forward, logits
+
+
+def generate(
+    params: Params, config: ModelConfig, prompt: Int[Array, "b t"], steps: int, cache: Cache
+) -> tuple[Int[Array, "b steps"], Cache]:
+    """The `steps` most likely tokens after a prompt, one after the other.
+
+    Pure; wrap it in `jax.jit` with `config` and `steps` static.
+
+    Args:
+        params: the tree of `init_params`.
+        config: of the model.
+        prompt: token numbers, all texts of one length.
+        steps: tokens to generate.
+        cache: an empty one, plain or packed, with room for `t + steps - 1` tokens.
+
+    Returns:
+        The tokens, and the cache with all but the last of them.
+
+    Raises:
+        ValueError: the cache has no room for that many tokens.
+    """
+    check_positive("steps", steps)
+    needed = prompt.shape[1] + steps - 1
+    if needed > cache.slots:
+        raise ValueError(f"the cache must have room for {needed} tokens, got slots={cache.slots}.")
+
+    def read(cache: Cache, tokens: Int[Array, "b t"]) -> tuple[Cache, Int[Array, " b"]]:
+        out = forward(params, config, tokens, cache=cache)
+        assert out.cache is not None
+        return out.cache, jnp.argmax(logits(params, out.hidden[:, -1]), axis=-1)
+
+    def step(carry: tuple[Cache, Array], _: None) -> tuple[tuple[Cache, Array], Array]:
+        cache, token = read(carry[0], carry[1][:, None])
+        return (cache, token), token
+
+    cache, first = read(cache, prompt)
+    (cache, _), rest = jax.lax.scan(step, (cache, first), None, length=steps - 1)
+    return jnp.concatenate([first[:, None], rest.T], axis=1), cache

@@ -1,0 +1,100 @@
+"""What a quantizer makes of an array: its codes, and the bytes that hold them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped, UInt, UInt8
+
+from isojax._core.pytree import pytree, static
+
+
+@pytree
+class Outliers:
+    """Numbers kept out of the codes; made by `sparse`.
+
+    Attributes:
+        values: the numbers themselves.
+        index: the place of each among the numbers that share its scale.
+    """
+
+    values: Float[Array, "*batch k"]
+    index: UInt[Array, "*batch k"]
+
+    def stored(self, dtype: Any) -> Outliers:
+        """These outliers with values in `dtype`, as by `stored`."""
+        return Outliers(stored(self.values, dtype), self.index)
+
+
+@pytree
+class Codes:
+    """What a quantizer stores for one array.
+
+    Attributes:
+        values: the code of every number, in the shape of the array.
+        scale: what a code is multiplied by; broadcasts against `values` (for groups, against
+            `values` split into groups). None where the quantizer needs none.
+        offset: what is added after scaling; like `scale`.
+        bits: fixed-rate bits a code (their mean, where codes differ), or None where codes are
+            unbounded (to be entropy-coded).
+        outliers: numbers that are stored apart, or None.
+    """
+
+    values: Shaped[Array, "..."]
+    scale: Float[Array, "..."] | None = None
+    offset: Float[Array, "..."] | None = None
+    bits: int | float | None = static(default=None)
+    outliers: Outliers | None = None
+
+    def rounded(self, dtype: Any) -> Codes:
+        """These codes with scale and offset rounded to `dtype` as in `stored`, still in fp32."""
+        scale, offset = (
+            None if part is None else stored(part, dtype).astype(part.dtype)
+            for part in (self.scale, self.offset)
+        )
+        return Codes(self.values, scale, offset, self.bits, self.outliers)
+
+
+@pytree
+class Packed:
+    """Codes as stored: packed bits, and half-precision scales.
+
+    Attributes:
+        data: the codes of each vector along the last axis, without gaps up to its last byte.
+        scale: as in `Codes`, in the storage dtype.
+        offset: like `scale`.
+        outliers: as in `Codes`, with values in the storage dtype.
+        bits: as in `Codes`.
+        dim: codes a vector.
+        signed: whether codes were shifted by 2^(bits - 1) to be unsigned.
+    """
+
+    data: UInt8[Array, "*batch n"]
+    scale: Float[Array, "..."] | None
+    offset: Float[Array, "..."] | None
+    outliers: Outliers | None
+    bits: int | float = static()
+    dim: int = static()
+    signed: bool = static()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is stored; shapes suffice, as `jax.eval_shape` gives them."""
+        return nbytes(self)
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes of all arrays in a pytree."""
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
+
+
+def stored(part: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """`part` in the storage `dtype`; what lies beyond its finite range becomes its largest number.
+
+    A magnitude that rounds to zero is zero, and NaN stays NaN.
+    """
+    largest = float(jnp.finfo(dtype).max)
+    return jnp.clip(part, -largest, largest).astype(dtype)
