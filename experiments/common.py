@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -79,6 +80,7 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
     if settings.dry_run:
         return
     try:
+        _check_writable(settings.out)
         with jax.default_matmul_precision("highest"):  # fp32 means fp32, on GPUs too
             main(settings)
     except (ValueError, OSError) as error:
@@ -103,6 +105,14 @@ def _parse(config: type[C], name: str, doc: str | None) -> C:
         text = re.sub(r"[\u2500-\u257f]+", " ", errors.getvalue())
         text = re.sub(r"(?s)For full helptext.*|Parsing error", " ", text)
         _fail(" ".join(text.split()))
+
+
+def _check_writable(out: Path | None) -> None:
+    """Raise `ValueError`, before any work is done, unless rows can be written to the folder."""
+    assert out is not None
+    place = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ValueError(f"out must be a folder that can be written, got {out}.")
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

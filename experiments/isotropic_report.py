@@ -88,14 +88,14 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
         "again, which follow.",
         "## Change of the noise floor by rotation at 3 bit, paired with identity",
         *changes(rows),
-        "## Weights at 3 bit, in units of their rms; silent < 0.2, fired > 0.4",
+        "## Weights, in units of their rms; silent < 0.2, fired > 0.4",
         "Rows of a weight are output channels: scales a `token` are a row each, scales a "
         "`channel` one for each input. `output_nmse`: relative error of the layer's output on "
         "captured inputs. `pca`: axes of the weight's own rows.",
     ]  # fmt: skip
     for name in weights:
         of = study.rows(**(base | {"tensor": name}))
-        keys = ["transform", "quantizer", "granularity", "group"]
+        keys = ["transform", "quantizer", "bits", "granularity", "group"]
         metrics = ["nmse", "outlier_mse", "noise_floor_mse", "false_firing_share", "output_nmse"]
         parts += [f"### {name}", table(of, keys, metrics, cell=Stat.with_range)]
     return "\n\n".join(parts)

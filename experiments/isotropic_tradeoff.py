@@ -26,7 +26,11 @@ from experiments.common import Common, run
 from experiments.isotropic_report import PUBLISHED_CHECK, add_published, figure, text
 from experiments.tensor_study import Case, Tensor, check_names, study_tensor
 from isojax import metrics
+from isojax._core.checks import check_positive
 from isojax.report import Study
+
+BITS = (2, 3, 4, 5, 6, 8)
+QUANTIZERS = ("absmax", "absmax_mse", "lloyd_max")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,10 +49,13 @@ class Config(Common):
     """`pca` (fitted on the windows that follow) or names of `isojax.transforms`."""
     block: int = 0
     """Block of `block_hadamard`, 0 for the whole vector."""
-    quantizers: tuple[str, ...] = ("absmax", "absmax_mse", "lloyd_max")
-    """Fixed-rate quantizers of `isojax.quantizers`."""
-    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
-    """Bits a number; 3, the published one, is added for the table."""
+    quantizers: tuple[str, ...] = ()
+    """absmax, minmax (both also with `_mse`, `_percentile` for a range up to the 99.9% quantile,
+    `_std` for 4 standard deviations), kivi, lloyd_max. By default absmax, absmax_mse and lloyd_max,
+    for weights absmax and lloyd_max; absmax is added for the first table."""
+    bits: tuple[int, ...] = ()
+    """Bits a number. By default 2 3 4 5 6 8, for weights 3; 3, the published one, is added for the
+    first table."""
     granularities: tuple[str, ...] = ("tensor", "token", "channel", "group:64", "group:32")
     """What shares a scale: tensor, token, channel, or group:N."""
     top: float = 0.99
@@ -86,10 +93,21 @@ def main(config: Config) -> None:
     from isojax.models import capture_tensors, encode, load_model
 
     names = with_first(("identity", "haar"), config.transforms)
-    kinds = with_first(("absmax",), config.quantizers)
     scales = with_first(("tensor",), config.granularities)
-    bits = tuple(sorted({*config.bits, 3}))
-    check_names(names, kinds)
+    bits = tuple(sorted({*(config.bits or BITS), 3}))
+
+    def cases(kinds: tuple[str, ...], bits: tuple[int, ...]) -> list[Case]:
+        return [Case(q, b, g, config.levels) for q in kinds for b in bits for g in scales]
+
+    fixed = cases(with_first(("absmax",), config.quantizers or QUANTIZERS), bits)
+    fixed_weights = cases(config.quantizers or ("absmax", "lloyd_max"), config.bits or (3,))
+    check_names(names, [*fixed, *fixed_weights])
+    check_positive("seeds", config.seeds)
+    if not 0 <= config.skip_tokens < check_positive("length", config.tokens):
+        raise ValueError(
+            f"skip_tokens must be at least 0 and below length={config.tokens}, "
+            f"got {config.skip_tokens}."
+        )
     if config.tensor.startswith("weight:"):
         raise ValueError(f"tensor must be an activation, got {config.tensor!r}; see --weights.")
     assert config.out is not None
@@ -99,10 +117,15 @@ def main(config: Config) -> None:
     weights = config.weights or (f"weight:q_proj:{layer}", f"weight:down_proj:{layer}")
     inputs = {w: w.replace("weight:", "input:") for w in weights}
     tokens, count = encode(model.tokenizer, load_text(config.text)), config.texts
-    try:  # PCA axes are fitted on as many windows again
-        ids = windows(tokens, count * (1 + ("pca" in names)), config.tokens)
-    except ValueError as error:
-        raise ValueError(f"{error} PCA axes need as many windows again.") from None
+    ids = windows(tokens, count, config.tokens)
+    if "pca" in names:
+        fits = len(tokens) // config.tokens
+        if fits < 2 * count:
+            raise ValueError(
+                f"windows must be at most {fits // 2} with pca, whose axes are fitted on as many "
+                f"windows again: the text holds {fits} of {config.tokens} tokens, got {count}."
+            )
+        ids = windows(tokens, 2 * count, config.tokens)
     seen = [capture_tensors(model, window, (config.tensor, *inputs.values())) for window in ids]
 
     def joined(name: str, part: slice) -> Any:
@@ -133,7 +156,6 @@ def main(config: Config) -> None:
         study_tensor(study, on, tensor, transforms, cases, config.seeds)
 
     tensor = Tensor(x, at, samples, block=config.block)
-    fixed = [Case(q, b, g, config.levels) for q in kinds for b in bits for g in scales]
     run_cases(tensor, base, names, *fixed)
     run_cases(tensor, base, names, Case("none", 0))
     run_cases(tensor, base, names, Case("ecsq", 3))
@@ -145,8 +167,7 @@ def main(config: Config) -> None:
         w = w / jnp.sqrt(jnp.mean(w * w))
         at = metrics.thresholds(w, silent=0.2, fired=0.4)
         tensor = Tensor(w, at, w, joined(inputs[name], slice(count))[-256:], config.block)
-        fixed = [Case("absmax", 3, g, config.levels) for g in scales]
-        run_cases(tensor, base | {"tensor": name}, names, *fixed, Case("lloyd_max", 3))
+        run_cases(tensor, base | {"tensor": name}, names, *fixed_weights)
     written = text(study, base, list(weights), x.shape)
     study.finish(written, figure(study, base, bits, scales))
     print(written)

@@ -13,7 +13,13 @@ from isojax import metrics, quantizers, transforms
 from isojax.report import Study
 from isojax.sweep import sweep
 
-FIXED_RATE = tuple(name for name in quantizers.NAMES if name not in ("zero", "none"))
+CLIP = {"percentile": 0.999, "std": 4.0}  # quantile of |x|, and standard deviations
+FIXED_RATE = tuple(
+    dict.fromkeys((
+        *(name for name in quantizers.NAMES if name not in ("zero", "none")),
+        *(f"{family}_{rule}" for family in ("absmax", "minmax") for rule in CLIP),
+    ))
+)  # fmt: skip
 STACK = 2**29  # bytes of reconstructions that one program may hold side by side
 
 
@@ -21,7 +27,8 @@ class Case(NamedTuple):
     """What is done to the coordinates.
 
     Attributes:
-        quantizer: a name of `quantizers.from_name`, or `ecsq`, or `gaussian_noise`.
+        quantizer: of `FIXED_RATE` (names of `quantizers.from_name`, and `absmax` and `minmax` with
+            the ranges of `CLIP`), or `zero`, `none`, `ecsq`, `gaussian_noise`.
         bits: bits a number; for `ecsq` its rate, the codes of a channel sharing an entropy code.
         granularity: what shares a scale: tensor, token, channel, or group:N.
         levels: where the levels of `absmax` lie, see there.
@@ -40,7 +47,15 @@ class Case(NamedTuple):
     def scale(self) -> tuple[str, int]:
         """Granularity and group length (0 without groups), as the quantizers take them."""
         granularity, _, group = self.granularity.partition(":")
+        if group and not group.isdigit():
+            raise ValueError(f"granularities: group:N needs a number, got {self.granularity!r}.")
         return granularity, int(group or 0)
+
+    @property
+    def uniform(self) -> tuple[str, str]:
+        """`absmax` or `minmax` and its range rule, or twice an empty string."""
+        family, _, rule = self.quantizer.partition("_")
+        return (family, rule or "max") if family in ("absmax", "minmax") else ("", "")
 
     def config(self) -> dict[str, Any]:
         """Names and values of this case in the configuration of a row."""
@@ -51,8 +66,11 @@ class Case(NamedTuple):
             own |= {"coding": "entropy", "entropy_per": "channel"}
         if self.quantizer == "lloyd_max":
             own |= {"codebook": "gaussian"}
-        if self.quantizer.startswith("absmax"):
+        family, rule = self.uniform
+        if family == "absmax":
             own |= {"levels": self.levels}
+        if rule in CLIP:
+            own |= {"clip": CLIP[rule]}
         return own
 
     def make(self, key: jax.Array, y: jax.Array, haar: dict[str, jax.Array]) -> Any:
@@ -64,9 +82,11 @@ class Case(NamedTuple):
             noise_key = jax.random.fold_in(key, 1)  # the key itself draws the rotation
             return quantizers.gaussian_noise(noise_key, y.shape, haar["noise_floor"])
         bits = int(self.bits)
-        if self.quantizer.startswith("absmax"):
-            rule = "mse" if self.quantizer == "absmax_mse" else "max"
-            return quantizers.absmax(bits, *self.scale, levels=self.levels, range_rule=rule)
+        family, rule = self.uniform
+        if family:
+            factory = {"absmax": quantizers.absmax, "minmax": quantizers.minmax}[family]
+            own: dict[str, Any] = {"levels": self.levels} if family == "absmax" else {}
+            return factory(bits, *self.scale, range_rule=rule, clip=CLIP.get(rule), **own)
         return quantizers.from_name(self.quantizer, bits, *self.scale)
 
 
@@ -89,16 +109,19 @@ class Tensor:
     block: int = 0
 
 
-def check_names(names: Sequence[str], cases: Sequence[str]) -> None:
-    """Raise `ValueError` unless the transforms and the fixed-rate quantizers exist."""
+def check_names(names: Sequence[str], cases: Sequence[Case]) -> None:
+    """Raise `ValueError` unless the transforms and the fixed-rate cases exist."""
     for name in names:
         wrong = [part for part in name.split("@") if part not in transforms.NAMES]
         if wrong and name != "pca":
             allowed = ", ".join(transforms.NAMES)
             raise ValueError(f"transforms must be pca, or of {allowed}; got {wrong[0]!r}.")
-    for name in cases:
-        if name not in FIXED_RATE:
-            raise ValueError(f"quantizers must be of {', '.join(FIXED_RATE)}; got {name!r}.")
+    for case in cases:
+        if case.quantizer not in FIXED_RATE:
+            raise ValueError(
+                f"quantizers must be of {', '.join(FIXED_RATE)}; got {case.quantizer!r}."
+            )
+        case.make(jax.random.key(0), jnp.zeros(0), {})  # its own checks
 
 
 def study_tensor(

@@ -53,24 +53,27 @@ def costs(rows: list[Row]) -> str:
 
 
 def bench_model(rows: list[Row]) -> str:
-    """Speed and memory against torch."""
+    """Speed and memory against torch, plain and with logits in chunks."""
     rows = [r for r in rows if r.experiment == "bench_model"]
     lines = []
     for model in dict.fromkeys(r.config["model"] for r in rows):
         mine = select(rows, model=model)
-        for name in ("torch", "isojax"):
+        others = [n for n in ("torch_plain", "torch") if select(mine, implementation=n)]
+        for name in (*others, "isojax"):
             speed, peak, nll = (
                 summarize(mine, m, implementation=name)
                 for m in ("tokens_per_s", "peak_rss_bytes", "nll")
             )
             cells = [speed.format(3), f"{peak.mean / 1e9:.2f}", f"{nll.mean:.4f}", speed.n]
             lines.append([model, name, *cells])
-        sides = {"implementation": "isojax"}, {"implementation": "torch"}
-        ratios = [
-            1 + paired(mine, m, *sides, relative=True).mean
-            for m in ("tokens_per_s", "peak_rss_bytes")
-        ]
-        lines.append([model, "**ratio**", *(f"**{r:.2f}x**" for r in ratios), "", ""])
+        for name in others:
+            sides = {"implementation": "isojax"}, {"implementation": name}
+            ratios = [
+                1 + paired(mine, m, *sides, relative=True).mean
+                for m in ("tokens_per_s", "peak_rss_bytes")
+            ]
+            label = "**ratio**" if len(others) == 1 else f"**ratio to {name}**"
+            lines.append([model, label, *(f"**{r:.2f}x**" for r in ratios), "", ""])
     head = ["model", "", "tokens a second", "peak memory, GB", "nll", "processes"]
     return markdown(head, lines)
 

@@ -3,12 +3,15 @@
 import json
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_models import TEXT, small_model, tokenizer
 
 from experiments import isotropic_tradeoff, perplexity
 from experiments.common import run
+from experiments.tensor_study import FIXED_RATE, Case
 from isojax.models import save_checkpoint
 from isojax.report import read_rows, select
 
@@ -84,6 +87,65 @@ def test_the_tradeoff_has_a_row_for_every_case_and_seed(tradeoff):
     assert {r.config["group"] for r in haar} == {0, 8}
 
 
+def test_weights_are_measured_with_the_quantizers_and_bits_asked_for(call):
+    few = {"--seeds": 1, "--windows": 1, "--transforms": "haar", "--granularities": "tensor"}
+    arguments = [x for pair in few.items() for x in pair]
+    asked = ("--bits", 2, 4, "--quantizers", "minmax", "absmax_percentile")
+    out = call(isotropic_tradeoff, *arguments, *asked, "--weights", "weight:q_proj:1")
+    of_weight = select(rows(out), "nmse", tensor="weight:q_proj:1", transform="haar")
+    assert {(r.config["quantizer"], r.config["bits"]) for r in of_weight} == {
+        ("minmax", 2), ("minmax", 4), ("absmax_percentile", 2), ("absmax_percentile", 4),
+    }  # fmt: skip
+    table = (out / "table.md").read_text().partition("### weight:q_proj:1")[2]
+    assert "| absmax_percentile | 4 |" in table
+
+
+def test_every_range_of_the_uniform_quantizers_has_a_name_and_is_another_quantizer():
+    y = jnp.asarray(np.random.default_rng(0).standard_t(4, (64, 32)), "f4")
+    ends = {}
+    for name in FIXED_RATE:
+        case = Case(name, 4)
+        quantizer = case.make(jax.random.key(0), y, {})
+        ends[name] = float(jnp.abs(quantizer.decode(quantizer.encode(y))).max())
+    deviations = 4 * float(y.std())
+    assert ends["absmax"] == pytest.approx(float(jnp.abs(y).max()), rel=1e-5)
+    assert ends["absmax_percentile"] == pytest.approx(np.quantile(np.abs(y), 0.999), rel=1e-5)
+    assert ends["absmax_std"] == pytest.approx(deviations, rel=1e-5)
+    uniform = {name: end for name, end in ends.items() if name.startswith(("absmax", "minmax"))}
+    assert len(set(uniform.values())) == len(uniform) == 8
+    assert Case("absmax_std", 4).config()["clip"] == 4
+
+
+def test_a_text_too_short_for_pca_says_so_and_for_others_does_not(call, capsys, small):
+    from isojax.data import load_text
+    from isojax.models import encode, load_model
+
+    tokens = encode(load_model(str(small)).tokenizer, load_text(str(small / "text.txt")))
+    fits = len(tokens) // 64
+    for kind, windows, said in (
+        ("haar", fits + 1, f"at most {fits}:"),
+        ("pca", fits + 1, f"at most {fits}:"),
+        ("pca", fits, f"at most {fits // 2} with pca"),
+        ("pca", -1, "at least 1, got -1"),
+    ):
+        with pytest.raises(SystemExit):
+            call(isotropic_tradeoff, "--windows", windows, "--transforms", kind)
+        error = capsys.readouterr().err
+        assert said in error and ("fitted" in error) == ("with pca" in said)
+
+
+@pytest.mark.parametrize("module", [perplexity, isotropic_tradeoff])
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(call, capsys, tmp_path, module):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(SystemExit) as stop:
+            call(module, "--model", "/no/such/model", out=out)
+        assert stop.value.code == 2
+        assert f"error: out must be a folder that can be written, got {out}" in (
+            capsys.readouterr().err
+        )
+
+
 def test_a_killed_run_goes_on_with_more_seeds_and_loses_or_doubles_no_row(call, tradeoff, tmp_path):
     for name in ("config.json", "rows.jsonl"):
         (tmp_path / name).write_bytes((tradeoff / name).read_bytes())
@@ -152,6 +214,7 @@ def test_the_published_numbers_stand_in_the_rows(tradeoff):
         (["--nonsense", "1"], "nonsense"),
         (["--windows", "many"], "--windows"),
         (["--windows", "-1"], "windows must be"),
+        (["--length", "-5"], "length must be"),
         (["--windows", "5000"], "windows must be at most"),
         (["--model", "/no/such/model"], "/no/such/model"),
         (["--text", "/no/such/text"], "/no/such/text"),
@@ -173,7 +236,12 @@ def test_bad_input_ends_in_one_clear_line_and_code_2(call, capsys, module, argum
         (["--tensor", "hidden:99"], "hidden:99"),
         (["--transforms", "haar", "fourier"], "fourier"),
         (["--granularities", "group:7"], "7"),
-        (["--bits", "1"], "bits"),
+        (["--granularities", "group:x"], "group:x"),
+        (["--bits", "1"], "bits must be one of 2, 3"),
+        (["--bits", "9"], "got 9"),
+        (["--seeds", "0"], "seeds must be"),
+        (["--skip-tokens", "-1"], "skip_tokens must be at least 0"),
+        (["--skip-tokens", "64"], "below length=64, got 64"),
         (["--quantizers", "absmin"], "absmin"),
         (["--weights", "q_proj"], "q_proj"),
         (["--transforms", "pca@haar"], "pca"),

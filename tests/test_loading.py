@@ -12,7 +12,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import small_model, tokenizer
+from small_models import LLAMA3_ROPE, small_model, tokenizer
 
 from isojax.data import load_text, windows
 from isojax.models import capture_tensors, load_model, save_checkpoint, weight
@@ -62,6 +62,14 @@ def edit_tensors(path, **changes):
         ("num_key_value_heads", 3, "must divide num_attention_heads=4, got 3"),
         ("hidden_act", "gelu", "'gelu' is not supported"),
         ("use_sliding_window", True, "True is not supported"),
+        ("layer_types", ["full_attention", "sliding_attention"], "'sliding_attention' is not"),
+        ("partial_rotary_factor", 0.5, "0.5 is not supported, only 1"),
+        ("is_causal", False, "False is not supported"),
+        ("attn_logit_softcapping", 50.0, "50.0 is not supported"),
+        ("final_logit_softcapping", 30.0, "30.0 is not supported"),
+        ("quantization_config", {"quant_method": "awq"}, "'awq'} is not supported"),
+        ("attention_bias", "false", "true or false, got 'false'"),
+        ("tie_word_embeddings", 1, "true or false, got 1"),
     ],
 )
 def test_a_wrong_field_of_the_configuration_is_named(folder, field, value, said):
@@ -70,9 +78,52 @@ def test_a_wrong_field_of_the_configuration_is_named(folder, field, value, said)
     assert "config.json" in message and field in message and said in message
 
 
-def test_rope_scaling_of_another_kind_is_refused(folder):
-    edit_json(folder / "config.json", rope_scaling={"type": "yarn", "factor": 4.0})
-    assert "config.json: rope_type must be default or llama3; got 'yarn'" in error_of(folder)
+LLAMA3 = {name: value for name, value in LLAMA3_ROPE.items() if name != "rope_theta"}
+
+
+@pytest.mark.parametrize(
+    ("rope", "said"),
+    [
+        ({"type": "yarn", "factor": 4.0}, "rope_type must be default or llama3; got 'yarn'"),
+        ({"rope_type": "linear", "factor": 2.0}, "rope_type must be default or llama3"),
+        ({"rope_type": "dynamic", "factor": 2.0}, "rope_type must be default or llama3"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.25}, "partial_rotary_factor=0.25"),
+        ({"rope_type": "default", "rope_theta": "1e6"}, "rope_theta must be a positive number"),
+        ({"full_attention": {"rope_type": "default"}}, "of full_attention alone"),
+        ([1, 2], "must be an object"),
+        (LLAMA3 | {"factor": 0}, "factor of rope scaling llama3 must be a positive number, got 0"),
+        (LLAMA3 | {"original_max_position_embeddings": None}, "original_max_position_embeddings"),
+        (LLAMA3 | {"low_freq_factor": 4.0}, "low_freq_factor must be below high_freq_factor=4.0"),
+    ],
+)
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+def test_rotary_settings_that_the_decoder_has_not_are_refused(folder, field, rope, said):
+    edit_json(folder / "config.json", **{field: rope})
+    message = error_of(folder)
+    assert "config.json: " in message and said in message
+
+
+def test_rotary_settings_that_contradict_each_other_are_refused(folder):
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    edit_json(folder / "config.json", rope_parameters={"rope_theta": 1e4}, rope_scaling=yarn)
+    assert "rope_scaling and rope_parameters differ" in error_of(folder)
+    context = {"original_max_position_embeddings": 4096}
+    edit_json(folder / "config.json", rope_parameters=None, rope_scaling=LLAMA3, **context)
+    assert "original_max_position_embeddings=4096 is not" in error_of(folder)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 1},
+        {"layer_types": ["full_attention"] * 2, "partial_rotary_factor": 1.0},
+        {"attention_bias": None, "quantization_config": None, "hidden_act": "swish"},
+        {"rope_scaling": None, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}},
+    ],
+)
+def test_fields_that_change_nothing_are_accepted(folder, fields):
+    edit_json(folder / "config.json", **fields)
+    assert load_model(str(folder)).config == MODEL.config
 
 
 Q0 = "model__layers__0__self_attn__q_proj__weight"
@@ -320,8 +371,8 @@ def write_gguf(path, fields=(), tensors=()):
     shapes |= {"token_embd.weight": (300, 32), "output_norm.weight": (32,)}
     arrays = {name: np.ones(shape, "f4") for name, shape in shapes.items()} | dict(tensors)
     writer = gguf.GGUFWriter(path, metadata.pop("general.architecture", "llama"))
-    adders = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
-              list: writer.add_array}  # fmt: skip
+    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+              str: writer.add_string, list: writer.add_array}  # fmt: skip
     for key, value in metadata.items():
         if value is not None:
             adders[type(value)](key, value)
@@ -346,6 +397,21 @@ def write_gguf(path, fields=(), tensors=()):
         ("llama.attention.value_length", 16, "16 is not supported, only 8"),
         ("llama.rope.dimension_count", 4, "4 is not supported, only 8"),
         ("llama.rope.scaling.type", "yarn", "'yarn' is not supported"),
+        ("llama.rope.scaling.factor", 4.0, "4.0 is not supported, only 1"),
+        ("llama.rope.scale_linear", 2.0, "2.0 is not supported, only 1"),
+        ("llama.rope.scaling.attn_factor", 1.5, "1.5 is not supported, only 1"),
+        ("llama.attention.sliding_window", 4096, "4096 is not supported, only 0"),
+        ("llama.attention.causal", False, "False is not supported"),
+        ("llama.attention.clamp_kqv", 8.0, "8.0 is not supported"),
+        ("llama.attention.max_alibi_bias", 8.0, "8.0 is not supported"),
+        ("llama.attention.scale", 0.25, "0.25 is not supported"),
+        ("llama.attn_logit_softcapping", 50.0, "50.0 is not supported"),
+        ("llama.final_logit_softcapping", 30.0, "30.0 is not supported"),
+        ("llama.embedding_scale", 12.0, "12.0 is not supported, only 1"),
+        ("llama.residual_scale", 0.5, "0.5 is not supported, only 1"),
+        ("llama.logit_scale", 0.5, "0.5 is not supported, only 1"),
+        ("llama.use_parallel_residual", True, "True is not supported"),
+        ("llama.expert_count", 8, "8 is not supported, only 0"),
         ("tokenizer.ggml.model", "llama", "must be one of gpt2; got 'llama'"),
         ("tokenizer.ggml.pre", "deepseek-llm", "got 'deepseek-llm'"),
         ("tokenizer.ggml.pre", None, "is missing"),
@@ -362,6 +428,18 @@ def test_a_wrong_field_of_a_gguf_is_named(field, value, said, tmp_path):
     message = error_of(path)
     assert str(path) in message and said in message
     assert field in message or "num_attention_heads" in said
+
+
+def test_fields_of_a_gguf_that_change_nothing_are_accepted(tmp_path):
+    write_gguf(tmp_path / "plain.gguf")
+    neutral = {
+        "llama.attention.sliding_window": 0, "llama.attention.causal": True,
+        "llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0,
+        "llama.rope.dimension_count": 8, "llama.expert_count": 0, "llama.logit_scale": 1.0,
+    }  # fmt: skip
+    write_gguf(tmp_path / "same.gguf", neutral)
+    plain, same = (load_model(str(tmp_path / f"{n}.gguf")) for n in ("plain", "same"))
+    assert plain.config == same.config
 
 
 def test_a_tokenizer_of_a_gguf_larger_than_its_vocabulary_is_refused(tmp_path):

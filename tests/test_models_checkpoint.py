@@ -1,14 +1,25 @@
 """Checkpoint folders that torch wrote or reads, in every form they come in."""
 
+import copy
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from small_models import CASES, TEXT, small_config, tokenizer, torch_model
+from small_models import (
+    CASES,
+    FAMILIES,
+    LLAMA3_ROPE,
+    TEXT,
+    small_config,
+    tokenizer,
+    torch_model,
+)
 from transformers import AutoModelForCausalLM
 
-from isojax.models import encode, load_model, save_checkpoint, weight
+from isojax.models import config_from_hf, encode, load_model, save_checkpoint, weight
 from isojax.models.names import GGUF, HF, leaves
 
 
@@ -47,6 +58,41 @@ def test_a_tied_head_may_be_in_the_file_too(tmp_path):
         fields.replace('"tie_word_embeddings": false', '"tie_word_embeddings": true')
     )
     assert "head" not in load_model(str(tmp_path)).params
+
+
+SIZES = {
+    "hidden_size": 512, "num_attention_heads": 2, "num_key_value_heads": 2,
+    "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_theta": 5e5},
+        {},
+        {"rope_theta": 2e5, "rope_scaling": {"type": "default"}},
+        {"rope_scaling": {"rope_type": "default", "rope_theta": 3e5}, "rope_theta": 2e5},
+        {"rope_scaling": LLAMA3_ROPE, "original_max_position_embeddings": 8192},
+    ],
+)
+def test_rotary_fields_mean_what_they_mean_to_torch(field, fields):
+    fields = {field if name == "rope_scaling" else name: x for name, x in fields.items()}
+    for family, (make_config, _) in FAMILIES.items():
+        ours = config_from_hf({"model_type": family} | SIZES | fields)
+        torchs = make_config(**copy.deepcopy(SIZES | fields))
+        rope = torchs.rope_parameters
+        assert ours.rope_theta == rope["rope_theta"]
+        known = {} if ours.rope_scaling is None else dataclasses.asdict(ours.rope_scaling)
+        assert known == {name: rope[name] for name in known}
+        assert bool(known) == (rope["rope_type"] == "llama3")
+
+
+def test_a_qwen3_without_a_head_dim_has_that_of_torch():
+    for family, (make_config, _) in FAMILIES.items():
+        want = getattr(make_config(**SIZES), "head_dim", None) or 256
+        assert config_from_hf({"model_type": family} | SIZES).head_dim == want
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float64])
