@@ -53,6 +53,14 @@ class Config(Common):
     """As `--text`; by default the windows of the text that follow those it is tested on."""
     calibration_windows: int = 8
     """Windows to fit on."""
+    needles: tuple[int, ...] = ()
+    """Lengths of prompts of the recall probe, such as 1024 4096 8192: many lines that give a code
+    to a name, and one asked for at the end."""
+    prompts: int = 8
+    """Prompts of each length."""
+    induction: int = -1
+    """Texts of the induction probe, random tokens said twice; -1 for 4 with the tiny model, which
+    is too small for needles, and none with others."""
 
     @property
     def tokens(self) -> int:  # noqa: D102
@@ -72,7 +80,7 @@ class Config(Common):
 
 def main(config: Config) -> None:
     """Fit, score, and write what the record does not hold yet."""
-    from experiments.kv_trial import Trial
+    from experiments.kv_trial import Trial, make_probes
     from isojax.data import load_text, windows
     from isojax.models import encode, load_model
 
@@ -84,7 +92,7 @@ def main(config: Config) -> None:
         for value in values:
             check_choice(name, value, allowed)
     grows = ("seeds", "methods", "bits", "targets", "windows")
-    study = Study("kv_cache", config.out, config, grows=grows)
+    study = Study("kv_cache", config.out, config, grows=(*grows, "needles"))
     model = load_model(config.model)
     ids = encode(model.tokenizer, load_text(config.text))
     apart = bool(config.calibration_text)
@@ -100,50 +108,61 @@ def main(config: Config) -> None:
     }  # fmt: skip
     trial = Trial(model, jnp.asarray(fit_on), config.tokens)
 
+    probes = make_probes(config, model)
     points = [
         (name, bits, target, seed)
         for bits in config.bits
         for name in config.methods
         for target in config.targets
-        for seed in range(config.seeds if any(r.random for r in METHODS[name]) else 1)
+        for seed in range(config.seeds if random(name) else 1)
     ]
     with Progress() as bar:
-        task = bar.add_task("exact cache", total=(len(points) + 1) * config.texts)
-        plain = []
+        task = bar.add_task("exact cache", total=len(points) + 1)
+        row = base | {"method": "none"}
         for i in range(config.texts):
-            row = base | {"method": "none", "window": i}
-            if not study.has(row, None, ["nll"]):
-                study.add(row, None, {"nll": trial.nll(both[i])})
-            plain.append(study.rows("nll", **row)[0].value)
-            bar.advance(task)
+            if not study.has(row | {"window": i}, None, ["nll"]):
+                study.add(row | {"window": i}, None, {"nll": trial.nll(both[i])})
+        for own, metric, probe in probes:
+            if not study.has(row | own, None, [metric]):
+                study.add(row | own, None, {metric: probe(trial, (None, None))})
+        plain = [study.rows("nll", **row, window=i)[0].value for i in range(config.texts)]
+        bar.advance(task)
         for name, bits, target, seed in points:
             bar.update(task, description=f"{name} {bits} bit {target}")
             recipes = [
-                dataclasses.replace(r, sinks=config.sinks, recent=config.recent)
+                dataclasses.replace(
+                    r, sinks=max(r.sinks, config.sinks), recent=max(r.recent, config.recent)
+                )
                 for r in METHODS[name]
             ]
-            keys, values = (
-                r if side in target else None for side, r in zip("KV", recipes, strict=True)
-            )
+            keys = recipes[0] if "K" in target else None
+            values = recipes[1] if "V" in target else None
             words = dataclasses.asdict(recipes["KV".index(target[0])])
             point = base | words | {"method": name, "target": target, "bits": bits}
-            row_seed = seed if any(r.random for r in recipes) else None
-            todo = [
-                i for i in range(config.texts)
-                if not study.has(point | {"window": i}, row_seed, ["nll", "delta_nll"])
-            ]  # fmt: skip
-            bar.advance(task, config.texts - len(todo))
-            if not todo and study.has(point, row_seed, ["bytes_per_token"]):
-                continue
-            stores = trial.fit(seed, bits, keys, values)
-            study.add(point, row_seed, trial.measure(stores, both[0]))
-            for i in todo:
-                nll = trial.nll(both[i], stores)
-                found = {"nll": nll, "delta_nll": nll - plain[i]}
-                study.add(point | {"window": i}, row_seed, found)
-                bar.advance(task)
+            row_seed = seed if random(name) else None
+            stores = None
+            todo: list[tuple[dict[str, Any], str, Any]] = [({}, "bytes_per_token", None)]
+            todo += [({"window": i}, "delta_nll", None) for i in range(config.texts)]
+            for own, metric, probe in (*todo, *probes):
+                if study.has(point | own, row_seed, [metric]):
+                    continue
+                stores = stores or trial.fit(seed, bits, keys, values)
+                if probe is not None:
+                    found = {metric: probe(trial, stores)}
+                elif own:
+                    nll = trial.nll(both[own["window"]], stores)
+                    found = {"nll": nll, "delta_nll": nll - plain[own["window"]]}
+                else:
+                    found = trial.measure(stores, both[0])
+                study.add(point | own, row_seed, found)
+            bar.advance(task)
     study.finish(text(study, base, config.texts), figure(study, base))
     print((config.out / "table.md").read_text(encoding="utf-8"))
+
+
+def random(name: str) -> bool:
+    """Whether a seed changes the method."""
+    return any(recipe.random for recipe in METHODS[name])
 
 
 if __name__ == "__main__":

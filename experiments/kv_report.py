@@ -30,6 +30,8 @@ COLUMNS = {
     "key_cosine": "K cosine",
     "value_cosine": "V cosine",
     "rate_bits": "bits a number",
+    "induction_nll": "induction nll",
+    "needle_accuracy": "needles found",
     "bytes_per_token": "bytes a token",
     "compression_ratio": "fp16 / bytes",
 }
@@ -40,10 +42,16 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
     rows = study.rows(**base)
     rows = [r for r in rows if r.config.get("window", 0) < windows]
     exact = summarize(rows, "nll", method="none")
+    probes = [
+        f"{r.metric} {r.value:.4g} at {r.config['probe_length']} tokens"
+        for r in select(rows, method="none")
+        if "probe" in r.config
+    ]
     parts = [
         f"# The KV cache of {base['model']} in few bits",
         f"{windows} windows of {base['length']} tokens of {base['text']}, exact cache: nll "
-        f"{exact.mean:.4f} nat a token. Fitted on {base['calibration']}.",
+        f"{exact.mean:.4f} nat a token. Fitted on {base['calibration']}."
+        + (f" Exact cache on the recall probes: {', '.join(probes)}." if probes else ""),
         "**How a perplexity with a quantized cache is computed here.** Each window is read in one "
         "pass through the packed cache. Every query attends to codes at all positions up to and "
         "with its own, from the first token on, prompt included; a token is exact only where its "
@@ -51,7 +59,9 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
         "maxima are fp16 and counted in the bytes. `delta nll` is the mean over windows and seeds "
         "of nll minus the exact cache's on the same window, ± its standard error over windows. "
         "Logit error (rms, each row's mean removed), attention KL, output NMSE and cosines are "
-        "over all layers on the tensors of the exact model, first window.",
+        "over all layers on the tensors of the exact model, first window. Needles: lines that give "
+        "a code to a name, one asked for, greedy; induction: random tokens said twice, the nll of "
+        "the second time.",
     ]
     for bits in sorted({r.config["bits"] for r in rows if "bits" in r.config}):
         for target in ("K", "V", "KV"):
@@ -71,6 +81,7 @@ def over_windows(rows: Sequence[Row], metric: str) -> Stat:
 def lines(rows: Sequence[Row]) -> str:
     """One line a method, the least loss first."""
     names = list(dict.fromkeys(r.config["method"] for r in rows))
+    shown = {metric: head for metric, head in COLUMNS.items() if select(rows, metric)}
     found = []
     for name in names:
         mine = select(rows, method=name)
@@ -81,14 +92,17 @@ def lines(rows: Sequence[Row]) -> str:
             stat([r.value for r in select(mine, "delta_nll") if r.seed == seed]).mean
             for seed in sorted({r.seed for r in select(mine, "delta_nll")}, key=str)
         ]
-        cells = {"nll": f"{_exp(nll.mean):.5g}", "delta_nll": f"{loss.mean:.4f} ± {loss.sem:.4f}"}
-        for metric in COLUMNS:
+        cells: dict[str, str] = {
+            "nll": f"{_exp(nll.mean):.5g}",
+            "delta_nll": f"{loss.mean:.4f} ± {loss.sem:.4f}",
+        }
+        for metric in shown:
             if metric not in cells:
                 values = [r.value for r in select(mine, metric)]
                 cells[metric] = stat(values).format(3) if values else "-"
         seeds = f"{stat(per_seed).sd:.2g} ({len(per_seed)})" if len(per_seed) > 1 else "-"
-        found.append((loss.mean, [name, *(cells[m] for m in COLUMNS), seeds]))
-    header = ["method", *COLUMNS.values(), "sd over seeds (n)"]
+        found.append((loss.mean, [name, *(cells[m] for m in shown), seeds]))
+    header = ["method", *shown.values(), "sd over seeds (n)"]
     return markdown(header, [line for _, line in sorted(found, key=lambda f: f[0])])
 
 

@@ -8,11 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from isojax import metrics
-from isojax.kvcache import PackedSide, Recipe, Store
-from isojax.models import LanguageModel, empty_cache, forward, token_nll
+from isojax.data import (
+    Needles,
+    induction_tokens,
+    needle_accuracy,
+    needle_prompts,
+    second_half,
+)
+from isojax.kvcache import Cache, PackedSide, Recipe, Store
+from isojax.models import LanguageModel, empty_cache, forward, logits, token_nll
 from isojax.models.hooks import Site
 from isojax.models.rope import rope_frequencies
 
@@ -34,14 +41,21 @@ class Trial:
         def capture(params: Any, ids: Any) -> dict[str, Array]:
             return forward(params, config, ids[None], capture=sites).captured
 
-        @jax.jit
-        def score(params: Any, ids: Any, keys: Store | None, values: Store | None) -> Array:
-            cache = None
-            if keys is not None or values is not None:
-                cache = empty_cache(config, 1, tokens, keys=keys, values=values)
-            return token_nll(params, config, ids[None], cache=cache).mean()
+        def cache_for(ids: Array, keys: Store | None, values: Store | None) -> Cache | None:
+            if keys is None and values is None:
+                return None
+            return empty_cache(config, 1, len(ids), keys=keys, values=values)
 
-        self._capture, self._score = capture, score
+        @jax.jit
+        def score(params: Any, ids: Any, *stores: Any) -> Float[Array, " t-1"]:
+            return token_nll(params, config, ids[None], cache=cache_for(ids, *stores))[0]
+
+        @functools.partial(jax.jit, static_argnames="last")
+        def predict(params: Any, ids: Any, last: int, *stores: Any) -> Int[Array, " last"]:
+            hidden = forward(params, config, ids[None], cache=cache_for(ids, *stores)).hidden
+            return logits(params, hidden[0, -last - 1 : -1]).argmax(-1)
+
+        self._capture, self._score, self._predict = capture, score, predict
         seen = [self._capture(model.params, ids) for ids in calibration]
         # [layers, n, tokens, heads, dim]
         self.samples = {k: jnp.concatenate([s[k] for s in seen], axis=1) for k in ("key", "value")}
@@ -56,7 +70,21 @@ class Trial:
 
     def nll(self, ids: np.ndarray, stores: Stores = (None, None)) -> float:
         """Mean nll of one window in nat a token, read through the cache."""
-        return float(self._score(self.model.params, jnp.asarray(ids), *stores))
+        return float(self._score(self.model.params, jnp.asarray(ids), *stores).mean())
+
+    def needle_accuracy(self, needles: Needles, stores: Stores = (None, None)) -> float:
+        """Share of prompts whose answer is found through the cache."""
+        last = needles.answer.shape[1]
+        predicted = [
+            self._predict(self.model.params, jnp.asarray(ids), last, *stores)
+            for ids in needles.tokens
+        ]
+        return needle_accuracy(np.stack(predicted), needles)
+
+    def induction_nll(self, texts: Array, stores: Stores = (None, None)) -> float:
+        """Mean nll of the second halves of texts that say the same twice, nat a token."""
+        nll = [self._score(self.model.params, ids, *stores) for ids in texts]
+        return float(second_half(jnp.stack(nll)).mean())
 
     def measure(self, stores: Stores, ids: np.ndarray) -> dict[str, float]:
         """Bytes, and what the codes make of the keys, values and attention of one window.
@@ -86,6 +114,23 @@ class Trial:
             else:
                 found[name] = float(values.mean())
         return found
+
+
+def make_probes(config: Any, model: LanguageModel) -> list[tuple[dict[str, Any], str, Any]]:
+    """The recall probes asked for: how rows name each, its metric, and how to run it."""
+    probes: list[tuple[dict[str, Any], str, Any]] = []
+    for length in config.needles:
+        key = jax.random.key(length)
+        needles = needle_prompts(key, model.tokenizer, length, config.prompts)
+        own = {"probe": "needle", "probe_length": length, "prompts": config.prompts}
+        probes.append((own, "needle_accuracy", lambda t, s, n=needles: t.needle_accuracy(n, s)))
+    texts = config.induction if config.induction >= 0 else 4 * (config.model == "tiny")
+    if texts:
+        key, length = jax.random.key(0), config.tokens // 2 * 2
+        said = induction_tokens(key, model.config.vocab_size, length, texts)
+        own = {"probe": "induction", "probe_length": length, "prompts": texts}
+        probes.append((own, "induction_nll", lambda t, s: t.induction_nll(said, s)))
+    return probes
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "bits"))

@@ -52,6 +52,11 @@ class Transform(abc.ABC):
     def _apply(self, x: Array) -> Array:
         """`apply` on an array of the right length in the compute dtype."""
 
+    def _resized(self, x: Array, size: int) -> Array:
+        """The first `size` numbers that `_apply` makes of `x`, which zeros follow up to `dim`."""
+        pads = [(0, 0)] * (x.ndim - 1) + [(0, self.dim - x.shape[-1])]
+        return self._apply(jnp.pad(x, pads))[..., :size]
+
     def apply(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
         """Transform the last axis of `x`: `x @ self.matrix()`.
 

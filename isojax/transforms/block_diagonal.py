@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import jax
-from jaxtyping import Array
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from isojax._core.checks import check_positive
 from isojax._core.pytree import pytree, static
@@ -80,3 +81,29 @@ def repeat(block: Transform, count: int) -> BlockDiagonal:
         ValueError: `count` is not a whole number of at least 1.
     """
     return BlockDiagonal(block, check_positive("count", count), shared=True)
+
+
+def block_product(
+    x: Float[Array, "*batch d"], m: Float[Array, "k k n"], size: int = 0
+) -> Float[Array, "*batch e"]:
+    """Block b of `x`, of k neighbours, times the matrix `m[:, :, b]`; for k of a few.
+
+    Written number by number: XLA makes one loop of it, which reads and writes each vector once,
+    and keeps `m` out of that loop where it comes from a matrix product. A last block cut short is
+    a term of its own, since padding or cropping inside of that loop makes it slow.
+
+    Args:
+        x: vectors of n k numbers, or fewer, of the last block: as if padded with zeros.
+        m: the matrices.
+        size: how many numbers to return, if not the length of `x`: cropped likewise.
+    """
+    k, size = len(m), size or x.shape[-1]
+    whole = min(x.shape[-1], size) // k
+    v = x[..., : whole * k].reshape(*x.shape[:-1], whole, k)
+    columns = [sum(v[..., j] * m[j, i, :whole] for j in range(k)) for i in range(k)]
+    y = jnp.stack(columns, axis=-1).reshape(*x.shape[:-1], whole * k)
+    rest = x[..., whole * k :]
+    if rest.shape[-1] == size - whole * k == 0:
+        return y
+    last = sum(rest[..., j, None] * m[j, : size - whole * k, whole] for j in range(rest.shape[-1]))
+    return jnp.concatenate([y, last], axis=-1)

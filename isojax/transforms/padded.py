@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from isojax._core.checks import check_positive
@@ -48,10 +47,7 @@ class Padded(Transform):
         return self.inner.fmas
 
     def _apply(self, x: Array) -> Array:
-        if self.transposed:
-            return self.inner.apply(x)[..., : self.size]
-        pads = [(0, 0)] * (x.ndim - 1) + [(0, self.inner.dim - self.size)]
-        return self.inner.apply(jnp.pad(x, pads))
+        return self.inner._resized(x, self.out_dim)
 
 
 def padded(inner: Transform, size: int) -> Padded:

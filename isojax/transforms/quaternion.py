@@ -7,11 +7,22 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from isojax._core.checks import check_choice, check_divides, check_positive
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
+from isojax.transforms.block_diagonal import block_product
+
+# _TABLE[i, j] is the product e_i e_j of two of 1, i, j, k; _SIGNS conjugates.
+_SIGNS = np.array([1, -1, -1, -1], np.float32)
+_TABLE = np.zeros((4, 4, 4), np.float32)
+for _i, _j, _k in ((1, 2, 3), (2, 3, 1), (3, 1, 2)):
+    _TABLE[0, _i, _i] = _TABLE[_i, 0, _i] = _TABLE[_i, _j, _k] = 1
+    _TABLE[_j, _i, _k] = _TABLE[_i, _i, 0] = -1
+_TABLE[0, 0, 0] = 1
+_SANDWICH = np.einsum("ijm,mkl,k->jlik", _TABLE, _TABLE, _SIGNS)  # e_i e_j conj(e_k)
 
 
 def hamilton(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "... 4"]:
@@ -29,16 +40,25 @@ def hamilton(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Floa
     )
 
 
-def conjugate(q: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
-    """(w, -x, -y, -z): the inverse of a unit quaternion."""
-    return q * jnp.array([1, -1, -1, -1], q.dtype)
+def conjugate(q: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+    """(w, -x, -y, -z), or (c, -s) of a complex number: the inverse of a unit one."""
+    return q * jnp.array(_SIGNS[: q.shape[-1]], q.dtype)
 
 
-def normalize(u: Float[Array, "*batch 4"]) -> Float[Array, "*batch 4"]:
-    """The unit quaternion u / |u|; at u = 0 it is 1, with gradient zero."""
-    one = jnp.array([1, 0, 0, 0], u.dtype)
+def normalize(u: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+    """The unit quaternion, or complex number, u / |u|; at u = 0 it is 1, with gradient zero."""
+    one = jnp.array(np.eye(u.shape[-1])[0], u.dtype)
     u = jnp.where((u * u).sum(-1, keepdims=True) > 0, u, one)
     return u / jnp.sqrt((u * u).sum(-1, keepdims=True))
+
+
+def sandwich(left: Float[Array, "n 4"], right: Float[Array, "n 4"]) -> Float[Array, "4 4 n"]:
+    """The matrices M of v -> qL v conj(qR) as v M, q = u / |u|, one a last index.
+
+    As a matrix product, so that `block_product` finds them ready.
+    """
+    pairs = normalize(left)[:, :, None] * normalize(right)[:, None, :]
+    return jnp.einsum("jlik,nik->jln", _SANDWICH.astype(left.dtype), pairs, precision="highest")
 
 
 @pytree
@@ -75,11 +95,11 @@ class Quaternion(Transform):
         return 4 * self.params
 
     def _apply(self, x: Array) -> Array:
-        v = x.reshape(*x.shape[:-1], self.dim // 4, 4)
-        v = hamilton(normalize(self.left.astype(x.dtype)), v)
+        left = self.left.astype(x.dtype)
         if self.right is not None:
-            v = hamilton(v, conjugate(normalize(self.right.astype(x.dtype))))
-        return v.reshape(x.shape)
+            return block_product(x, sandwich(left, self.right.astype(x.dtype)))
+        v = x.reshape(*x.shape[:-1], self.dim // 4, 4)
+        return hamilton(normalize(left), v).reshape(x.shape)
 
 
 def quaternion(key: Key[Array, ""], dim: int, form: str = "full") -> Quaternion:

@@ -1,0 +1,290 @@
+"""What `stage1` says about its rows: the published figures beside ours, four tables, a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from isojax.report import (
+    Row,
+    Stat,
+    Study,
+    draw_lines,
+    markdown,
+    new_figure,
+    paired,
+    select,
+    stat,
+    summarize,
+    table,
+)
+
+PUBLISHED = "IsoQuant (published)"
+CUDA = "NVIDIA RTX 4090, CUDA (published)"
+COSTS = {  # d = 128: parameters, FMAs
+    "haar": (16384, 16384),
+    "rotor": (172, 2408),
+    "planar": (128, 256),
+    "quaternion_full": (256, 1024),
+    "quaternion_fast": (128, 512),
+}
+TIMED = ("rotor", "quaternion_full", "quaternion_fast", "planar")
+TIMES = {  # us for 8192 vectors of 128, 256, 512 numbers, in the order of TIMED
+    ("float16", 2): ((32.7, 8.5, 8.2, 8.5), (32.6, 8.8, 8.3, 8.4), (36.0, 8.4, 8.5, 8.3)),
+    ("float16", 3): ((36.4, 6.2, 6.1, 6.2), (36.8, 9.7, 9.5, 9.2), (39.9, 9.9, 8.4, 9.6)),
+    ("float16", 4): ((44.2, 9.6, 9.4, 9.4), (46.7, 8.1, 7.5, 7.5), (50.4, 13.9, 12.5, 13.4)),
+    ("float32", 2): ((33.4, 7.3, 7.1, 7.0), (33.8, 7.4, 7.2, 7.2), (37.8, 12.1, 11.4, 10.5)),
+    ("float32", 3): ((35.1, 6.9, 7.6, 7.1), (37.9, 7.2, 7.0, 6.9), (44.1, 12.5, 11.5, 11.0)),
+    ("float32", 4): ((44.7, 8.2, 8.2, 8.3), (47.9, 8.1, 7.6, 7.5), (52.9, 14.8, 13.5, 13.9)),
+}
+COLUMNS = {
+    "nmse": "NMSE, mean of layers",
+    "nmse_worst_layer": "NMSE, worst layer",
+    "cosine": "cosine",
+    "block_energy_cv": "block energy, cv",
+    "saturation_share": "saturated share",
+}
+
+
+def theory(levels: Any, dim: int, law: str) -> float:
+    """NMSE of one coordinate of a random unit vector, to the nearest of `levels`, by quadrature.
+
+    Args:
+        levels: in increasing order.
+        dim: length of the vector.
+        law: `sphere` for f(z) ~ (1 - z^2)^((dim - 3) / 2), `gaussian` for N(0, 1/dim).
+    """
+    levels = np.asarray(levels, np.float64)
+    if law == "sphere":
+        t = np.linspace(-np.pi / 2, np.pi / 2, 400_001)
+        z, mass = np.sin(t), np.cos(t) ** (dim - 2)
+    else:
+        z = np.linspace(-10, 10, 400_001) / dim**0.5
+        mass = np.exp(-dim * z**2 / 2)
+    nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, z)]
+    return float(dim * np.sum(mass * (z - nearest) ** 2) / np.sum(mass))
+
+
+def add_published(study: Study) -> None:
+    """Record the published numbers, so that the tables are made of rows alone."""
+
+    def add(config: dict[str, Any], metrics: dict[str, float], device: str) -> None:
+        rows = study.stamp.rows({"source": PUBLISHED} | config, None, metrics)
+        study.record.append(
+            dataclasses.replace(r, device=device, versions={}, commit="unknown") for r in rows
+        )
+
+    for name, (params, fmas) in COSTS.items():
+        config = {"section": "cost", "transform": name, "dim": 128}
+        add(config, {"params": float(params), "fmas": float(fmas)}, "published")
+    for (dtype, bits), by_dim in TIMES.items():
+        for dim, us in zip((128, 256, 512), by_dim, strict=True):
+            for name, value in zip(TIMED, us, strict=True):
+                config = {"section": "time", "dim": dim, "dtype": dtype, "vectors": 8192}
+                add(config | {"transform": name, "bits": bits}, {"time_us": value}, CUDA)
+
+
+def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:
+    """The report in Markdown."""
+    shown = 3 if 3 in bits else bits[0]
+    real = sorted(study.rows(**base), key=lambda r: r.config["tensor"])
+    return "\n\n".join(
+        [
+            f"# Stage 1: rotate, Lloyd-Max, rotate back; unit vectors, and {base['model']}",
+            finding(study, base, shown),
+            "Cells are mean ± sd over the seeds; codebook `gaussian` is that of N(0, 1/d), "
+            "`sphere` that of a coordinate of a random unit vector. `theory` is the distortion "
+            "of each codebook under its own law; the first is reached as d grows.",
+            "## Cost of the rotation of one vector",
+            costs(study),
+            "A rotor counts 56 FMAs a block of three, as in the published multivector form, which "
+            "carries eight numbers; it is a rotation of three numbers, and the 3 x 3 matrix used "
+            "here takes 9. Blocks of three pad 128 to 129, 256 to 258 and 512 to 513.",
+            "## Synthetic unit vectors: squared error a vector (NMSE)",
+            synthetic(study),
+            f"## Keys (after RoPE) and values of {base['model']}",
+            f"{base['windows']} windows of {base['length']} tokens, all layers and heads, "
+            f"d = {base['dim']}; one rotation a seed for all. `block energy, cv`: coefficient of "
+            "variation of the energy in blocks of four, in the rotated coordinates; "
+            f"sqrt((2 d - 8) / (4 (d + 2))) = {isotropic_cv(base['dim']):.3f} for an isotropic "
+            "vector. `saturated share`: "
+            "numbers beyond the outermost level. Layers weigh alike.",
+            by_transform(real, ("tensor", "codebook", "bits")),
+            f"At {shown} bit, codebook `gaussian`:",
+            table(
+                select(real, codebook="gaussian", bits=shown),
+                ["tensor", "transform"],
+                COLUMNS,
+            ),
+            "## Time",
+            *times(study),
+        ]
+    )  # fmt: skip
+
+
+def isotropic_cv(dim: int) -> float:
+    """Root mean square of the coefficient of variation of block energies, isotropic vectors.
+
+    The share of a block of 4 is Beta(2, d/2 - 2).
+    """
+    return ((2 * dim - 8) / (4 * (dim + 2))) ** 0.5
+
+
+def finding(study: Study, base: dict[str, Any], bits: int) -> str:
+    """What the rows say of the question, in words."""
+    plain = {"codebook": "gaussian", "bits": bits}
+    iso = study.rows("nmse", section="synthetic", **plain)
+    dims, dtypes = ({r.config[name] for r in iso} for name in ("dim", "dtype"))
+    settings = [select(iso, dim=d, dtype=t) for d in dims for t in dtypes]
+    apart = max((abs(c.mean), c.sd) for rows in settings for c in changes(rows).values())
+    limit = summarize(study.rows(section="theory", **plain), "nmse").mean
+    lines = [
+        f"On isotropic unit vectors at {bits} bit the NMSE is {stat(r.value for r in iso).mean:.4g}"
+        f" (in the Gaussian limit {limit:.4g}); the "
+        f"rotation farthest from none changes it by {apart[0]:.2%} (sd over seeds {apart[1]:.2%}) "
+        f"at most over {len(settings)} setting(s) of d and dtype."
+    ]
+    largest = 1.0
+    for tensor in ("key", "value"):
+        rows = study.rows("nmse", tensor=tensor, **base, **plain)
+        means = {n: summarize(rows, "nmse", transform=n).mean for n in names(rows)}
+        best, worst = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+        largest = max(largest, means[worst] / means[best])
+        lines.append(
+            f"On the {tensor}s of {base['model']} it goes from {means[best]:.4g} ({best}) to "
+            f"{means[worst]:.4g} ({worst}), a factor of {means[worst] / means[best]:.2f}."
+        )
+    alike = "cannot" if apart[0] < 0.01 else "CAN"
+    differ = "differ by more than a tenth" if largest > 1.1 else "do NOT differ by a tenth"
+    lines.append(
+        f"**So rotations {alike} be told from the identity (1%) on isotropic vectors, and {differ} "
+        "on real ones.**"
+    )
+    return " ".join(lines)
+
+
+def names(rows: Sequence[Row]) -> list[str]:
+    """The transforms in `rows`, in order."""
+    return list(dict.fromkeys(r.config["transform"] for r in rows))
+
+
+def changes(rows: Sequence[Row]) -> dict[str, Stat]:
+    """Relative change of the NMSE against the identity, by transform, seeds paired."""
+    none = {"transform": "identity"}
+    return {
+        name: paired(rows, "nmse", {"transform": name}, none, relative=True)
+        for name in names(rows)
+        if name != "identity"
+    }
+
+
+def costs(study: Study) -> str:
+    """Parameters and FMAs beside the published ones."""
+    rows, lines = study.rows(section="cost"), []
+    for row in select([r for r in rows if "source" not in r.config], "params"):
+        on = {k: row.config[k] for k in ("transform", "dim")}
+        line, same = [*on.values()], []
+        for metric in ("params", "fmas"):
+            (ours,) = [r for r in select(rows, metric, **on) if "source" not in r.config]
+            theirs = select(rows, metric, source=PUBLISHED, **on)
+            line += [f"{ours.value:,.0f}", f"{theirs[0].value:,.0f}" if theirs else "-"]
+            same += [ours.value == r.value for r in theirs]
+        lines.append([*line, ("yes" if all(same) else "NO") if same else "-"])
+    head = ["transform", "d", "params", "published", "FMAs", "published", "reproduced"]
+    return markdown(head, lines)
+
+
+def synthetic(study: Study) -> str:
+    """NMSE beside theory; the exact codebook in the first dtype alone."""
+    rows = study.rows("nmse", section="synthetic")
+    first = rows[0].config["dtype"]
+    rows = [r for r in rows if r.config["codebook"] == "gaussian" or r.config["dtype"] == first]
+    rows.sort(key=lambda r: r.config["codebook"])
+
+    def expected(**on: Any) -> str:
+        del on["dtype"]
+        return f"{summarize(study.rows(section='theory', **on), 'nmse').mean:.4g}"
+
+    return by_transform(rows, ("codebook", "dim", "dtype", "bits"), {"theory": expected})
+
+
+def by_transform(
+    rows: Sequence[Row],
+    keys: Sequence[str],
+    more: Mapping[str, Callable[..., str]] | None = None,
+) -> str:
+    """A line for each setting of `keys`, with `more` columns, and one for each transform."""
+    rows, lines, more = select(rows, "nmse"), [], more or {}
+    which = names(rows)
+    for values in dict.fromkeys(tuple(r.config[k] for k in keys) for r in rows):
+        on = dict(zip(keys, values, strict=True))
+        means = [summarize(rows, "nmse", transform=n, **on).format() for n in which]
+        lines.append([*values, *(column(**on) for column in more.values()), *means])
+    return markdown([*keys, *more, *which], lines)
+
+
+def times(study: Study) -> list[str]:
+    """Ratios to a copy, and how much faster than the rotor each is, here and as published."""
+    ours = [r for r in study.rows(section="time") if "source" not in r.config]
+    ratios = select(ours, "copy_ratio")
+    which, lines = names(ratios), []
+    keys = ("dim", "dtype", "bits")
+    for values in dict.fromkeys(tuple(r.config[k] for k in keys) for r in ratios):
+        on = dict(zip(keys, values, strict=True))
+        copy = select(ours, "time_us", transform="copy", dim=on["dim"], dtype=on["dtype"])[0]
+        of = [summarize(ratios, "copy_ratio", transform=n, **on).mean for n in which]
+        lines.append([*values, f"{copy.value:,.0f}", *(f"{ratio:.1f}" for ratio in of)])
+    head = [*keys, "copy, us", *which]
+    faster = [n for n in TIMED[1:] if n in which and "rotor" in which]
+    published = study.rows("time_us", section="time", source=PUBLISHED)
+    speedups = []
+    for source, rows in (("ours", select(ours, "time_us")), (PUBLISHED, published)):
+        common = select(rows, dtype=("float16", "float32"), bits=(2, 3, 4), dim=(128, 256, 512))
+        if faster and select(common, transform="rotor"):
+            found = [speedup(common, name) for name in faster]
+            speedups.append([source, common[0].device, *(s.format(3) for s in found), found[0].n])
+    device = ours[0].device
+    parts = [
+        f"Quantize and dequantize {ours[0].config['vectors']} vectors on {device} as a multiple of "
+        "the time of `x + 1` on the same array, medians of calls in turn, compiled by XLA.",
+        markdown(head, lines),
+    ]
+    if faster:
+        parts += [
+            "Time of the rotor over that of the others, mean ± sd over the published settings that "
+            "were measured. The published kernels are CUDA, near launch latency, and their rotor "
+            "is in multivector form: the two lines answer different questions.",
+            markdown(["source", "device", *faster, "settings"], speedups),
+        ]
+    return parts
+
+
+def speedup(rows: Sequence[Row], name: str) -> Stat:
+    """Time of the rotor over that of `name`, over the settings of `rows`."""
+    keys = ("dim", "dtype", "bits")
+    rotor = {tuple(r.config[k] for k in keys): r.value for r in select(rows, transform="rotor")}
+    mine = select(rows, transform=name)
+    return stat(rotor[tuple(r.config[k] for k in keys)] / r.value for r in mine)
+
+
+def figure(study: Study, base: dict[str, Any]) -> Any:
+    """NMSE over bits: unit vectors, keys, values."""
+    chart, axes = new_figure(1, 3, "NMSE of stage 1, codebook of N(0, 1/d)")
+    iso = study.rows("nmse", section="synthetic", codebook="gaussian")
+    on = {k: iso[0].config[k] for k in ("dim", "dtype")}
+    panels = [(select(iso, **on), f"unit vectors, d = {on['dim']}")]
+    for tensor in ("key", "value"):
+        rows = study.rows("nmse", tensor=tensor, codebook="gaussian", **base)
+        panels.append((rows, f"{tensor}s of {base['model']}, d = {base['dim']}"))
+    for place, (rows, title) in zip(axes[0], panels, strict=True):
+        draw_lines(place, rows, "nmse", "bits", "transform")
+        place.set_title(title, fontsize=10)
+    values = [r.value for rows, _ in panels for r in rows]
+    for place in axes[0]:
+        place.set_ylim(min(values) / 1.3, max(values) * 1.3)
+    axes[0, 0].set_ylabel("NMSE")
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    return chart
