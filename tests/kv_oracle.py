@@ -43,7 +43,6 @@ def lloyd_max(pdf: Callable[[Array], Array], limit: float, bits: int) -> Array:
     """
     count = 2**bits
     nodes, weights = np.polynomial.legendre.leggauss(200)
-
     # Start from the high-resolution rule: level density ~ pdf^(1/3).
     t = (np.arange(200_000) + 0.5) / 200_000 * np.pi - np.pi / 2
     mass = np.cumsum(np.cbrt(pdf(limit * np.sin(t))) * np.cos(t))
@@ -240,10 +239,9 @@ def torch_nll(folder: str | Path, tokens: Sequence[int], change: Change) -> floa
         out = attention(q, k, v, *change(module.layer_idx, q, k, v))
         return torch.from_numpy(out).to(query.dtype).reshape(1, len(q), q.shape[1], -1), None
 
-    name = "kv_oracle"
-    ALL_ATTENTION_FUNCTIONS.register(name, attend)
+    ALL_ATTENTION_FUNCTIONS.register("kv_oracle", attend)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=name, local_files_only=True
+        folder, dtype=torch.float32, attn_implementation="kv_oracle", local_files_only=True
     ).eval()
     ids = torch.as_tensor(np.array(tokens, dtype=np.int64))
     with torch.no_grad():

@@ -1,0 +1,155 @@
+"""Recipes against an oracle in numpy and torch, written from their description alone."""
+
+import dataclasses
+import importlib.resources
+
+import jax
+import jax.numpy as jnp
+import kv_oracle as oracle
+import numpy as np
+import pytest
+
+from experiments.kv_methods import METHODS
+from isojax.data import load_text
+from isojax.kvcache import PackedSide, Recipe
+from isojax.models import Hooks, empty_cache, encode, forward, load_model, token_nll
+from isojax.models.hooks import Site
+from isojax.models.rope import rope_frequencies
+
+LAYERS, TEXTS, TOKENS, HEADS, DIM, THETA = 2, 3, 24, 2, 16, 1000.0
+FREQUENCY = rope_frequencies(DIM, THETA)
+RNG = np.random.default_rng(0)
+
+
+def keys_like(texts):
+    """Keys with a bias before the rotary embedding, and uneven channels."""
+    shape = (LAYERS, texts, TOKENS, HEADS, DIM)
+    x = RNG.standard_normal(shape) * np.geomspace(0.2, 3, DIM) + 6 * (np.arange(DIM) == 5)
+    x = oracle.rotary(np.moveaxis(x, 2, 3), THETA)
+    return jnp.asarray(np.moveaxis(x, 3, 2), jnp.float32)
+
+
+CALIBRATION, TEXT = keys_like(TEXTS), keys_like(1)
+VALUES = ("kivi", "kivi+sparse", "minmax", "haar+pre", "haar+scale", "rotor", "pca+pre")
+KEYS = (
+    *VALUES, "identity", "pca+before", "pca+gaussian",
+    *(name for name in METHODS if name.startswith("haar") and name not in VALUES),
+)  # fmt: skip
+RECIPES = {f"K {n}": ("K", METHODS[n][0]) for n in KEYS}
+RECIPES |= {f"V {n}": ("V", METHODS[n][1]) for n in VALUES}
+
+
+def words(recipe):
+    """The settings that the oracle takes."""
+    own = dataclasses.asdict(recipe)
+    names = ("codebook", "offset", "scale", "rope", "page", "sparse")
+    return {name: own[name] for name in names}
+
+
+def at(tree, *index):
+    return jax.tree.map(lambda a: a[index], tree)
+
+
+@jax.jit
+def reread(store, x, frequency):
+    """[layers, tokens, heads, dim] from codes."""
+
+    def layer(store, x):
+        side = PackedSide.empty(store, 1, *x.shape)
+        return side.update(x[None], 0, frequency, rotated=False)[1].stored[0]
+
+    return jax.vmap(layer)(store, x)
+
+
+fit = jax.jit(Recipe.fit, static_argnums=(0, 3))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_comes_back_is_what_the_oracle_makes(name):
+    side, recipe = RECIPES[name]
+    recipe = dataclasses.replace(recipe, page=8 if recipe.page > 1 else 1)
+    frequency, theta = (FREQUENCY, THETA) if side == "K" else (None, None)
+    store = fit(recipe, jax.random.key(1), CALIBRATION, 3, frequency)
+    got = np.asarray(reread(store, TEXT[:, 0], frequency))
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            codec = at(store.codec, layer, head)
+            levels = getattr(codec.quantizer, "levels", None)
+            want = oracle.reconstruct(
+                np.asarray(TEXT[layer, 0, :, head], float),
+                np.asarray(CALIBRATION[layer, :, :, head], float),
+                matrix=np.asarray(codec.transform.matrix(), float), bits=3, theta=theta,
+                levels=np.asarray(levels, float) if "fitted" in recipe.codebook else None,
+                **words(recipe) | ({"rope": "after"} if side == "V" else {}),
+            )  # fmt: skip
+            error = np.abs(got[layer, :, head] - want).max(-1) / np.abs(want).max()
+            # in fp32 a number may fall on the other side of a border
+            assert np.mean(error < 1e-4) >= 0.9, f"{layer} {head} {np.sort(error)[::-1]}"
+            assert np.mean(error**2) ** 0.5 < 0.05
+
+
+@pytest.mark.parametrize("codebook", ["fitted", "fitted_channel"])
+def test_fitted_levels_are_as_good_as_the_oracle_s(codebook):
+    store = fit(Recipe("haar", codebook=codebook), jax.random.key(1), CALIBRATION, 2, FREQUENCY)
+    codec = at(store.codec, 0, 0)
+    y = np.asarray(codec.rotate(CALIBRATION[0, :, :, 0].reshape(-1, DIM)), float)
+    y /= np.sqrt((y**2).mean(-1, keepdims=True))
+    columns = [y.ravel()] if codebook == "fitted" else list(y.T)
+    levels = np.asarray(codec.quantizer.levels, float).reshape(len(columns), -1)
+
+    def distortion(column, levels):
+        return np.mean((column - oracle.nearest(column, levels)) ** 2)
+
+    ours = np.mean([distortion(*pair) for pair in zip(columns, levels, strict=True)])
+    theirs = np.mean([distortion(c, oracle.lloyd_max_fit(c, 2)) for c in columns])
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    model = load_model("tiny")
+    tokens = encode(model.tokenizer, load_text("tiny"))
+    config = model.config
+    sites = tuple(Site(kind, i) for kind in ("key", "value") for i in range(4))
+    seen = jax.jit(lambda p, t: forward(p, config, t, capture=sites).captured)(
+        model.params, tokens[1000:1256].reshape(2, 128)
+    )
+    return model, tokens[:80], seen
+
+
+@pytest.mark.parametrize("name", ["kivi", "haar", "rotor+pre", "pca+pre", "haar+pre+minmax"])
+def test_perplexity_through_the_cache_is_the_oracle_s(tiny, name):
+    model, tokens, seen = tiny
+    config, folder = model.config, importlib.resources.files("isojax.models") / "tiny"
+    frequency = rope_frequencies(config.head_dim, config.rope_theta)
+    sides = [
+        (METHODS[name][0], seen["key"], frequency, config.rope_theta),
+        (METHODS[name][1], seen["value"], None, None),
+    ]
+    stores = [fit(r, jax.random.key(2), x, 3, f) for r, x, f, _ in sides]
+
+    def nll(stores):
+        cache = None
+        if stores:
+            cache = empty_cache(config, 1, len(tokens), keys=stores[0], values=stores[1])
+        return float(token_nll(model.params, config, tokens[None], Hooks(), 256, cache).mean())
+
+    def change(layer, q, k, v):
+        changed, masks = [], []
+        for x, (recipe, samples, _, theta), store in zip((k, v), sides, stores, strict=True):
+            codec = at(store.codec, layer, 0)
+            levels = getattr(codec.quantizer, "levels", None)
+            x_hat = oracle.reconstruct(
+                x[:, 0], np.asarray(samples[layer, :, :, 0], float),
+                matrix=np.asarray(codec.transform.matrix(), float), bits=3, theta=theta,
+                levels=np.asarray(levels, float) if "fitted" in recipe.codebook else None,
+                **words(recipe),
+            )  # fmt: skip
+            changed.append(x_hat[:, None])
+            masks.append(oracle.visible(len(x), page=recipe.page, recent=recipe.recent))
+        return *changed, *masks
+
+    want = oracle.torch_nll(str(folder), tokens, change)
+    exact = nll(None)
+    assert abs(want - exact) > 1e-3  # there is something to find
+    assert nll(stores) - exact == pytest.approx(want - exact, abs=0.1 * abs(want - exact) + 5e-4)
