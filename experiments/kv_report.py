@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,7 @@ COLUMNS = {
     "induction_nll": "induction nll",
     "needle_accuracy": "needles found",
     "bytes_per_token": "bytes a token",
+    "side_bytes": "bytes once",
     "compression_ratio": "fp16 / bytes",
 }
 
@@ -41,6 +43,11 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
     """The report in Markdown."""
     rows = study.rows(**base)
     rows = [r for r in rows if r.config.get("window", 0) < windows]
+    count = {
+        m: len({r.config["window"] for r in select(rows, "nll", method=m)})
+        for m in {r.config["method"] for r in rows}
+    }
+    rows = [r for r in rows if count[r.config["method"]] == windows]
     exact = summarize(rows, "nll", method="none")
     probes = [
         f"{r.metric} {r.value:.4g} at {r.config['probe_length']} tokens"
@@ -55,13 +62,14 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
         "**How a perplexity with a quantized cache is computed here.** Each window is read in one "
         "pass through the packed cache. Every query attends to codes at all positions up to and "
         "with its own, from the first token on, prompt included; a token is exact only where its "
-        "method says so (sinks, recent tokens, KIVI's page that is not full). Norms, minima and "
-        "maxima are fp16 and counted in the bytes. `delta nll` is the mean over windows and seeds "
-        "of nll minus the exact cache's on the same window, ± its standard error over windows. "
-        "Logit error (rms, each row's mean removed), attention KL, output NMSE and cosines are "
-        "over all layers on the tensors of the exact model, first window. Needles: lines that give "
-        "a code to a name, one asked for, greedy; induction: random tokens said twice, the nll of "
-        "the second time.",
+        "method says so (sinks, recent tokens, KIVI's page that is not full). Norms, minima, "
+        "maxima and exact tokens are fp16 and counted in the bytes, as is, at 16 bit, the side "
+        "that is not in codes; `bytes once` are transforms, means and codebooks in fp32, a copy a "
+        "head. `delta nll` is the mean over windows and seeds of nll minus the exact cache's on "
+        "the same window, ± its standard error over windows. Logit error (rms, each row's mean "
+        "removed), attention KL, output NMSE and cosines are over all layers on the tensors of the "
+        "exact model, first window, no token exact. Needles: lines that give a code to a name, one "
+        "asked for, greedy; induction: random tokens said twice, the nll of the second time.",
     ]
     for bits in sorted({r.config["bits"] for r in rows if "bits" in r.config}):
         for target in ("K", "V", "KV"):
@@ -147,7 +155,7 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
         curves = {name: _curve(select(mine, method=name)) for name in names}
         best = sorted(curves, key=lambda n: min(loss.mean for _, loss in curves[n]))
         shown = dict.fromkeys([n for n in ALWAYS if n in curves] + best[:4])
-        spare = iter(MORE_COLORS)
+        spare = itertools.cycle(MORE_COLORS)
         for name in shown:
             rate, loss = zip(*curves[name], strict=True)
             color = COLORS.get(name) or next(spare)

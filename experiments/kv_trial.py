@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -29,9 +30,9 @@ Stores = tuple[Store | None, Store | None]
 class Trial:
     """A model, its calibration keys and values, and the programs to score text through a cache."""
 
-    def __init__(self, model: LanguageModel, calibration: Any, tokens: int) -> None:
-        """Read the calibration windows [n, tokens]."""
-        self.model, self.tokens = model, tokens
+    def __init__(self, model: LanguageModel, calibration: Array, window: Array) -> None:
+        """Read the calibration windows [n, tokens], and the one to look at attention in."""
+        self.model, self.tokens = model, len(window)
         config = model.config
         self.frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         kinds = ("query", "key", "value")
@@ -59,7 +60,7 @@ class Trial:
         seen = [self._capture(model.params, ids) for ids in calibration]
         # [layers, n, tokens, heads, dim]
         self.samples = {k: jnp.concatenate([s[k] for s in seen], axis=1) for k in ("key", "value")}
-        self._tensors: dict[str, Array] | None = None
+        self._tensors = self._capture(model.params, window)
 
     def fit(self, seed: int, bits: int, keys: Recipe | None, values: Recipe | None) -> Stores:
         """Stores for keys and values, of the rotations of one seed."""
@@ -86,10 +87,11 @@ class Trial:
         nll = [self._score(self.model.params, ids, *stores) for ids in texts]
         return float(second_half(jnp.stack(nll)).mean())
 
-    def measure(self, stores: Stores, ids: np.ndarray) -> dict[str, float]:
+    def measure(self, stores: Stores) -> dict[str, float]:
         """Bytes, and what the codes make of the keys, values and attention of one window.
 
-        The tensors are those of the exact model; every token is read from its codes.
+        The tensors are those of the exact model. Every token is read from its codes, sinks and
+        recent ones too, but for a last page that is not full.
         """
         config = self.model.config
         cache = jax.eval_shape(
@@ -103,8 +105,6 @@ class Trial:
             "compression_ratio": plain.nbytes / cache.nbytes,
             "side_bytes": float(cache.side_bytes),
         }
-        if self._tensors is None:
-            self._tensors = self._capture(self.model.params, jnp.asarray(ids))
         by_layer = _attention(self._tensors, *stores, self.frequency)
         for name, values in by_layer.items():
             values = np.asarray(values)
@@ -150,9 +150,10 @@ def _attention(
     def reread(store: Store | None, x: Array, frequency: Array | None) -> Array:
         if store is None:
             return x
-        tokens = x.shape[0]
-        side = PackedSide.empty(store, 1, tokens, *x.shape[1:])
-        return side.update(x[None], 0, frequency, rotated=False)[1].stored[0]
+        side = PackedSide.empty(dataclasses.replace(store, sinks=0, recent=0), 1, *x.shape)
+        coded = side.update(x[None], 0, frequency, rotated=False)[1].stored[0]
+        full = len(x) // store.page * store.page
+        return jnp.concatenate([coded[:full], x[full:]])
 
     def layer(here: Any) -> dict[str, Array]:
         q, k, v, keys, values = here

@@ -124,7 +124,7 @@ def expected(keys, values, steps):
     return np.concatenate(rows, axis=1)
 
 
-STEPS = [(TOKENS,), (9, 1, 1, 7, 5)]
+STEPS = [(TOKENS,), (11, 1, 11)]
 
 
 @pytest.mark.parametrize("steps", STEPS, ids=str)
@@ -144,6 +144,19 @@ def test_attention_in_rotated_space_is_the_same(name, steps):
     assert_allclose(rotated, plain, atol=2e-5)
     other = read(cache_of(keys, STORES["padded"](), rotated=False), steps)
     assert np.abs(other - plain).max() > 1e-3  # the values' codec is really read
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("name", ["recent", "pages, recent", "deferred"])
+def test_a_bf16_model_reads_the_same_to_its_precision(name, rotated):
+    kept = STORES[name]()
+    cache = cache_of(kept, STORES["pages, recent"](), rotated)
+    layer = jax.tree.map(lambda a: a[0], cache.layers)
+    want = attend(layer, Q, K, V, jnp.asarray(0))[1]
+    half = [x.astype(jnp.bfloat16) for x in (Q, K, V)]
+    got = attend(layer, *half, jnp.asarray(0))[1]
+    assert got.dtype == jnp.bfloat16
+    assert np.sqrt(np.mean(np.square(np.asarray(got, np.float32) - want))) < 0.1
 
 
 def test_one_token_at_a_time_equals_the_whole_text_at_once():
@@ -204,6 +217,7 @@ def test_three_bit_keys_and_values_take_a_fifth_of_fp16():
         ("rotated", lambda: cache_of(STORES["before"](), rotated=True)),
         ("values", lambda: cache_of(None, STORES["centred"]())),
         ("slots", lambda: cache_of(None, slots=0)),
+        ("sinks", lambda: cache_of(store(codec("haar"), sinks=9), slots=8)),
         ("rope", lambda: store(codec("haar"), rope="during")),
         ("page", lambda: store(codec("haar"), page=0)),
         ("recent", lambda: store(codec("haar"), recent=-1)),

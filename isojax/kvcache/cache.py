@@ -124,9 +124,9 @@ def new_cache(
         rotated: let attention run in the coordinates of the codecs; the same to rounding.
 
     Raises:
-        ValueError: a store does not fit the model, or stores values as if they had positions;
-            `rotated` with keys stored before the rotary embedding, which does not commute with
-            the codec's transform.
+        ValueError: a store does not fit the model or the slots, or stores values as if they had
+            positions; `rotated` with keys stored before the rotary embedding, which does not
+            commute with the codec's transform.
     """
     sizes = {"layers": layers, "batch": batch, "slots": slots}
     for name, value in (sizes | {"kv_heads": kv_heads, "head_dim": head_dim}).items():
@@ -139,7 +139,7 @@ def new_cache(
     def side(name: str, kept: Store | None) -> Side:
         if kept is None:
             return PlainSide(jnp.zeros((layers, batch, slots, kv_heads, head_dim), dtype))
-        _check_store(name, kept, layers, kv_heads, head_dim)
+        _check_store(name, kept, layers, slots, kv_heads, head_dim)
         empty = jax.vmap(lambda kept: PackedSide.empty(kept, batch, slots, kv_heads, head_dim))
         return empty(kept)
 
@@ -147,7 +147,11 @@ def new_cache(
     return Cache(both, jnp.zeros((), jnp.int32))
 
 
-def _check_store(name: str, kept: Store, layers: int, kv_heads: int, head_dim: int) -> None:
+def _check_store(
+    name: str, kept: Store, layers: int, slots: int, kv_heads: int, head_dim: int
+) -> None:
+    if kept.sinks > slots:
+        raise ValueError(f"{name}: sinks must be at most slots={slots}, got {kept.sinks}.")
     if kept.codec.transform.dim != head_dim:
         raise ValueError(
             f"{name}: the codec must act on head_dim={head_dim} numbers, "

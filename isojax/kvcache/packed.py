@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from isojax._core.pytree import pytree, static
 from isojax.kvcache.attention import Seen, apply_rope
 from isojax.kvcache.store import Store
-from isojax.quantizers.codes import Packed, nbytes
+from isojax.quantizers.codes import Packed, nbytes, stored
 
 
 @pytree
@@ -43,7 +43,7 @@ class PackedSide:
     @classmethod
     def empty(cls, store: Store, batch: int, slots: int, heads: int, head_dim: int) -> PackedSide:
         """A side with no tokens, for one layer's `store`."""
-        pages = -(-slots // store.page) + (store.page > 1)  # the last one may begin beyond the end
+        pages = -(-slots // store.page)
         blank = jax.ShapeDtypeStruct((batch, pages, store.page, heads, head_dim), jnp.float32)
         shapes = jax.eval_shape(lambda s, x: s.encode(x), store, blank)
         packed = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -74,21 +74,18 @@ class PackedSide:
         extra = self.store.tail
         begin = start // page * page
         pages = (tokens + 2 * page - 2) // page
-        room = jnp.pad(around, ((0, 0), (0, pages * page), (0, 0), (0, 0)))
+        room = jnp.pad(around.astype(jnp.float32), ((0, 0), (0, pages * page), (0, 0), (0, 0)))
         due = jax.lax.dynamic_slice_in_dim(room, begin - start + extra, pages * page, axis=1)
         due = self._centre(due, begin + jnp.arange(pages * page), frequency)
         codes = self.store.encode(due.reshape(due.shape[0], pages, page, *due.shape[2:]))
-        packed = jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, start // page, axis=2),
-            self.packed, codes,
-        )  # fmt: skip
+        packed = jax.tree.map(lambda old, new: _write(old, new, start // page), self.packed, codes)
 
         sinks = self.store.sinks
         place = jnp.arange(sinks) - start
         arrived = jnp.take(x, jnp.clip(place, 0, tokens - 1), axis=1)
         is_new = ((place >= 0) & (place < tokens))[:, None, None]
-        first = jnp.where(is_new, arrived.astype(self.first.dtype), self.first)
-        last = around[:, tokens:].astype(self.last.dtype)
+        first = jnp.where(is_new, stored(arrived, self.first.dtype), self.first)
+        last = stored(around[:, tokens:], self.last.dtype)
         side = PackedSide(self.store, packed, first, last, self.slots)
         return side, side._read(around, start, tokens, frequency, rotated)
 
@@ -108,30 +105,31 @@ class PackedSide:
         self, around: Array, start: Any, tokens: int, frequency: Array | None, rotated: bool
     ) -> Seen:
         kept = self.store
-        stored = kept.decode(self.packed, rotated)[:, : self.slots].astype(around.dtype)
         positions = jnp.arange(self.slots)
-        if not rotated:
-            stored = self._uncentre(stored, positions, frequency)
-        seen = Seen(stored)
+        coded = kept.decode(self.packed, rotated)[:, : self.slots]
+        coded = coded if rotated else self._uncentre(coded, positions, frequency)
+        coded = coded.astype(around.dtype)
+        seen = Seen(coded)
         if kept.sinks or kept.tail or kept.deferred:
             first, first_at = self.first.astype(around.dtype), jnp.arange(kept.sinks)
             around_at = start - kept.tail + jnp.arange(around.shape[1])
             if rotated:
                 first = self._by_head("rotate", self._centre(first, first_at, frequency))
                 around = self._by_head("rotate", self._centre(around, around_at, frequency))
+                first, around = first.astype(coded.dtype), around.astype(coded.dtype)
             # room before the first slot for the tail of a text shorter than that
-            exact = jnp.pad(jnp.zeros_like(stored), ((0, 0), (kept.tail, 0), (0, 0), (0, 0)))
+            exact = jnp.pad(jnp.zeros_like(coded), ((0, 0), (kept.tail, 0), (0, 0), (0, 0)))
             exact = jax.lax.dynamic_update_slice_in_dim(exact, around, start, axis=1)
             exact = exact[:, kept.tail :].at[:, : kept.sinks].set(first)
             if tokens == 1 or kept.deferred or not kept.tail:
                 asking = start - 1 if kept.deferred else start + tokens - 1
                 mask = self._fresh(asking, positions)
-                seen = Seen(jnp.where(mask[:, None, None], exact, stored))
+                seen = Seen(jnp.where(mask[:, None, None], exact, coded))
             else:
-                seen = Seen(stored, exact, self._fresh)
+                seen = Seen(coded, exact, self._fresh)
         if rotated and kept.mean is not None:
-            shape = (*stored.shape[:-1], kept.mean.shape[-1])
-            mean = jnp.broadcast_to(self._mean(positions, frequency), shape).astype(stored.dtype)
+            shape = (*coded.shape[:-1], kept.mean.shape[-1])
+            mean = jnp.broadcast_to(self._mean(positions, frequency), shape).astype(coded.dtype)
             seen = seen._replace(
                 stored=jnp.concatenate([seen.stored, mean], axis=-1),
                 exact=None if seen.exact is None else jnp.concatenate([seen.exact, mean], axis=-1),
@@ -165,3 +163,9 @@ class PackedSide:
         if self.store.rope == "before" or frequency is None:
             return mean
         return apply_rope(mean, positions, frequency)
+
+
+def _write(old: Array, new: Array, page: Any) -> Array:
+    """`new` pages in their place, save for one that begins beyond the end."""
+    room = jnp.pad(old, [(0, 0)] * 2 + [(0, 1)] + [(0, 0)] * (old.ndim - 3))
+    return jax.lax.dynamic_update_slice_in_dim(room, new, page, axis=2)[:, :, : old.shape[2]]

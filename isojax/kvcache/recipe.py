@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -34,8 +35,10 @@ class Recipe:
         scale: `channel` divides each channel by its standard deviation.
         codebook: levels for one norm a vector: `sphere` and `gaussian` are fixed, `fitted` is
             Lloyd-Max on the rotated calibration vectors of a head, `fitted_channel` on each
-            coordinate; or a minimum and a maximum: `minmax` a vector, `minmax_channel` a channel
-            and page.
+            coordinate; or a minimum and a maximum: `minmax` a vector or `group`, `minmax_channel` a
+            channel and page.
+        group: numbers that share a range of `minmax` (the nearest that divides the vector), or 0
+            for the whole vector.
         rope: whether keys are stored `after` or `before` the rotary embedding.
         sparse: share of numbers kept out of the codes (KVQuant), or 0.
         page: tokens encoded together; above 1 for `minmax_channel` alone.
@@ -48,6 +51,7 @@ class Recipe:
     offset: str = "none"
     scale: str = "none"
     codebook: str = "sphere"
+    group: int = 0
     rope: str = "after"
     sparse: float = 0.0
     page: int = 1
@@ -83,6 +87,12 @@ class Recipe:
         check_choice("offset", self.offset, OFFSETS)
         check_choice("scale", self.scale, SCALES)
         check_choice("codebook", self.codebook, CODEBOOKS)
+        check_choice("bits", bits, range(2, 9))
+        if (self.page > 1) != (self.codebook == "minmax_channel"):
+            raise ValueError(
+                f"page must be above 1 for minmax_channel and 1 for others, got {self.page} for "
+                f"{self.codebook}."
+            )
         x, mean, positions = samples.astype(jnp.float32), None, jnp.arange(samples.shape[2])
         if frequency is not None and (self.rope == "before" or self.offset == "channel_pre_rope"):
             unrotated = apply_rope(x, -positions, frequency)
@@ -127,6 +137,8 @@ class Recipe:
         elif self.codebook == "fitted_channel":
             made = quantizers.lloyd_max_channels(y, bits, normalize="rms")
         else:
-            per = "token" if self.codebook == "minmax" else "channel"
-            made = quantizers.minmax(bits, per, levels="affine")
+            per = "group" if self.group else "token"
+            per = "channel" if self.codebook == "minmax_channel" else per
+            group = math.gcd(self.group, dim) if per == "group" else 0
+            made = quantizers.minmax(bits, per, group, levels="affine")
         return quantizers.sparse(made, self.sparse) if self.sparse else made

@@ -76,7 +76,8 @@ class Sparse(Quantizer):
         """The places of the numbers to keep in each row, in unsigned integers that just fit."""
         length = size.shape[-1]
         index = jax.lax.top_k(size, math.ceil(self.share * length))[1]
-        return index.astype(jnp.uint16 if length <= 2**16 else jnp.uint32)
+        fits = [t for t in (jnp.uint8, jnp.uint16) if length <= 1 + jnp.iinfo(t).max]
+        return index.astype(fits[0] if fits else jnp.uint32)
 
 
 def sparse(quantizer: Uniform | Codebook, share: float) -> Sparse:
@@ -84,7 +85,8 @@ def sparse(quantizer: Uniform | Codebook, share: float) -> Sparse:
 
     Of n numbers that share a scale, k = ceil(share * n) are kept. The k that lie farthest from
     their median are left out when the scale is taken (they count as the median); at that scale,
-    the k with the largest error are then stored as numbers, 16 bits and an index each.
+    the k with the largest error are then stored as numbers, 16 bits and an index (8 bits for n up
+    to 256) each.
 
     Args:
         quantizer: made by `absmax`, `minmax`, `nearest_level`, `lloyd_max_*` or `mixed_codebook`;
