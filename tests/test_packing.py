@@ -189,7 +189,7 @@ def test_sparse_keeps_the_outliers_and_takes_them_out_of_the_range():
     assert_allclose(codes.scale[2], (rest.max() - rest.min()) / 7, rtol=1e-5)
     assert_array_equal(got[2, [5, 9]], [300, -200])
     assert np.abs(got - y)[2].max() <= codes.scale[2] / 2 * 1.001
-    assert codes.outliers.index.dtype == jnp.uint16 and codes.outliers.index.shape == (6, 2)
+    assert codes.outliers.index.dtype == jnp.uint8 and codes.outliers.index.shape == (6, 2)
 
 
 @members({name: m for name, m in SPARSE.items() if name != "sparse-mixed"})
