@@ -11,11 +11,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
+import numpy as np
 import tyro
 
+from isojax._core.checks import check_positive
 from isojax.report.study import as_json
 
 C = TypeVar("C", bound="Common")
@@ -53,6 +55,52 @@ class Common:
     def quickened(self) -> dict[str, Any]:
         """What `--quick` changes, where the command line leaves the default."""
         return {}
+
+
+class Loaded(NamedTuple):
+    """A model, windows of text to test on and to fit on, and what all rows say of them."""
+
+    model: Any
+    texts: np.ndarray
+    calibration: np.ndarray
+    base: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrated(Common):
+    """Flags of experiments that fit something on text."""
+
+    calibration_text: str = ""
+    """As `--text`; by default the windows of the text that follow those it is tested on."""
+    calibration_windows: int = 8
+    """Windows to fit on."""
+
+    def load(self) -> Loaded:
+        """Load the model and the texts.
+
+        Raises:
+            ValueError: a text is too short, or no windows to fit on are asked for.
+        """
+        from isojax.data import load_text, windows
+        from isojax.models import encode, load_model
+
+        check_positive("calibration_windows", self.calibration_windows)
+        model = load_model(self.model)
+
+        def read(text: str, count: int) -> np.ndarray:
+            return windows(encode(model.tokenizer, load_text(text)), count, self.tokens)
+
+        if self.calibration_text:
+            texts = read(self.text, self.texts)
+            fit_on = read(self.calibration_text, self.calibration_windows)
+        else:
+            both = read(self.text, self.texts + self.calibration_windows)
+            texts, fit_on = both[: self.texts], both[self.texts :]
+        base = {
+            "model": model.name, "text": self.text.rsplit("/", 1)[-1], "length": self.tokens,
+            "calibration": (self.calibration_text or self.text).rsplit("/", 1)[-1],
+        }  # fmt: skip
+        return Loaded(model, texts, fit_on, base)
 
 
 def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) -> None:

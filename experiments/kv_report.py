@@ -49,10 +49,10 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
     }
     rows = [r for r in rows if count[r.config["method"]] == windows]
     exact = summarize(rows, "nll", method="none")
+    probed = [r for r in select(rows, method="none") if "probe" in r.config]
     probes = [
-        f"{r.metric} {r.value:.4g} at {r.config['probe_length']} tokens"
-        for r in select(rows, method="none")
-        if "probe" in r.config
+        f"{metric} {summarize(probed, metric, probe_length=length).mean:.4g} at {length} tokens"
+        for metric, length in dict.fromkeys((r.metric, r.config["probe_length"]) for r in probed)
     ]
     parts = [
         f"# The KV cache of {base['model']} in few bits",
@@ -65,11 +65,12 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
         "method says so (sinks, recent tokens, KIVI's page that is not full). Norms, minima, "
         "maxima and exact tokens are fp16 and counted in the bytes, as is, at 16 bit, the side "
         "that is not in codes; `bytes once` are transforms, means and codebooks in fp32, a copy a "
-        "head. `delta nll` is the mean over windows and seeds of nll minus the exact cache's on "
-        "the same window, ± its standard error over windows. Logit error (rms, each row's mean "
-        "removed), attention KL, output NMSE and cosines are over all layers on the tensors of the "
-        "exact model, first window, no token exact. Needles: lines that give a code to a name, one "
-        "asked for, greedy; induction: random tokens said twice, the nll of the second time.",
+        "head. `delta nll` is the mean over windows of nll minus the exact cache's on the same "
+        "window, ± its standard error. Each window is read with rotations of its own, so that ± "
+        "stands for texts and rotations together. Logit error (rms, each row's mean removed), "
+        "attention KL, output NMSE and cosines (mean ± sd over windows) are over all layers on the "
+        "tensors of the exact model, no token exact. Needles: lines that give a code to a name, "
+        "one asked for, greedy; induction: random tokens said twice, the nll of the second time.",
     ]
     for bits in sorted({r.config["bits"] for r in rows if "bits" in r.config}):
         for target in ("K", "V", "KV"):
@@ -77,13 +78,6 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
             if here:
                 parts += [f"## {target} at {bits} bit", *answers(here), lines(here)]
     return "\n\n".join(parts)
-
-
-def over_windows(rows: Sequence[Row], metric: str) -> Stat:
-    """Statistics over windows of the mean over seeds."""
-    mine = select(rows, metric)
-    places = sorted({r.config["window"] for r in mine})
-    return stat([stat([r.value for r in mine if r.config["window"] == i]).mean for i in places])
 
 
 def lines(rows: Sequence[Row]) -> str:
@@ -95,11 +89,7 @@ def lines(rows: Sequence[Row]) -> str:
         mine = select(rows, method=name)
         if not select(mine, "delta_nll"):
             continue
-        loss, nll = over_windows(mine, "delta_nll"), over_windows(mine, "nll")
-        per_seed = [
-            stat([r.value for r in select(mine, "delta_nll") if r.seed == seed]).mean
-            for seed in sorted({r.seed for r in select(mine, "delta_nll")}, key=str)
-        ]
+        loss, nll = summarize(mine, "delta_nll"), summarize(mine, "nll")
         cells: dict[str, str] = {
             "nll": f"{_exp(nll.mean):.5g}",
             "delta_nll": f"{loss.mean:.4f} ± {loss.sem:.4f}",
@@ -108,16 +98,16 @@ def lines(rows: Sequence[Row]) -> str:
             if metric not in cells:
                 values = [r.value for r in select(mine, metric)]
                 cells[metric] = stat(values).format(3) if values else "-"
-        seeds = f"{stat(per_seed).sd:.2g} ({len(per_seed)})" if len(per_seed) > 1 else "-"
-        found.append((loss.mean, [name, *(cells[m] for m in shown), seeds]))
-    header = ["method", *shown.values(), "sd over seeds (n)"]
-    return markdown(header, [line for _, line in sorted(found, key=lambda f: f[0])])
+        found.append((loss.mean, [name, *(cells[m] for m in shown)]))
+    return markdown(
+        ["method", *shown.values()], [line for _, line in sorted(found, key=lambda f: f[0])]
+    )
 
 
 def answers(rows: Sequence[Row]) -> list[str]:
     """Where block rotations stand against a dense one, and which repair closes the gap."""
     loss = {
-        name: over_windows(select(rows, method=name), "delta_nll").mean
+        name: summarize(rows, "delta_nll", method=name).mean
         for name in dict.fromkeys(r.config["method"] for r in rows)
         if select(rows, "delta_nll", method=name)
     }
@@ -169,14 +159,14 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
         panel.grid(alpha=0.25, lw=0.5)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=6, frameon=False)
-    axes[0, 0].set_ylabel("delta nll ± se over windows, nat a token")
+    axes[0, 0].set_ylabel("delta nll ± se, nat a token")
     return chart
 
 
 def _curve(rows: Sequence[Row]) -> list[tuple[float, Stat]]:
     bits = sorted({r.config["bits"] for r in select(rows, "delta_nll")})
     at = [select(rows, bits=b) for b in bits]
-    return [(summarize(r, "rate_bits").mean, over_windows(r, "delta_nll")) for r in at]
+    return [(summarize(r, "rate_bits").mean, summarize(r, "delta_nll")) for r in at]
 
 
 def _exp(x: float) -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +28,28 @@ from isojax.models.rope import rope_frequencies
 Stores = tuple[Store | None, Store | None]
 
 
+class Reading(NamedTuple):
+    """One text to read through a cache.
+
+    Attributes:
+        own: how its rows name it.
+        seed: of the rotations it is read with.
+        metric: the first one that `read` finds.
+        read: metrics of the text, given how keys and values are stored.
+    """
+
+    own: dict[str, Any]
+    seed: int
+    metric: str
+    read: Callable[[Stores], dict[str, float]]
+
+
 class Trial:
     """A model, its calibration keys and values, and the programs to score text through a cache."""
 
-    def __init__(self, model: LanguageModel, calibration: Array, window: Array) -> None:
-        """Read the calibration windows [n, tokens], and the one to look at attention in."""
-        self.model, self.tokens = model, len(window)
+    def __init__(self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray) -> None:
+        """Read the calibration windows [n, tokens]; `texts` [m, tokens] are those to test on."""
+        self.model, self.texts, self.tokens = model, jnp.asarray(texts), texts.shape[1]
         config = model.config
         self.frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         kinds = ("query", "key", "value")
@@ -57,80 +74,92 @@ class Trial:
             return logits(params, hidden[0, -last - 1 : -1]).argmax(-1)
 
         self._capture, self._score, self._predict = capture, score, predict
-        seen = [self._capture(model.params, ids) for ids in calibration]
+        seen = [self._capture(model.params, jnp.asarray(ids)) for ids in calibration]
         # [layers, n, tokens, heads, dim]
         self.samples = {k: jnp.concatenate([s[k] for s in seen], axis=1) for k in ("key", "value")}
-        self._tensors = self._capture(model.params, window)
+        self._tensors = functools.cache(lambda i: self._capture(model.params, self.texts[i]))
+        self._fitted = functools.lru_cache(4)(self._fit)  # the keys of target K and of KV
+
+    def _fit(self, side: str, recipe: Recipe, bits: int, seed: int) -> Store:
+        key = jax.random.fold_in(jax.random.key(0), seed)
+        key = jax.random.split(key)[0 if side == "key" else 1]
+        frequency = self.frequency if side == "key" else None
+        return _fit(recipe, bits, key, self.samples[side], frequency)
 
     def fit(self, seed: int, bits: int, keys: Recipe | None, values: Recipe | None) -> Stores:
         """Stores for keys and values, of the rotations of one seed."""
-        of_keys, of_values = jax.random.split(jax.random.fold_in(jax.random.key(0), seed))
-        k = keys and _fit(keys, bits, of_keys, self.samples["key"], self.frequency)
-        v = values and _fit(values, bits, of_values, self.samples["value"], None)
-        return k, v
 
-    def nll(self, ids: np.ndarray, stores: Stores = (None, None)) -> float:
-        """Mean nll of one window in nat a token, read through the cache."""
-        return float(self._score(self.model.params, jnp.asarray(ids), *stores).mean())
+        def side(name: str, recipe: Recipe | None) -> Store | None:
+            # where nothing is drawn, all seeds share one store
+            return recipe and self._fitted(name, recipe, bits, seed * recipe.random)
 
-    def needle_accuracy(self, needles: Needles, stores: Stores = (None, None)) -> float:
-        """Share of prompts whose answer is found through the cache."""
-        last = needles.answer.shape[1]
-        predicted = [
-            self._predict(self.model.params, jnp.asarray(ids), last, *stores)
-            for ids in needles.tokens
+        return side("key", keys), side("value", values)
+
+    def readings(self, lengths: Sequence[int], prompts: int, induction: int) -> list[Reading]:
+        """The texts, then `prompts` needles of each of the `lengths`, and induction texts."""
+        found = [
+            Reading({"window": i}, i, "nll", functools.partial(self.window, i))
+            for i in range(len(self.texts))
         ]
-        return needle_accuracy(np.stack(predicted), needles)
+        for length in lengths:
+            needles = needle_prompts(jax.random.key(length), self.model.tokenizer, length, prompts)
+            own = {"probe": "needle", "probe_length": length, "prompts": prompts}
+            for i in range(prompts):
+                one = Needles(*(part[i : i + 1] for part in needles))
+                read = functools.partial(self.needle, one)
+                found.append(Reading(own | {"prompt": i}, i, "needle_accuracy", read))
+        if induction:
+            vocab, length = self.model.config.vocab_size, self.tokens // 2 * 2
+            own = {"probe": "induction", "probe_length": length, "prompts": induction}
+            for i, ids in enumerate(induction_tokens(jax.random.key(0), vocab, length, induction)):
+                read = functools.partial(self.induction, ids)
+                found.append(Reading(own | {"prompt": i}, i, "induction_nll", read))
+        return found
 
-    def induction_nll(self, texts: Array, stores: Stores = (None, None)) -> float:
-        """Mean nll of the second halves of texts that say the same twice, nat a token."""
-        nll = [self._score(self.model.params, ids, *stores) for ids in texts]
-        return float(second_half(jnp.stack(nll)).mean())
+    def window(self, i: int, stores: Stores) -> dict[str, float]:
+        """Mean nll of a window in nat a token, and what codes do to its attention.
 
-    def measure(self, stores: Stores) -> dict[str, float]:
-        """Bytes, and what the codes make of the keys, values and attention of one window.
-
-        The tensors are those of the exact model. Every token is read from its codes, sinks and
-        recent ones too, but for a last page that is not full.
+        For the latter the tensors are those of the exact model, and every token is read from its
+        codes, sinks and recent ones too, but for a last page that is not full.
         """
-        config = self.model.config
-        cache = jax.eval_shape(
-            lambda k, v: empty_cache(config, 1, self.tokens, "float16", keys=k, values=v), *stores
-        )
-        plain = jax.eval_shape(lambda: empty_cache(config, 1, self.tokens, "float16"))
-        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        found = {
-            "rate_bits": 8 * cache.nbytes / self.tokens / numbers,
-            "bytes_per_token": cache.nbytes / self.tokens,
-            "compression_ratio": plain.nbytes / cache.nbytes,
-            "side_bytes": float(cache.side_bytes),
-        }
-        by_layer = _attention(self._tensors, *stores, self.frequency)
-        for name, values in by_layer.items():
+        nll = {"nll": float(self._score(self.model.params, self.texts[i], *stores).mean())}
+        if all(store is None for store in stores):
+            return nll
+        found = {}
+        for name, values in _attention(self._tensors(i), *stores, self.frequency).items():
             values = np.asarray(values)
             if name == "logit_error":
                 found[name] = float(np.sqrt(np.mean(values**2)))
                 found["logit_error_worst_layer"] = float(values.max())
             else:
                 found[name] = float(values.mean())
-        return found
+        return nll | found
 
+    def needle(self, needle: Needles, stores: Stores) -> dict[str, float]:
+        """Whether the answer of one prompt is found through the cache."""
+        ids, last = jnp.asarray(needle.tokens[0]), needle.answer.shape[1]
+        predicted = self._predict(self.model.params, ids, last, *stores)
+        return {"needle_accuracy": needle_accuracy(np.asarray(predicted)[None], needle)}
 
-def make_probes(config: Any, model: LanguageModel) -> list[tuple[dict[str, Any], str, Any]]:
-    """The recall probes asked for: how rows name each, its metric, and how to run it."""
-    probes: list[tuple[dict[str, Any], str, Any]] = []
-    for length in config.needles:
-        key = jax.random.key(length)
-        needles = needle_prompts(key, model.tokenizer, length, config.prompts)
-        own = {"probe": "needle", "probe_length": length, "prompts": config.prompts}
-        probes.append((own, "needle_accuracy", lambda t, s, n=needles: t.needle_accuracy(n, s)))
-    texts = config.induction if config.induction >= 0 else 4 * (config.model == "tiny")
-    if texts:
-        key, length = jax.random.key(0), config.tokens // 2 * 2
-        said = induction_tokens(key, model.config.vocab_size, length, texts)
-        own = {"probe": "induction", "probe_length": length, "prompts": texts}
-        probes.append((own, "induction_nll", lambda t, s: t.induction_nll(said, s)))
-    return probes
+    def induction(self, ids: Array, stores: Stores) -> dict[str, float]:
+        """Mean nll of the second half of a text that says the same twice, nat a token."""
+        nll = self._score(self.model.params, ids, *stores)
+        return {"induction_nll": float(second_half(nll).mean())}
+
+    def size(self, stores: Stores) -> dict[str, float]:
+        """Bytes of a cache of one window."""
+        config = self.model.config
+        cache = jax.eval_shape(
+            lambda k, v: empty_cache(config, 1, self.tokens, "float16", keys=k, values=v), *stores
+        )
+        plain = jax.eval_shape(lambda: empty_cache(config, 1, self.tokens, "float16"))
+        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        return {
+            "rate_bits": 8 * cache.nbytes / self.tokens / numbers,
+            "bytes_per_token": cache.nbytes / self.tokens,
+            "compression_ratio": plain.nbytes / cache.nbytes,
+            "side_bytes": float(cache.side_bytes),
+        }
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "bits"))
@@ -158,10 +187,10 @@ def _attention(
     def layer(here: Any) -> dict[str, Array]:
         q, k, v, keys, values = here
         k_hat, v_hat = reread(keys, k, frequency), reread(values, v, None)
-        found = {"attention_output_nmse": metrics.attention_output_nmse(q, k, v, k_hat, v_hat)}
-        if keys is not None:
-            found["logit_error"] = metrics.logit_error(q, k, k_hat)
-            found["attention_kl"] = metrics.attention_kl(q, k, k_hat)
+        found = metrics.attention_errors(q, k, v, k_hat, v_hat)._asdict()
+        if keys is None:
+            found = {"attention_output_nmse": found["attention_output_nmse"]}
+        else:
             found["key_cosine"] = metrics.cosine(k, k_hat)
             found["key_nmse"] = metrics.nmse(k, k_hat)
         if values is not None:

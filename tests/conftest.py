@@ -5,6 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_models import TEXT, small_model, tokenizer
+
+from experiments.common import run
+from isojax.models import save_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +23,27 @@ def shared() -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model = small_model(num_hidden_layers=2)
+    save_checkpoint(folder, model.config, model.params)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "text.txt").write_text(TEXT * 30)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def call(small, tmp_path_factory):
+    def call(module, *arguments, out=None):
+        out = out or tmp_path_factory.mktemp("out") / "study"
+        name = module.__name__.rsplit(".", 1)[-1]
+        given = ["--model", str(small), "--text", str(small / "text.txt"), "--length", "64"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", [name, *given, "--out", str(out), *map(str, arguments)])
+            run(module.main, module.Config, name, module.__doc__)
+        return out
+
+    return call

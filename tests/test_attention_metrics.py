@@ -18,11 +18,11 @@ def tensors(heads=6, groups=2, noise=0.3, tokens=T):
     return q, k, v, k + noise * dk, v + noise * dv
 
 
-EAGER = {
-    "logit_error": lambda q, k, v, k_hat, v_hat: m.logit_error(q, k, k_hat),
-    "attention_kl": lambda q, k, v, k_hat, v_hat: m.attention_kl(q, k, k_hat),
-    "attention_output_nmse": m.attention_output_nmse,
-}
+def one_of(name):
+    return lambda *tensors: getattr(m.attention_errors(*tensors), name)
+
+
+EAGER = {name: one_of(name) for name in m.AttentionErrors._fields}
 METRICS = {name: jax.jit(metric) for name, metric in EAGER.items()}
 every_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS.keys())
 
@@ -60,7 +60,7 @@ def test_equals_numpy_in_fp64(heads, groups):
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
     # 37 queries: four blocks of 8 and five queries left over
-    monkeypatch.setattr("isojax.metrics.attention.BLOCK", 8)
+    monkeypatch.setattr("isojax._core.queries.BLOCK", 8)
     given = tensors()
     for name, metric in EAGER.items():
         assert_allclose(metric(*given), METRICS[name](*given), rtol=1e-5, err_msg=name)
@@ -119,19 +119,19 @@ def test_no_key_is_seen_before_its_time(metric):
 
 def test_logit_error_is_linear_in_the_keys_and_divergence_its_variance():
     q, k, v, k_hat, _ = tensors(noise=0.02)
-    twice = k + 2 * (k_hat - k)
-    assert_allclose(m.logit_error(q, k, twice), 2 * m.logit_error(q, k, k_hat), rtol=1e-5)
-    assert_allclose(m.attention_kl(q, k, twice), 4 * m.attention_kl(q, k, k_hat), rtol=0.05)
+    once, twice = (m.attention_errors(q, k, v, k + n * (k_hat - k), v) for n in (1, 2))
+    assert_allclose(twice.logit_error, 2 * once.logit_error, rtol=1e-5)
+    assert_allclose(twice.attention_kl, 4 * once.attention_kl, rtol=0.05)
 
 
 def test_huge_logit_errors_stay_finite():
-    q, k, _, k_hat, _ = tensors(noise=1000.0)
-    assert 88 < m.attention_kl(q, k, k_hat) < jnp.inf
+    assert 88 < METRICS["attention_kl"](*tensors(noise=1000.0)) < jnp.inf
 
 
 def test_zero_values_miss_the_whole_output():
     q, k, v, k_hat, v_hat = tensors()
-    assert_allclose(m.attention_output_nmse(q, k, v, k_hat, 0 * v_hat), 1, rtol=1e-6)
+    nmse = METRICS["attention_output_nmse"](q, k, v, k_hat, 0 * v_hat)
+    assert_allclose(nmse, 1, rtol=1e-6)
 
 
 @every_metric

@@ -7,38 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import TEXT, small_model, tokenizer
 
-from experiments import isotropic_tradeoff, kv_cache, perplexity
-from experiments.common import run
+from experiments import isotropic_tradeoff, perplexity
 from experiments.tensor_study import FIXED_RATE, Case
-from isojax.models import save_checkpoint
 from isojax.report import read_rows, select
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model = small_model(num_hidden_layers=2)
-    save_checkpoint(folder, model.config, model.params)
-    tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "text.txt").write_text(TEXT * 30)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def call(small, tmp_path_factory):
-    def call(module, *arguments, out=None):
-        out = out or tmp_path_factory.mktemp("out") / "study"
-        name = module.__name__.rsplit(".", 1)[-1]
-        given = ["--model", str(small), "--text", str(small / "text.txt"), "--length", "64"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", [name, *given, "--out", str(out), *map(str, arguments)])
-            run(module.main, module.Config, name, module.__doc__)
-        return out
-
-    return call
-
 
 SMALL = ("--windows", 2, "--seeds", 3, "--bits", 3, "--quantizers", "absmax", "--transforms",
          "identity", "haar", "pca", "--granularities", "tensor", "group:8",
@@ -284,60 +256,3 @@ def test_help_names_the_question_and_the_flags(call, capsys, module):
     assert stop.value.code == 0
     assert module.__doc__.splitlines()[0] in shown.replace("\n", " ")
     assert "--quick" in shown and "--out" in shown
-
-
-KV = ("--methods", "kivi", "haar", "pca+pre", "--bits", 3, "--targets", "K", "KV", "--seeds", 2,
-      "--windows", 2, "--calibration-windows", 1, "--needles", "--induction", 1)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def kv(call):
-    return call(kv_cache, *KV)
-
-
-def test_the_cache_has_a_row_for_every_method_target_seed_and_window(kv):
-    found = rows(kv)
-    for method, seeds in (("kivi", [None]), ("haar", [0, 1]), ("pca+pre", [None])):
-        for target in ("K", "KV"):
-            mine = select(found, "delta_nll", method=method, target=target, bits=3)
-            assert [(r.seed, r.config["window"]) for r in mine] == [
-                (seed, window) for seed in seeds for window in (0, 1)
-            ]
-
-
-def test_what_a_cache_loses_is_paired_with_the_exact_one(kv):
-    found = rows(kv)
-    exact = {r.config["window"]: r.value for r in select(found, "nll", method="none")}
-    for row in select(found, "delta_nll"):
-        same = {**row.config, "window": row.config["window"]}
-        (nll,) = [r for r in select(found, "nll", **same) if r.seed == row.seed]
-        assert row.value == pytest.approx(nll.value - exact[row.config["window"]], abs=1e-9)
-        assert row.value != 0
-
-
-def test_bytes_of_the_cache_are_those_of_its_arrays(kv):
-    found = select(rows(kv), "bytes_per_token", method="haar", target="KV")
-    layers, heads, dim = 2, 2, 8  # of the small model
-    assert {r.value for r in found} == {2 * layers * heads * (3 * dim / 8 + 2)}
-    (half,) = {r.value for r in select(rows(kv), "bytes_per_token", method="haar", target="K")}
-    assert half == layers * heads * (3 * dim / 8 + 2 + 2 * dim)
-
-
-def test_a_cache_study_goes_on_and_says_what_it_found(call, kv):
-    before = (kv / "rows.jsonl").read_bytes()
-    call(kv_cache, *KV, out=kv)
-    assert (kv / "rows.jsonl").read_bytes() == before
-    report = (kv / "table.md").read_text()
-    assert "## KV at 3 bit" in report and "| pca+pre |" in report and "induction" in report
-    assert (kv / "figure.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"), [("--methods", "spin"), ("--targets", "Q"), ("--bits", 9)]
-)
-def test_the_cache_study_refuses_what_it_does_not_know(call, capsys, flag, value):
-    with pytest.raises(SystemExit) as stop:
-        call(kv_cache, flag, value)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and str(value) in error and error.count("\n") == 1

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-BLOCK = 256  # queries whose logits are held at once
+from isojax._core.queries import over_queries
 
 
 def apply_rope(
@@ -49,7 +49,7 @@ def causal_attention(
     """Softmax attention in which query i reads keys 0 .. start + i; the softmax is in fp32.
 
     Queries go by in blocks, so that the logits of a long text are never held at once. With a
-    `start` known to be 0 the keys after a block are not read at all.
+    `start` known to be 0, each quarter of them reads no keys that come after it.
 
     Args:
         q: queries, h heads.
@@ -63,12 +63,6 @@ def causal_attention(
     batch, tokens, heads, dim = q.shape
     slots, groups = keys.stored.shape[1:3]
     share = heads // groups
-    prefill = isinstance(start, int) and start == 0
-    # one batch axis of (text, key head), query heads that share keys below each other: several
-    # batch axes, or any other order, make XLA's products on a CPU up to ten times slower
-    q = q * (dim**-0.5 if scale is None else scale)
-    q = q.reshape(batch, tokens, groups, share, dim).transpose(0, 2, 3, 1, 4)
-    q = q.reshape(batch * groups, share, tokens, dim)
 
     def columns(k: Array | None) -> Array | None:
         return None if k is None else k.transpose(0, 2, 3, 1).reshape(batch * groups, dim, slots)
@@ -79,33 +73,30 @@ def causal_attention(
     keys = keys._replace(stored=columns(keys.stored), exact=columns(keys.exact))
     values = values._replace(stored=lines(values.stored), exact=lines(values.exact))
 
-    outputs = []
-    for begin in range(0, tokens, BLOCK):
-        end = min(begin + BLOCK, tokens)
-        seen = min(end, slots) if prefill else slots
-        rows = q[:, :, begin:end].reshape(batch * groups, share * (end - begin), dim)
-        at, among = start + jnp.arange(begin, end)[:, None], jnp.arange(seen)
-
-        def fresh(side: Seen, at: Array = at, among: Array = among) -> Array:
-            assert side.fresh is not None
-            return jnp.tile(side.fresh(at, among), (share, 1))
-
+    def read(rows: Array, at: Array, seen: int) -> Array:
+        among = jnp.arange(seen)
         logits = _product(rows, keys.stored[..., :seen])
         if keys.exact is not None:
-            logits = jnp.where(fresh(keys), _product(rows, keys.exact[..., :seen]), logits)
-        logits = jnp.where(jnp.tile(at >= among, (share, 1)), logits, -jnp.inf)
+            assert keys.fresh is not None
+            exact = _product(rows, keys.exact[..., :seen])
+            logits = jnp.where(keys.fresh(at, among), exact, logits)
+        logits = jnp.where(at >= among, logits, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
         weights = weights.astype(values.stored.dtype)
         if values.exact is None:
-            mixed = _product(weights, values.stored[:, :seen])
-        else:
-            other = jnp.where(fresh(values), weights, 0)
-            mixed = _product(weights - other, values.stored[:, :seen])
-            mixed = mixed + _product(other, values.exact[:, :seen])
-        outputs.append((mixed / total).reshape(batch, groups, share, end - begin, -1))
-    out = jnp.concatenate(outputs, axis=3).transpose(0, 3, 1, 2, 4)
-    return out.reshape(batch, tokens, -1).astype(q.dtype)
+            return _product(weights, values.stored[:, :seen]) / total
+        assert values.fresh is not None
+        other = jnp.where(values.fresh(at, among), weights, 0)
+        mixed = _product(weights - other, values.stored[:, :seen])
+        return (mixed + _product(other, values.exact[:, :seen])) / total
+
+    q = q * (dim**-0.5 if scale is None else scale)
+    q = q.reshape(batch, tokens, groups, share, dim).transpose(0, 2, 3, 1, 4)
+    out = over_queries(read, q.reshape(batch * groups, share, tokens, dim), slots, start)
+    out = out.reshape(len(out), batch, groups, share, -1, out.shape[-1])
+    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads * out.shape[-1])
+    return out[:, :tokens].astype(q.dtype)
 
 
 def _product(a: Array, b: Array) -> Array:

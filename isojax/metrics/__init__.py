@@ -5,9 +5,8 @@ Each takes arrays of any shape whose last axis is the vector, returns one scalar
 in one call, for sweeps, at `thresholds` taken once from `x`.
 """
 
-from isojax.metrics.attention import attention_kl as attention_kl
-from isojax.metrics.attention import attention_output_nmse as attention_output_nmse
-from isojax.metrics.attention import logit_error as logit_error
+from isojax.metrics.attention import AttentionErrors as AttentionErrors
+from isojax.metrics.attention import attention_errors as attention_errors
 from isojax.metrics.entropy import code_entropy_bits as code_entropy_bits
 from isojax.metrics.error import cosine as cosine
 from isojax.metrics.error import mse as mse

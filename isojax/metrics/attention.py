@@ -1,95 +1,49 @@
-"""What quantized keys and values do to the attention of one layer.
-
-Attention is causal, its logits are q.k / sqrt(d), and h query heads share g key heads: g divides
-h, consecutive query heads share one. Arrays are `q` [t, h, d] and `k`, `v` [t, g, d] as attention
-sees them, so after rotary position embedding. Logits exist for `BLOCK` queries at a time; over
-layers, `jax.lax.map` keeps it so, where `jax.vmap` holds those of every layer.
-"""
+"""What quantized keys and values do to the attention of one layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from isojax._core.queries import over_queries
 from isojax.metrics.error import computed
 
-BLOCK = 256
 
+class AttentionErrors(NamedTuple):
+    """Errors of one layer's attention, over all query heads and positions.
 
-def logit_error(
-    q: Float[Array, "t h d"], k: Float[Array, "t g d"], k_hat: Float[Array, "t g d"]
-) -> Float[Array, ""]:
-    """Root mean square error of the logits, less the mean error of each query.
-
-    The mean over the keys that a query sees shifts all its logits alike, which its softmax does
-    not notice. The root mean square is over all query heads and all pairs of a query and a key
-    that it sees.
-
-    Args:
-        q: queries, h heads.
-        k: keys, g heads.
-        k_hat: their reconstruction.
-
-    Raises:
-        ValueError: g does not divide h.
+    Attributes:
+        logit_error: root mean square error of the logits, less the mean error of each query: the
+            mean over the keys that a query sees shifts all its logits alike, which its softmax
+            does not notice. Over all pairs of a query and a key that it sees.
+        attention_kl: mean KL divergence of the attention weights, KL(softmax(q k) ||
+            softmax(q k_hat)), in nats.
+        attention_output_nmse: squared error of the weighted sums of values over their squared norm.
     """
-    q, k, k_hat = computed(q, k, k_hat)
-    delta = _columns(k_hat - k)
 
-    def square(query: Array, seen: Array) -> Array:
-        error = _product(query, delta)
-        mean = jnp.sum(error * seen, -1, keepdims=True) / jnp.sum(seen)
-        return jnp.sum(jnp.square(error - mean) * seen)
-
-    tokens, heads, _ = q.shape
-    return jnp.sqrt(jnp.sum(_each_query(square, q, k)) / (heads * tokens * (tokens + 1) / 2))
+    logit_error: Float[Array, ""]
+    attention_kl: Float[Array, ""]
+    attention_output_nmse: Float[Array, ""]
 
 
-def attention_kl(
-    q: Float[Array, "t h d"], k: Float[Array, "t g d"], k_hat: Float[Array, "t g d"]
-) -> Float[Array, ""]:
-    """KL divergence of the attention weights, KL(softmax(q k) || softmax(q k_hat)), in nats.
-
-    The mean over query heads and query positions. Computed as log E[exp(e - E[e])], e the errors
-    of a query's logits and E the mean under the exact weights, so that large logits cost it no
-    digits.
-
-    Args:
-        q: queries, h heads.
-        k: keys, g heads.
-        k_hat: their reconstruction.
-
-    Raises:
-        ValueError: g does not divide h.
-    """
-    q, k, k_hat = computed(q, k, k_hat)
-    keys, delta = _columns(k), _columns(k_hat - k)
-
-    def divergence(query: Array, seen: Array) -> Array:
-        exact = jax.nn.log_softmax(jnp.where(seen, _product(query, keys), -jnp.inf))
-        error = _product(query, delta)
-        error -= jnp.sum(jnp.exp(exact) * error, -1, keepdims=True)
-        return jnp.mean(jax.nn.logsumexp(exact + error, -1) - jax.nn.logsumexp(exact, -1))
-
-    return jnp.mean(_each_query(divergence, q, k))
-
-
-def attention_output_nmse(
+def attention_errors(
     q: Float[Array, "t h d"],
     k: Float[Array, "t g d"],
     v: Float[Array, "t g c"],
     k_hat: Float[Array, "t g d"],
     v_hat: Float[Array, "t g c"],
-) -> Float[Array, ""]:
-    """Squared error of attention's output over its squared norm, all heads and positions.
+) -> AttentionErrors:
+    """What reading `k_hat` and `v_hat` in place of `k` and `v` does to causal attention.
+
+    Logits are q.k / sqrt(d). They exist for a block of queries at a time; over layers,
+    `jax.lax.map` keeps it so, where `jax.vmap` holds those of every layer.
 
     Args:
-        q: queries, h heads.
-        k: keys, g heads.
+        q: queries after the rotary embedding, h heads.
+        k: keys after the rotary embedding, g heads; g divides h, consecutive query heads share one.
         v: values, g heads.
         k_hat: the reconstruction of `k`.
         v_hat: the reconstruction of `v`.
@@ -98,31 +52,37 @@ def attention_output_nmse(
         ValueError: g does not divide h.
     """
     q, k, v, k_hat, v_hat = computed(q, k, v, k_hat, v_hat)
-    keys, delta = _columns(k), _columns(k_hat - k)
-    rows, rows_hat = v.transpose(1, 0, 2), v_hat.transpose(1, 0, 2)
-
-    def squares(query: Array, seen: Array) -> tuple[Array, Array]:
-        logits = jnp.where(seen, _product(query, keys), -jnp.inf)
-        out = _product(jax.nn.softmax(logits), rows)
-        out_hat = _product(jax.nn.softmax(logits + _product(query, delta)), rows_hat)
-        return jnp.sum(jnp.square(out_hat - out)), jnp.sum(jnp.square(out))
-
-    error, energy = _each_query(squares, q, k)
-    return jnp.sum(error) / jnp.sum(energy)
-
-
-def _each_query(one: Callable[[Array, Array], Any], q: Array, k: Array) -> Any:
-    """`one(query [g, h/g, d] scaled, keys it sees [t])` of each position, `BLOCK` at a time."""
     (tokens, heads, dim), groups = q.shape, k.shape[1]
     if heads % groups:
         raise ValueError(f"q must have a multiple of the {groups} heads of k, got {heads}.")
-    queries = q.reshape(tokens, groups, heads // groups, dim) * dim**-0.5
-    at = jnp.arange(tokens)
-    return jax.lax.map(lambda x: one(x[0], x[1] >= at), (queries, at), batch_size=BLOCK)
+    keys, delta = (x.transpose(1, 2, 0) for x in (k, k_hat - k))
+    values, values_hat = (x.transpose(1, 0, 2) for x in (v, v_hat))
 
+    def read(rows: Array, at: Array, seen: int) -> tuple[Array, ...]:
+        sees = (at >= jnp.arange(seen)) & (at < tokens)
+        asks = at[:, 0] < tokens
+        error = jnp.where(sees, _product(rows, delta[..., :seen]), 0)
+        mean = jnp.sum(error, -1, keepdims=True) / jnp.maximum(jnp.sum(sees, -1, keepdims=True), 1)
+        square = jnp.sum(jnp.where(sees, jnp.square(error - mean), 0))
 
-def _columns(k: Float[Array, "t g d"]) -> Float[Array, "g d t"]:
-    return k.transpose(1, 2, 0)
+        logits = jnp.where(at >= jnp.arange(seen), _product(rows, keys[..., :seen]), -jnp.inf)
+        log_p = jax.nn.log_softmax(logits)
+        p = jnp.exp(log_p)
+        # KL = log E[exp(e - E e)], e the errors of the logits and E the mean under the exact
+        # weights: large logits cost it no digits
+        log_p_hat = log_p + error - jnp.sum(p * error, -1, keepdims=True)
+        kl = jax.nn.logsumexp(log_p_hat, -1) - jax.nn.logsumexp(log_p, -1)
+
+        out = _product(p, values[:, :seen])
+        out_hat = _product(jnp.exp(log_p_hat - kl[..., None]), values_hat[:, :seen])
+        difference = jnp.where(asks[:, None], out_hat - out, 0)
+        energy = jnp.sum(jnp.where(asks[:, None], jnp.square(out), 0))
+        return square, jnp.sum(kl * asks), jnp.sum(jnp.square(difference)), energy
+
+    queries = (q * dim**-0.5).reshape(tokens, groups, heads // groups, dim).transpose(1, 2, 0, 3)
+    square, kl, difference, energy = map(jnp.sum, over_queries(read, queries, tokens))
+    pairs = heads * tokens * (tokens + 1) / 2
+    return AttentionErrors(jnp.sqrt(square / pairs), kl / (heads * tokens), difference / energy)
 
 
 def _product(a: Float[Array, "g m k"], b: Float[Array, "g k n"]) -> Float[Array, "g m n"]:

@@ -1,0 +1,68 @@
+"""The study of the KV cache as its users run it, on a small random model."""
+
+import pytest
+
+from experiments import kv_cache
+from isojax.report import read_rows, select
+
+
+def rows(folder):
+    return read_rows(folder / "rows.jsonl")
+
+
+KV = ("--methods", "kivi", "haar", "pca+pre", "--bits", 3, "--targets", "K", "KV",
+      "--windows", 2, "--calibration-windows", 1, "--needles", "--induction", 1)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def kv(call):
+    return call(kv_cache, *KV)
+
+
+def test_the_cache_has_a_row_for_every_window_with_rotations_of_its_own(kv):
+    found = rows(kv)
+    for method, seeds in (("kivi", [None] * 2), ("haar", [0, 1]), ("pca+pre", [None] * 2)):
+        for target in ("K", "KV"):
+            for metric in ("delta_nll", "logit_error"):
+                mine = select(found, metric, method=method, target=target, bits=3)
+                assert [(r.seed, r.config["window"]) for r in mine] == list(
+                    zip(seeds, (0, 1), strict=True)
+                )
+
+
+def test_what_a_cache_loses_is_paired_with_the_exact_one(kv):
+    found = rows(kv)
+    exact = {r.config["window"]: r.value for r in select(found, "nll", method="none")}
+    for row in select(found, "delta_nll"):
+        same = {**row.config, "window": row.config["window"]}
+        (nll,) = [r for r in select(found, "nll", **same) if r.seed == row.seed]
+        assert row.value == pytest.approx(nll.value - exact[row.config["window"]], abs=1e-9)
+        assert row.value != 0
+
+
+def test_bytes_of_the_cache_are_those_of_its_arrays(kv):
+    found = select(rows(kv), "bytes_per_token", method="haar", target="KV")
+    layers, heads, dim = 2, 2, 8  # of the small model
+    assert {r.value for r in found} == {2 * layers * heads * (3 * dim / 8 + 2)}
+    (half,) = {r.value for r in select(rows(kv), "bytes_per_token", method="haar", target="K")}
+    assert half == layers * heads * (3 * dim / 8 + 2 + 2 * dim)
+
+
+def test_a_cache_study_goes_on_and_says_what_it_found(call, kv):
+    before = (kv / "rows.jsonl").read_bytes()
+    call(kv_cache, *KV, out=kv)
+    assert (kv / "rows.jsonl").read_bytes() == before
+    report = (kv / "table.md").read_text()
+    assert "## KV at 3 bit" in report and "| pca+pre |" in report and "induction" in report
+    assert (kv / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--methods", "spin"), ("--targets", "Q"), ("--bits", 9)]
+)
+def test_the_cache_study_refuses_what_it_does_not_know(call, capsys, flag, value):
+    with pytest.raises(SystemExit) as stop:
+        call(kv_cache, flag, value)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(value) in error and error.count("\n") == 1
