@@ -76,7 +76,7 @@ def codebook(case: Case, dim: int) -> quantizers.Codebook:
     kind, bits = case
     if kind == "sphere":
         return quantizers.lloyd_max_sphere(bits, dim, normalize="norm")
-    return quantizers.nearest_level(quantizers.lloyd_max_gaussian(bits).levels / dim**0.5, "norm")
+    return quantizers.lloyd_max_gaussian(bits, dim, normalize="norm")
 
 
 def errors(t: transforms.Transform, x: jax.Array, case: Case) -> dict[str, jax.Array]:

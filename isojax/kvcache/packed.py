@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from isojax._core.pytree import pytree, static
 from isojax.kvcache.attention import Seen, apply_rope
-from isojax.kvcache.store import Store
+from isojax.kvcache.store import Store, mean_at
 from isojax.quantizers.codes import Packed, nbytes, stored
 
 
@@ -159,10 +159,7 @@ class PackedSide:
     def _mean(self, positions: Array, frequency: Array | None) -> Array:
         """The mean as it stands in keys at these positions, [t, kv_heads, head_dim]."""
         assert self.store.mean is not None
-        mean = jnp.broadcast_to(self.store.mean, (len(positions), *self.store.mean.shape))
-        if self.store.rope == "before" or frequency is None:
-            return mean
-        return apply_rope(mean, positions, frequency)
+        return mean_at(self.store.mean, positions, frequency, self.store.rope)
 
 
 def _write(old: Array, new: Array, page: Any) -> Array:

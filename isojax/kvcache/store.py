@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from isojax._core.checks import check_choice, check_positive
 from isojax._core.pytree import pytree, static
 from isojax.codec import Codec
+from isojax.kvcache.attention import apply_rope
 from isojax.quantizers.codes import Packed
 
 ROPE = ("after", "before")
@@ -69,6 +70,20 @@ class Store:
         x = x.reshape(batch, tokens, groups, heads // groups, dim)
         y = jax.vmap(lambda c, x: getattr(c, name)(x), (0, 2), 2)(self.codec, x)
         return y.reshape(batch, tokens, heads, y.shape[-1])
+
+
+def mean_at(
+    mean: Float[Array, "g d"],
+    positions: Int[Array, " t"],
+    frequency: Float[Array, " half"] | None,
+    rope: str,
+) -> Float[Array, "t g d"]:
+    """The mean of keys before the rotary embedding, as keys at `positions` are stored; see `store`.
+
+    For values, whose `frequency` is None, it is the same everywhere.
+    """
+    mean = jnp.broadcast_to(mean, (len(positions), *mean.shape))
+    return mean if rope == "before" or frequency is None else apply_rope(mean, positions, frequency)
 
 
 def store(

@@ -96,9 +96,9 @@ def config_from_hf(fields: Mapping[str, Any], source: str = "config.json") -> Mo
         return value
 
     for name, allowed in _NEUTRAL.items():
-        _require(source, name, fields.get(name, allowed[0]), allowed)
+        require(source, name, fields.get(name, allowed[0]), allowed)
     for kind in fields.get("layer_types") or ():
-        _require(source, "layer_types", kind, ("full_attention",))
+        require(source, "layer_types", kind, ("full_attention",))
     heads = number("num_attention_heads")
     hidden = number("hidden_size")
     rope = _rope(fields, source)
@@ -127,7 +127,8 @@ def config_from_hf(fields: Mapping[str, Any], source: str = "config.json") -> Mo
         raise ValueError(message if source in message else f"{source}: {message}") from None
 
 
-def _require(source: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+def require(source: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Refuse a field whose value changes the model in a way that is not there."""
     if value not in allowed:
         raise ValueError(f"{source}: {name}={value!r} is not supported, only {allowed[0]!r}.")
 
@@ -147,8 +148,8 @@ def _rope(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
     rope = {"rope_theta": 10000.0, **outer, **scaling, **parameters}
     context = "original_max_position_embeddings"
     if context in rope:  # the outer one of these counts in some versions of transformers
-        _require(source, context, fields.get(context), (rope[context], None))
-    _require(source, "partial_rotary_factor", rope.get("partial_rotary_factor"), (1, None))
+        require(source, context, fields.get(context), (rope[context], None))
+    require(source, "partial_rotary_factor", rope.get("partial_rotary_factor"), (1, None))
     theta = rope["rope_theta"]
     if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < inf:
         raise ValueError(f"{source}: rope_theta must be a positive number, got {theta!r}.")

@@ -12,7 +12,7 @@ from gguf.quants import dequantize
 from tokenizers import Tokenizer
 
 from isojax.models.assemble import Entry, assemble
-from isojax.models.config import ARCHITECTURES, ModelConfig, RopeScaling
+from isojax.models.config import ARCHITECTURES, ModelConfig, RopeScaling, require
 from isojax.models.decoder import Params
 from isojax.models.gguf_tokenizer import build_tokenizer
 from isojax.models.names import GGUF
@@ -101,6 +101,9 @@ class _Fields:
             )
         return kind(value)
 
+    def require(self, key: str, allowed: tuple[Any, ...]) -> None:
+        require(self.source, key, self.get(key), (*allowed, None))
+
 
 def _config(fields: _Fields, tensors: dict[str, ReaderTensor]) -> ModelConfig:
     source = fields.source
@@ -111,15 +114,8 @@ def _config(fields: _Fields, tensors: dict[str, ReaderTensor]) -> ModelConfig:
             f"got {family!r}."
         )
 
-    def require(key: str, allowed: tuple[Any, ...]) -> None:
-        value = fields.get(f"{family}.{key}")
-        if value is not None and value not in allowed:
-            raise ValueError(
-                f"{source}: {family}.{key}={value!r} is not supported, only {allowed[0]!r}."
-            )
-
     for key, allowed in _NEUTRAL.items():
-        require(key, allowed)
+        fields.require(f"{family}.{key}", allowed)
 
     embedding = tensors.get("token_embd.weight")
     if embedding is None:
@@ -128,8 +124,8 @@ def _config(fields: _Fields, tensors: dict[str, ReaderTensor]) -> ModelConfig:
     heads = fields.number(f"{family}.attention.head_count")
     dim = fields.number(f"{family}.attention.key_length", hidden // heads)
     theta = fields.number(f"{family}.rope.freq_base", 10000.0, float)
-    require("attention.value_length", (dim,))
-    require("rope.dimension_count", (dim,))
+    fields.require(f"{family}.attention.value_length", (dim,))
+    fields.require(f"{family}.rope.dimension_count", (dim,))
     bias = {name: f"blk.0.{name}.bias" in tensors for name in ("attn_q", "attn_output", "ffn_up")}
     try:
         return ModelConfig(

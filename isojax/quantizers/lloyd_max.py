@@ -22,13 +22,14 @@ BINS = 4096
 
 
 def lloyd_max_gaussian(
-    bits: int, *, normalize: str = "rms", granularity: str = "token", group: int = 0
+    bits: int, dim: int = 1, *, normalize: str = "rms", granularity: str = "token", group: int = 0
 ) -> Codebook:
-    """The Lloyd-Max codebook of the standard normal density (Max 1960, table I).
+    """The Lloyd-Max codebook of the normal density N(0, 1/dim) (Max 1960, table I, for `dim` 1).
 
     Args:
         bits: 1 to 8.
-        normalize: what numbers are divided by, see `nearest_level`; `rms` gives them unit variance.
+        dim: 1 for unit variance, as `normalize` "rms" gives; the length of the vectors for "norm".
+        normalize: what numbers are divided by, see `nearest_level`.
         granularity: which numbers share a scale.
         group: group length for granularity `group`, else 0.
 
@@ -36,7 +37,8 @@ def lloyd_max_gaussian(
         ValueError: an argument is none of the allowed values.
     """
     levels = _gaussian_levels(check_choice("bits", bits, range(1, 9)))
-    return nearest_level(jnp.asarray(levels), normalize, granularity, group)
+    levels = jnp.asarray(levels / math.sqrt(check_positive("dim", dim)))
+    return nearest_level(levels, normalize, granularity, group)
 
 
 def lloyd_max_sphere(
