@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,10 +47,7 @@ def add_published(study: Study) -> None:
             "matches": "",
         }  # fmt: skip
         share = {"false_firing_share": values["false_firings"] / PUBLISHED_SIZE}
-        rows = study.stamp.rows(config, None, values | share)
-        study.record.append(
-            dataclasses.replace(r, device="published", versions={}, commit="unknown") for r in rows
-        )
+        study.add_published(config, values | share)
 
 
 def shares(row: Row) -> str:

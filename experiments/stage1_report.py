@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -70,21 +69,16 @@ def theory(levels: Any, dim: int, law: str) -> float:
 
 def add_published(study: Study) -> None:
     """Record the published numbers, so that the tables are made of rows alone."""
-
-    def add(config: dict[str, Any], metrics: dict[str, float], device: str) -> None:
-        rows = study.stamp.rows({"source": PUBLISHED} | config, None, metrics)
-        study.record.append(
-            dataclasses.replace(r, device=device, versions={}, commit="unknown") for r in rows
-        )
-
+    source = {"source": PUBLISHED}
     for name, (params, fmas) in COSTS.items():
-        config = {"section": "cost", "transform": name, "dim": 128}
-        add(config, {"params": float(params), "fmas": float(fmas)}, "published")
+        config = source | {"section": "cost", "transform": name, "dim": 128}
+        study.add_published(config, {"params": float(params), "fmas": float(fmas)})
     for (dtype, bits), by_dim in TIMES.items():
         for dim, us in zip((128, 256, 512), by_dim, strict=True):
             for name, value in zip(TIMED, us, strict=True):
-                config = {"section": "time", "dim": dim, "dtype": dtype, "vectors": 8192}
-                add(config | {"transform": name, "bits": bits}, {"time_us": value}, CUDA)
+                config = source | {"section": "time", "dim": dim, "dtype": dtype, "vectors": 8192}
+                config |= {"transform": name, "bits": bits}
+                study.add_published(config, {"time_us": value}, CUDA)
 
 
 def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:

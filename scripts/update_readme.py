@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import statistics
 from pathlib import Path
 
 import tyro
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
 BENCHES = ("bench_model", "bench_load", "bench_sweep")
+KV3 = {"target": "KV", "bits": 3}
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
 
 
@@ -29,6 +31,8 @@ def wanted(row: Row) -> bool:
     """Whether README.md shows something of this row."""
     if row.experiment == "isotropic_tradeoff":
         return row.metric in SHOWN and bool(select([row], **AT3))
+    if row.experiment == "kv_cache":
+        return row.metric in ("delta_nll", "key_cosine", "rate_bits") and bool(select([row], **KV3))
     return row.experiment in ("perplexity", *BENCHES)
 
 
@@ -112,6 +116,28 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
     return markdown(head, lines)
 
 
+def kv_cache(rows: list[Row]) -> str:
+    """What each method loses with keys and values at 3 bit, the mean over models deciding."""
+    rows = select([r for r in rows if r.experiment == "kv_cache"], **KV3)
+    models = list(dict.fromkeys(r.config["model"] for r in rows))
+    found = []
+    for method in dict.fromkeys(r.config["method"] for r in rows):
+        cells, losses = [], []
+        for model in models:
+            mine = select(rows, model=model, method=method)
+            if not mine:
+                cells += ["-", "-"]
+                continue
+            loss = summarize(mine, "delta_nll")
+            losses.append(loss.mean)
+            cells += [f"{loss.mean:.3f} ± {loss.sem:.3f}"]
+            cells += [f"{summarize(mine, 'key_cosine').mean:.3f}"]
+        rate = summarize(rows, "rate_bits", method=method).mean
+        found.append((statistics.fmean(losses), [method, f"{rate:.2f}", *cells]))
+    head = ["method", "bits", *(c for m in models for c in (m, "K cosine"))]
+    return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Settings."""
@@ -136,7 +162,7 @@ def main(config: Config) -> None:
     path = ROOT / "README.md"
     old = path.read_text(encoding="utf-8")
     rows = read_rows(ROWS)
-    makers = {f.__name__: f for f in (bench_model, perplexity, isotropic_tradeoff, costs)}
+    makers = {f.__name__: f for f in (bench_model, perplexity, isotropic_tradeoff, costs, kv_cache)}
     new = re.sub(
         r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)",
         lambda m: f"{m[1]}{makers[m[2]](rows)}\n{m[3]}",

@@ -24,7 +24,7 @@ def new_figure(rows: int, columns: int, title: str) -> tuple[Any, Any]:
     """A matplotlib figure that needs no display, and its grid of axes as a 2-D array."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * columns, 3.3 * rows), layout="constrained")
+    figure = Figure(figsize=(max(4.2 * columns, 6), 3.3 * rows), layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure, figure.subplots(rows, columns, squeeze=False)
 

@@ -45,8 +45,9 @@ class Stat(NamedTuple):
 
 
 def _number(value: float, digits: int) -> str:
-    """Significant digits, but whole numbers from 1000 on."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    """Significant digits, but whole numbers where digits would end before the point."""
+    whole = abs(value) >= 10 ** min(digits, 3)
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
 def stat(values: Iterable[float]) -> Stat:

@@ -65,6 +65,15 @@ class Study:
             self._written = True
         self.record.append(self.stamp.rows(config, seed, metrics))
 
+    def add_published(
+        self, config: Mapping[str, Any], metrics: Mapping[str, float], device: str = "published"
+    ) -> None:
+        """Append numbers that somebody else measured, so that tables are made of rows alone."""
+        rows = self.stamp.rows(config, None, metrics)
+        self.record.append(
+            dataclasses.replace(r, device=device, versions={}, commit="unknown") for r in rows
+        )
+
     def has(self, config: Mapping[str, Any], seed: int | None, metrics: Sequence[str]) -> bool:
         """True if these rows are there."""
         return self.record.has(self.stamp.experiment, config, seed, metrics)
