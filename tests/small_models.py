@@ -2,12 +2,13 @@
 
 import jax
 import numpy as np
+import pytest
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from isojax.models import LanguageModel, ModelConfig, init_params
+from isojax.models import LanguageModel, ModelConfig, init_params, load_model
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -83,3 +84,12 @@ def small_model(**changes: object) -> LanguageModel:
 
 def random_tokens(batch: int = 2, length: int = 40) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 300, (batch, length), dtype=np.int32)
+
+
+def error_of_loading(source, kind=ValueError):
+    """The message of the error, which is one line."""
+    with pytest.raises(kind) as caught:
+        load_model(str(source))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message

@@ -11,10 +11,12 @@ from small_models import random_tokens, small_config, small_model
 from isojax.models import (
     Hooks,
     Site,
+    capture_tensors,
     empty_cache,
     forward,
     param_shapes,
     token_nll,
+    weight,
 )
 
 MODEL = small_model()
@@ -154,3 +156,18 @@ def test_likelihood_holds_neither_all_logits_nor_a_copy_of_the_head(tied, dtype)
     chunk_of_logits = 4 * 50_000 * 4
     all_logits, smallest_head = 64 * 50_000 * 4, 50_000 * 32 * 2
     assert memory(50_000) - memory(300) < 3 * chunk_of_logits < min(all_logits, smallest_head)
+
+
+def test_tensor_names_are_checked():
+    tokens = np.arange(8, dtype=np.int32)
+    for name, said in {
+        "weight:wq:0": "must be one of q_proj",
+        "weight:q_proj:3": "must be a number from 0 to 2",
+        "hidden:4": "must be a number from 0 to 3",
+        "logits": "must be one of hidden",
+    }.items():
+        with pytest.raises(ValueError) as caught:
+            capture_tensors(MODEL, tokens, [name])
+        assert name in str(caught.value) and said in str(caught.value)
+    with pytest.raises(ValueError, match="layer must be from 0 to 2, got -1"):
+        weight(MODEL.params, "q_proj", -1)

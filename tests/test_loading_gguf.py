@@ -1,0 +1,145 @@
+"""How loading a GGUF fails: one line that names the file and what is wrong in it."""
+
+import gguf
+import numpy as np
+import pytest
+from small_models import error_of_loading, tokenizer
+
+from isojax.models import load_model
+
+LAYER = {
+    "attn_norm": (32,), "ffn_norm": (32,), "attn_q": (32, 32), "attn_k": (16, 32),
+    "attn_v": (16, 32), "attn_output": (32, 32), "ffn_gate": (64, 32), "ffn_up": (64, 32),
+    "ffn_down": (32, 64),
+}  # fmt: skip
+
+
+def write_gguf(path, fields=(), tensors=()):
+    """A llama of one layer; `fields` and `tensors` replace its own, None takes one away."""
+    vocab = tokenizer().get_vocab()
+    metadata = {
+        "llama.block_count": 1, "llama.embedding_length": 32, "llama.feed_forward_length": 64,
+        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 1e-6,
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": sorted(vocab, key=vocab.__getitem__),
+        "tokenizer.ggml.merges": ["t h", "th e", "\u0120 t", "i n"],
+    } | dict(fields)  # fmt: skip
+    shapes = {f"blk.0.{name}.weight": shape for name, shape in LAYER.items()}
+    shapes |= {"token_embd.weight": (300, 32), "output_norm.weight": (32,)}
+    arrays = {name: np.ones(shape, "f4") for name, shape in shapes.items()} | dict(tensors)
+    writer = gguf.GGUFWriter(path, metadata.pop("general.architecture", "llama"))
+    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+              str: writer.add_string, list: writer.add_array}  # fmt: skip
+    for key, value in metadata.items():
+        if value is not None:
+            adders[type(value)](key, value)
+    for name, array in arrays.items():
+        if array is not None:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("general.architecture", "gemma", "must be one of qwen2, qwen3, llama; got 'gemma'"),
+        ("llama.block_count", None, "positive int, got None"),
+        ("llama.block_count", "two", "positive int, got 'two'"),
+        ("llama.attention.head_count_kv", [1, 2], "positive int, got [1, 2]"),
+        ("llama.attention.head_count_kv", 3, "must divide num_attention_heads=4, got 3"),
+        ("llama.attention.layer_norm_rms_epsilon", -1.0, "positive float, got -1.0"),
+        ("llama.attention.value_length", 16, "16 is not supported, only 8"),
+        ("llama.rope.dimension_count", 4, "4 is not supported, only 8"),
+        ("llama.rope.scaling.type", "yarn", "'yarn' is not supported"),
+        ("llama.rope.scaling.factor", 4.0, "4.0 is not supported, only 1"),
+        ("llama.rope.scale_linear", 2.0, "2.0 is not supported, only 1"),
+        ("llama.rope.scaling.attn_factor", 1.5, "1.5 is not supported, only 1"),
+        ("llama.attention.sliding_window", 4096, "4096 is not supported, only 0"),
+        ("llama.attention.causal", False, "False is not supported"),
+        ("llama.attention.clamp_kqv", 8.0, "8.0 is not supported"),
+        ("llama.attention.max_alibi_bias", 8.0, "8.0 is not supported"),
+        ("llama.attention.scale", 0.25, "0.25 is not supported"),
+        ("llama.attn_logit_softcapping", 50.0, "50.0 is not supported"),
+        ("llama.final_logit_softcapping", 30.0, "30.0 is not supported"),
+        ("llama.embedding_scale", 12.0, "12.0 is not supported, only 1"),
+        ("llama.residual_scale", 0.5, "0.5 is not supported, only 1"),
+        ("llama.logit_scale", 0.5, "0.5 is not supported, only 1"),
+        ("llama.use_parallel_residual", True, "True is not supported"),
+        ("llama.expert_count", 8, "8 is not supported, only 0"),
+        ("tokenizer.ggml.model", "llama", "must be one of gpt2; got 'llama'"),
+        ("tokenizer.ggml.pre", "deepseek-llm", "got 'deepseek-llm'"),
+        ("tokenizer.ggml.pre", None, "is missing"),
+        ("tokenizer.ggml.tokens", None, "is missing"),
+        ("tokenizer.ggml.tokens", [1, 2], "must be a list of strings"),
+        ("tokenizer.ggml.merges", ["t h", "h"], "must be pairs of tokens"),
+        ("tokenizer.ggml.merges", ["t h", "never seen"], "do not fit"),
+        ("tokenizer.ggml.token_type", [1, 1], "one number for each of 261 tokens"),
+    ],
+)
+def test_a_wrong_field_of_a_gguf_is_named(field, value, said, tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, {field: value})
+    message = error_of_loading(path)
+    assert str(path) in message and said in message
+    assert field in message or "num_attention_heads" in said
+
+
+def test_fields_of_a_gguf_that_change_nothing_are_accepted(tmp_path):
+    write_gguf(tmp_path / "plain.gguf")
+    neutral = {
+        "llama.attention.sliding_window": 0, "llama.attention.causal": True,
+        "llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0,
+        "llama.rope.dimension_count": 8, "llama.expert_count": 0, "llama.logit_scale": 1.0,
+    }  # fmt: skip
+    write_gguf(tmp_path / "same.gguf", neutral)
+    plain, same = (load_model(str(tmp_path / f"{n}.gguf")) for n in ("plain", "same"))
+    assert plain.config == same.config
+
+
+def test_a_tokenizer_of_a_gguf_larger_than_its_vocabulary_is_refused(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, tensors={"token_embd.weight": np.ones((260, 32), "f4")})
+    message = error_of_loading(path)
+    assert str(path) in message and "has 261 tokens, more than vocab_size=260" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("token_embd.weight", None, "is missing"),
+        ("blk.0.ffn_up.weight", None, "is missing"),
+        ("blk.0.ffn_up.weight", np.ones((64, 16), "f4"), "must have shape (64, 32), got (64, 16)"),
+        ("blk.0.ffn_up.weight", np.ones((64, 32), "i1"), "has type I8, which is not supported"),
+        ("blk.1.ffn_up.weight", np.ones((64, 32), "f4"), "has no place"),
+        ("rope_freqs.weight", np.array([1, 2, 3, 4], "f4"), "is not the rescaling of Llama 3"),
+    ],
+)
+def test_a_wrong_tensor_of_a_gguf_is_named(name, array, said, tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, tensors={name: array})
+    message = error_of_loading(path)
+    assert str(path) in message and name in message and said in message
+
+
+def test_a_gguf_cut_off_anywhere_is_named(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path)
+    load_model(str(path))
+    whole = path.read_bytes()
+    for size in (0, 3, 20, 100, 1000, 4000, len(whole) // 2, len(whole) - 40):
+        path.write_bytes(whole[:size])
+        assert f"{path}: not a readable GGUF file" in error_of_loading(path), size
+
+
+def test_a_gguf_of_noise_is_named(tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path)
+    head = path.read_bytes()[:24]
+    noise = np.random.default_rng(0)
+    for start in (b"", head[:8], head):
+        path.write_bytes(start + noise.bytes(3000))
+        assert f"{path}: not a readable GGUF file" in error_of_loading(path)

@@ -1,0 +1,47 @@
+"""Texts and windows of tokens."""
+
+import numpy as np
+import pytest
+
+from isojax.data import load_text, windows
+
+
+def test_text_files_are_read_as_they_are(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes("a\r\nb \u00e9\n".encode())
+    assert load_text(str(path)) == "a\r\nb \u00e9\n"
+
+
+def test_a_text_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"abc\xff")
+    with pytest.raises(ValueError, match="text.txt: not UTF-8 .* at byte 3"):
+        load_text(str(path))
+    with pytest.raises(FileNotFoundError, match="nosuch: no such file"):
+        load_text("nosuch")
+    with pytest.raises(ValueError, match="split must be one of test, validation, train"):
+        load_text("wikitext-2", split="dev")
+
+
+def test_wikitext_rows_are_joined_by_blank_lines(monkeypatch):
+    import datasets
+
+    def fake(path, name, split):
+        assert (path, name, split) == ("Salesforce/wikitext", "wikitext-2-raw-v1", "validation")
+        return datasets.Dataset.from_dict({"text": ["", " = A = \n", "b\n"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", fake)
+    assert load_text("wikitext-2", split="validation") == "\n\n = A = \n\n\nb\n"
+
+    def offline(*args, **kwargs):
+        raise ConnectionError("no\nnetwork")
+
+    monkeypatch.setattr(datasets, "load_dataset", offline)
+    with pytest.raises(FileNotFoundError, match=r"wikitext-2: cannot be fetched \(no network\)"):
+        load_text("wikitext-2")
+
+
+def test_windows_follow_each_other_from_the_start():
+    assert windows(np.arange(10), 3, 3).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    with pytest.raises(ValueError, match="windows must be at most 3: .* 10 tokens"):
+        windows(np.arange(10), 4, 3)
