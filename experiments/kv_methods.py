@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from isojax.kvcache import Recipe
+from isojax.kvcache.recipe import BLOCKS
 
 ROTATIONS = (
     "identity", "haar", "hadamard", "quaternion_full", "quaternion_fast", "planar", "rotor",
@@ -20,6 +21,9 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "+pre+scale": {"offset": "channel_pre_rope", "scale": "channel"},
     "+pre+minmax": {"offset": "channel_pre_rope", "codebook": "minmax"},
     "+pre+fitted": {"offset": "channel_pre_rope", "codebook": "fitted"},
+    "+massdiff": {"permutation": "mass_diff"},
+    "+pre+massdiff": {"offset": "channel_pre_rope", "permutation": "mass_diff"},
+    "+pre+coactivation": {"offset": "channel_pre_rope", "permutation": "co_activation"},
     "+pre+recent": {"offset": "channel_pre_rope", "recent": 32},
 }
 
@@ -40,12 +44,17 @@ SPARSE = (
     Recipe(codebook="minmax_channel", page=64, sparse=0.01),
     Recipe(codebook="minmax", group=64, recent=32, sparse=0.01),
 )
-CENTRED_PCA = Recipe("pca", "channel_pre_rope", codebook="fitted_channel")
+CENTRED_PCA = Recipe("pca", offset="channel_pre_rope", codebook="fitted_channel")
 METHODS: dict[str, tuple[Recipe, Recipe]] = {
     "kivi": KIVI,
     "kivi+sparse": SPARSE,
     "minmax": both(Recipe(codebook="minmax")),
-    **{t + name: both(Recipe(t, **r)) for name, r in REPAIRS.items() for t in ROTATIONS},
+    **{
+        t + name: both(Recipe(t, **r))
+        for name, r in REPAIRS.items()
+        for t in ROTATIONS
+        if t in BLOCKS or "permutation" not in r
+    },
     "pca+pre": both(CENTRED_PCA),
     "pca+before": both(dataclasses.replace(CENTRED_PCA, rope="before")),
     "pca+gaussian": both(dataclasses.replace(CENTRED_PCA, codebook="gaussian")),
@@ -53,6 +62,30 @@ METHODS: dict[str, tuple[Recipe, Recipe]] = {
 METHODS.pop("identity+minmax")  # that is minmax
 DEFAULT = (
     "kivi", "kivi+sparse", "minmax", *ROTATIONS,
-    *(f"{t}{r}" for t in ("haar", "quaternion_full") for r in REPAIRS if r),
+    *(f"{t}{r}" for t in ("haar", "quaternion_full") for r in REPAIRS if r and t + r in METHODS),
     *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
 )  # fmt: skip
+
+
+def recipes(name: str, target: str, sinks: int, recent: int) -> list[Recipe | None]:
+    """How a method stores keys and values, None where `target` leaves them as they are.
+
+    At least so many first and last tokens stay exact.
+    """
+    return [
+        dataclasses.replace(r, sinks=max(r.sinks, sinks), recent=max(r.recent, recent))
+        if side in target
+        else None
+        for side, r in zip("KV", METHODS[name], strict=True)
+    ]
+
+
+def words(keys: Recipe | None, values: Recipe | None) -> dict[str, Any]:
+    """How rows name a pair of recipes: the words of one, and where they differ, of the values."""
+    first, second = (dataclasses.asdict(r) for r in (keys or values, values or keys) if r)
+    return first | {f"value_{k}": v for k, v in second.items() if v != first[k]}
+
+
+def random(name: str) -> bool:
+    """Whether a seed changes the method."""
+    return any(recipe.random for recipe in METHODS[name])
