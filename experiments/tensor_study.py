@@ -14,9 +14,10 @@ from isojax.report import Study
 from isojax.sweep import sweep
 
 CLIP = {"percentile": 0.999, "std": 4.0}  # quantile of |x|, and standard deviations
+OTHERS = ("zero", "none", "mxfp4", "nvfp4")  # controls, and those with blocks of their own
 FIXED_RATE = tuple(
     dict.fromkeys((
-        *(name for name in quantizers.NAMES if name not in ("zero", "none")),
+        *(name for name in quantizers.NAMES if name not in OTHERS),
         *(f"{family}_{rule}" for family in ("absmax", "minmax") for rule in CLIP),
     ))
 )  # fmt: skip

@@ -27,6 +27,10 @@ FIXED = {
     "seven-levels": q.nearest_level(jnp.arange(7.0) - 3),
     "rows": q.nearest_level(ROWS[:, :8], "norm", "group", 8),
     "mixed": q.mixed_codebook(ROWS, WIDTHS, normalize="rms"),
+    "fp4-token": q.fp4("token"),
+    "mxfp4": q.mxfp4(),
+    "nvfp4": q.nvfp4(),
+    "static-nvfp4": q.nvfp4(0.001),
     "zero": q.zero(),
     "through": q.straight_through(q.mixed_codebook(ROWS[:, :16], FEW)),
 }
@@ -41,7 +45,9 @@ MEMBERS = FIXED | SPARSE
 OWN_SCALE = {
     name: m
     for name, m in MEMBERS.items()
-    if any(by in name for by in ("token", "rows", "mixed", "lloyd_max-3", "group"))
+    if any(
+        by in name for by in ("token", "rows", "mixed", "lloyd_max-3", "group", "mxfp4", "static")
+    )
 }
 
 
@@ -105,7 +111,8 @@ def test_unpacking_returns_the_codes(quantizer):
     assert again.values.dtype == codes.values.dtype and again.bits == codes.bits
     for part in ("scale", "offset"):
         if getattr(codes, part) is not None:
-            assert getattr(packed, part).dtype == jnp.float16
+            own = getattr(codes, part).dtype
+            assert getattr(packed, part).dtype == (own if own.itemsize == 1 else jnp.float16)
             assert_array_equal(getattr(again, part), getattr(codes, part))
     # fp16 keeps 11 bits of the numbers that are stored apart
     assert_allclose(decoded, quantizer.decode(codes), rtol=2**-11 if codes.outliers else 1e-6)

@@ -34,9 +34,16 @@ NORMALIZED = {
     "levels-channel": q.nearest_level(LEVELS, "norm", "channel"),
     "samples-tensor": q.lloyd_max_samples(Y, 3, normalize="rms", granularity="tensor"),
 }
-SCALED = UNIFORM | NORMALIZED
+FLOATS = {
+    "fp4-tensor": q.fp4(),
+    "fp4-channel": q.fp4("channel", clip=0.9),
+    "mxfp4-group": q.mxfp4(),
+    "nvfp4-group": q.nvfp4(),
+}
+SCALED = UNIFORM | NORMALIZED | FLOATS
 STORED = SCALED | {
     "levels": q.nearest_level(LEVELS),
+    "nvfp4-group-static": q.nvfp4(0.001),
     "ecsq": q.ecsq(0.25),
     "zero": q.zero(),
     "none": q.none(),
@@ -427,6 +434,10 @@ def test_gaussian_noise_has_the_given_energy():
         (q.minmax(4, "token"), 4 + 32 / 32),
         (q.lloyd_max_gaussian(3, granularity="channel"), 3 + 16 / 6),
         (q.nearest_level(jnp.arange(7.0)), 3),
+        (q.fp4("group", 8), 4 + 16 / 8),
+        (q.mxfp4(), 4 + 8 / 32),
+        (q.nvfp4(), 4 + 8 / 16 + 32 / 192),
+        (q.nvfp4(0.001), 4 + 8 / 16),
         (q.zero(), 0),
     ],
 )
@@ -451,12 +462,15 @@ def test_encode_like_keeps_calibrated_scales():
 
 
 NAMED = {
-    "absmax": q.absmax(3, "group", 8),
-    "absmax_mse": q.absmax(3, "group", 8, range_rule="mse"),
-    "minmax": q.minmax(3, "group", 8),
-    "minmax_mse": q.minmax(3, "group", 8, range_rule="mse"),
-    "kivi": q.minmax(3, "group", 8, levels="affine"),
-    "lloyd_max": q.lloyd_max_gaussian(3, granularity="group", group=8),
+    "absmax": q.absmax(4, "group", 8),
+    "absmax_mse": q.absmax(4, "group", 8, range_rule="mse"),
+    "minmax": q.minmax(4, "group", 8),
+    "minmax_mse": q.minmax(4, "group", 8, range_rule="mse"),
+    "kivi": q.minmax(4, "group", 8, levels="affine"),
+    "lloyd_max": q.lloyd_max_gaussian(4, granularity="group", group=8),
+    "fp4": q.fp4("group", 8),
+    "mxfp4": q.mxfp4(),
+    "nvfp4": q.nvfp4(),
     "zero": q.zero(),
     "none": q.none(),
 }
@@ -464,7 +478,7 @@ NAMED = {
 
 @pytest.mark.parametrize("name", q.NAMES)
 def test_a_name_is_its_factory(name):
-    named, direct = q.from_name(name, 3, "group", 8), NAMED[name]
+    named, direct = q.from_name(name, 4, "group", 8), NAMED[name]
     assert_array_equal(roundtrip(named, Y), roundtrip(direct, Y))
 
 

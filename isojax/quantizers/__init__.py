@@ -1,9 +1,9 @@
 """Quantizers: arrays to codes and back, `q.decode(q.encode(y))`.
 
-A quantizer joins levels (evenly spaced, Lloyd-Max, any codebook, unbounded with an entropy
-coder), a rule for the scale, and a granularity, which says what numbers share a scale. It never
-knows which transform made its input. All are pytrees: what fixes a shape is metadata, everything
-else a leaf, so that `vmap` and `grad` reach it.
+A quantizer joins levels (evenly spaced, Lloyd-Max, any codebook, four-bit floats, unbounded with
+an entropy coder), a rule for the scale, and a granularity, which says what numbers share a scale.
+It never knows which transform made its input. All are pytrees: what fixes a shape is metadata,
+everything else a leaf, so that `vmap` and `grad` reach it.
 """
 
 from isojax.quantizers.base import Quantizer as Quantizer
@@ -20,6 +20,12 @@ from isojax.quantizers.controls import zero as zero
 from isojax.quantizers.entropy import ECSQ as ECSQ
 from isojax.quantizers.entropy import ecsq as ecsq
 from isojax.quantizers.entropy import ecsq_for_rate as ecsq_for_rate
+from isojax.quantizers.float4 import FP4 as FP4
+from isojax.quantizers.float4 import MXFP4 as MXFP4
+from isojax.quantizers.float4 import NVFP4 as NVFP4
+from isojax.quantizers.float4 import fp4 as fp4
+from isojax.quantizers.float4 import mxfp4 as mxfp4
+from isojax.quantizers.float4 import nvfp4 as nvfp4
 from isojax.quantizers.lloyd_max import lloyd_max_gaussian as lloyd_max_gaussian
 from isojax.quantizers.lloyd_max import lloyd_max_sphere as lloyd_max_sphere
 from isojax.quantizers.lloyd_max_samples import lloyd_max_channels as lloyd_max_channels

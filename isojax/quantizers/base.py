@@ -11,7 +11,7 @@ from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float, UInt8
 
 from isojax._core.pytree import pytree
-from isojax.quantizers.codes import Codes, Packed, stored
+from isojax.quantizers.codes import Codes, Packed, loaded, stored
 from isojax.quantizers.packing import pack_bits, unpack_bits
 
 
@@ -54,7 +54,8 @@ class Quantizer(abc.ABC):
         """The codes as bytes, without gaps; scales, offsets and outliers in `dtype`.
 
         They are rounded, and held to the finite range of `dtype`: a scale too small for it becomes
-        zero, which decodes to zeros, and one too large its largest number.
+        zero, which decodes to zeros, and one too large its largest number. Scales of one byte stay
+        as they are, and a tensor scale is stored in fp32.
 
         Raises:
             ValueError: the codes are unbounded.
@@ -66,6 +67,7 @@ class Quantizer(abc.ABC):
             None if codes.scale is None else stored(codes.scale, dtype),
             None if codes.offset is None else stored(codes.offset, dtype),
             None if codes.outliers is None else codes.outliers.stored(dtype),
+            None if codes.tensor_scale is None else stored(codes.tensor_scale, jnp.float32),
             codes.bits,
             codes.values.shape[-1],
             jnp.issubdtype(codes.values.dtype, jnp.signedinteger),
@@ -74,11 +76,10 @@ class Quantizer(abc.ABC):
     def unpack(self, packed: Packed) -> Codes:
         """The codes that `pack` made `packed` from, with scales as rounded, in fp32."""
         scale, offset = (
-            None if part is None else part.astype(jnp.float32)
-            for part in (packed.scale, packed.offset)
+            None if part is None else loaded(part) for part in (packed.scale, packed.offset)
         )
         values = self._unpack_values(packed)
-        return Codes(values, scale, offset, packed.bits, packed.outliers)
+        return Codes(values, scale, offset, packed.bits, packed.outliers, packed.tensor_scale)
 
     def _pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:
         bits, values = int(codes.bits or 0), codes.values

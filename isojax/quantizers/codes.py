@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -36,18 +37,21 @@ class Codes:
     Attributes:
         values: the code of every number, in the shape of the array.
         scale: what a code is multiplied by; broadcasts against `values` (for groups, against
-            `values` split into groups). None where the quantizer needs none.
+            `values` split into groups). None where the quantizer needs none. Of one byte where
+            the quantizer says how it is stored (uint8 for E8M0).
         offset: what is added after scaling; like `scale`.
         bits: fixed-rate bits a code (their mean, where codes differ), or None where codes are
             unbounded (to be entropy-coded).
         outliers: numbers that are stored apart, or None.
+        tensor_scale: what scales are multiplied by in turn (NVFP4), or None.
     """
 
     values: Shaped[Array, "..."]
-    scale: Float[Array, "..."] | None = None
+    scale: Float[Array, "..."] | UInt8[Array, "..."] | None = None
     offset: Float[Array, "..."] | None = None
     bits: int | float | None = static(default=None)
     outliers: Outliers | None = None
+    tensor_scale: Float[Array, "..."] | None = None
 
     def rounded(self, dtype: Any) -> Codes:
         """These codes with scale and offset rounded to `dtype` as in `stored`, still in fp32."""
@@ -55,7 +59,7 @@ class Codes:
             None if part is None else stored(part, dtype).astype(part.dtype)
             for part in (self.scale, self.offset)
         )
-        return Codes(self.values, scale, offset, self.bits, self.outliers)
+        return dataclasses.replace(self, scale=scale, offset=offset)
 
 
 @pytree
@@ -67,15 +71,17 @@ class Packed:
         scale: as in `Codes`, in the storage dtype.
         offset: like `scale`.
         outliers: as in `Codes`, with values in the storage dtype.
+        tensor_scale: as in `Codes`, in fp32.
         bits: as in `Codes`.
         dim: codes a vector.
         signed: whether codes were shifted by 2^(bits - 1) to be unsigned.
     """
 
     data: UInt8[Array, "*batch n"]
-    scale: Float[Array, "..."] | None
+    scale: Float[Array, "..."] | UInt8[Array, "..."] | None
     offset: Float[Array, "..."] | None
     outliers: Outliers | None
+    tensor_scale: Float[Array, "..."] | None
     bits: int | float = static()
     dim: int = static()
     signed: bool = static()
@@ -91,10 +97,17 @@ def nbytes(tree: Any) -> int:
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
-def stored(part: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+def stored(part: Shaped[Array, "..."], dtype: Any) -> Shaped[Array, "..."]:
     """`part` in the storage `dtype`; what lies beyond its finite range becomes its largest number.
 
-    A magnitude that rounds to zero is zero, and NaN stays NaN.
+    A magnitude that rounds to zero is zero, and NaN stays NaN. What has one byte stays as it is.
     """
+    if part.dtype.itemsize == 1:
+        return part
     largest = float(jnp.finfo(dtype).max)
     return jnp.clip(part, -largest, largest).astype(dtype)
+
+
+def loaded(part: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """What `stored` returned, in fp32, save for what has one byte."""
+    return part if part.dtype.itemsize == 1 else part.astype(jnp.float32)

@@ -36,8 +36,8 @@ def lloyd_max_gaussian(
     Raises:
         ValueError: an argument is none of the allowed values.
     """
-    levels = _gaussian_levels(check_choice("bits", bits, range(1, 9)))
-    levels = jnp.asarray(levels / math.sqrt(check_positive("dim", dim)))
+    levels = jnp.asarray(_gaussian_levels(check_choice("bits", bits, range(1, 9))))
+    levels = levels / math.sqrt(check_positive("dim", dim))
     return nearest_level(levels, normalize, granularity, group)
 
 

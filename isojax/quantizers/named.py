@@ -5,6 +5,7 @@ from __future__ import annotations
 from isojax._core.checks import check_choice
 from isojax.quantizers.base import Quantizer
 from isojax.quantizers.controls import none, zero
+from isojax.quantizers.float4 import fp4, mxfp4, nvfp4
 from isojax.quantizers.lloyd_max import lloyd_max_gaussian
 from isojax.quantizers.uniform import absmax, minmax
 
@@ -15,9 +16,13 @@ NAMES = {
     "minmax_mse": lambda bits, by, group: minmax(bits, by, group, range_rule="mse"),
     "kivi": lambda bits, by, group: minmax(bits, by, group, levels="affine"),
     "lloyd_max": lambda bits, by, group: lloyd_max_gaussian(bits, granularity=by, group=group),
+    "fp4": lambda bits, by, group: fp4(by, group),
+    "mxfp4": lambda bits, by, group: mxfp4(),
+    "nvfp4": lambda bits, by, group: nvfp4(),
     "zero": lambda bits, by, group: zero(),
     "none": lambda bits, by, group: none(),
 }
+FOUR_BITS = ("fp4", "mxfp4", "nvfp4")
 
 
 def from_name(name: str, bits: int, granularity: str = "tensor", group: int = 0) -> Quantizer:
@@ -25,9 +30,13 @@ def from_name(name: str, bits: int, granularity: str = "tensor", group: int = 0)
 
     `absmax` and `minmax` in their default form, each also with the MSE-optimal clip (`_mse`);
     `kivi`: min-max with a real offset; `lloyd_max`: Gaussian Lloyd-Max levels times the rms;
-    `zero` and `none`, which ignore the other arguments.
+    `fp4`, `mxfp4` and `nvfp4`, which have 4 bits, the latter two with their own blocks whatever the
+    granularity; `zero` and `none`, which ignore the other arguments.
 
     Raises:
         ValueError: the name is unknown, or the quantizer allows no such argument.
     """
-    return NAMES[check_choice("name", name, NAMES)](bits, granularity, group)
+    check_choice("name", name, NAMES)
+    if name in FOUR_BITS:
+        check_choice("bits", bits, (4,))
+    return NAMES[name](bits, granularity, group)

@@ -28,7 +28,8 @@ def rate_bits(
             entropy.
         per: which codes share one entropy code, as in `code_entropy_bits`.
         bins: as in `code_entropy_bits`.
-        scale_bits: bits a stored scale, and a number kept apart (beside its index).
+        scale_bits: bits a stored scale, and a number kept apart (beside its index); 8 for scales
+            of one byte. A tensor scale has 32.
         offset_bits: bits a stored offset or zero point.
 
     Raises:
@@ -44,8 +45,12 @@ def rate_bits(
         dim = codes.values.shape[-1]
         own = 8 * packed_bytes(dim, codes.bits) / dim
     side = sum(
-        bits * part.size
-        for part, bits in ((codes.scale, scale_bits), (codes.offset, offset_bits))
+        min(bits, 8 * part.dtype.itemsize) * part.size
+        for part, bits in (
+            (codes.scale, scale_bits),
+            (codes.offset, offset_bits),
+            (codes.tensor_scale, 32),
+        )
         if part is not None
     )
     if codes.outliers is not None:
