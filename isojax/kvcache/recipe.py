@@ -14,8 +14,12 @@ from isojax import quantizers, transforms
 from isojax._core.checks import check_choice
 from isojax.codec import Codec
 from isojax.kvcache.attention import apply_rope
-from isojax.kvcache.store import Store, store
+from isojax.kvcache.store import Store, mean_at, store
+from isojax.learn import co_activation, mass_diff
 
+# length of the blocks that a permutation shares channels out to
+BLOCKS = {"planar": 2, "quaternion_full": 4, "quaternion_fast": 4}
+PERMUTATIONS = {"none": None, "mass_diff": mass_diff, "co_activation": co_activation}
 TRANSFORMS = (*transforms.NAMES, "pca")
 OFFSETS = ("none", "channel_pre_rope", "channel_post_rope")
 SCALES = ("none", "channel")
@@ -29,6 +33,8 @@ class Recipe:
 
     Attributes:
         transform: a name of `isojax.transforms` (drawn for each layer and head), or `pca`.
+        permutation: of channels before planar and quaternion blocks, `mass_diff` or `co_activation`
+            of `isojax.learn`, or `none`.
         offset: what is subtracted first: nothing, the mean of keys before the rotary embedding
             (and its rotation added back), or the mean of what the codec sees. Values have no
             positions: for them both means are the same.
@@ -48,6 +54,7 @@ class Recipe:
     """
 
     transform: str = "identity"
+    permutation: str = "none"
     offset: str = "none"
     scale: str = "none"
     codebook: str = "sphere"
@@ -84,6 +91,9 @@ class Recipe:
             ValueError: a word of the recipe is none of the allowed ones.
         """
         check_choice("transform", self.transform, TRANSFORMS)
+        check_choice("permutation", self.permutation, PERMUTATIONS)
+        if self.permutation != "none":
+            check_choice("transform of a permutation", self.transform, BLOCKS)
         check_choice("offset", self.offset, OFFSETS)
         check_choice("scale", self.scale, SCALES)
         check_choice("codebook", self.codebook, CODEBOOKS)
@@ -99,8 +109,7 @@ class Recipe:
             x = unrotated if self.rope == "before" else x
             if self.offset == "channel_pre_rope":
                 mean = unrotated.mean((1, 2))
-                at = jnp.broadcast_to(mean[:, None], (len(mean), len(positions), *mean.shape[1:]))
-                at = at if self.rope == "before" else apply_rope(at, positions, frequency)
+                at = jax.vmap(lambda m: mean_at(m, positions, frequency, self.rope))(mean)
                 x = x - at[:, None]
         own_mean = self.offset != "none" and mean is None
         layers, heads, dim = x.shape[0], *x.shape[3:]
@@ -122,6 +131,9 @@ class Recipe:
             transform = transforms.pca(x)
         else:
             transform = transforms.from_name(key, self.transform, x.shape[-1])
+        permute = PERMUTATIONS[self.permutation]
+        if permute is not None:
+            transform = permute(x, BLOCKS[self.transform]) @ transform
         return Codec(transform, self._quantizer(transform.apply(x), bits), offset, scale)
 
     def _quantizer(self, y: Array, bits: int) -> Any:
@@ -130,8 +142,7 @@ class Recipe:
         if self.codebook == "sphere":
             made = quantizers.lloyd_max_sphere(bits, dim)
         elif self.codebook == "gaussian":
-            levels = quantizers.lloyd_max_gaussian(bits).levels / dim**0.5
-            made = quantizers.nearest_level(levels, "norm")
+            made = quantizers.lloyd_max_gaussian(bits, dim, normalize="norm")
         elif self.codebook == "fitted":
             made = quantizers.lloyd_max_samples(y, bits, normalize="rms")
         elif self.codebook == "fitted_channel":

@@ -7,6 +7,12 @@ in one call, for sweeps, at `thresholds` taken once from `x`.
 
 from isojax.metrics.attention import AttentionErrors as AttentionErrors
 from isojax.metrics.attention import attention_errors as attention_errors
+from isojax.metrics.block_mass import block_mass as block_mass
+from isojax.metrics.block_mass import expected_peak as expected_peak
+from isojax.metrics.block_mass import mass_concentration as mass_concentration
+from isojax.metrics.block_mass import mass_imbalance as mass_imbalance
+from isojax.metrics.block_mass import rotation_bound as rotation_bound
+from isojax.metrics.block_mass import suppressed as suppressed
 from isojax.metrics.entropy import code_entropy_bits as code_entropy_bits
 from isojax.metrics.error import cosine as cosine
 from isojax.metrics.error import mse as mse

@@ -1,0 +1,153 @@
+"""Permutations that share out the channels over the blocks of a block rotation.
+
+Each takes calibration activations and gives a `Permutation`: after `perm.apply(x)`, block j is the
+j-th run of `block` neighbours. They run under `jit`, and under `vmap` over layers.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from isojax._core.checks import check_divides, check_positive, compute_dtype
+from isojax.transforms.permutation import Permutation
+
+
+def mass_diff(x: Float[Array, "tokens d"], block: int) -> Permutation:
+    """Greedy mass diffusion: blocks of nearly equal l1 mass in the calibration mean.
+
+    Channels in descending order of mean |x|; the first n seed the n blocks; each further one goes
+    to the block, of those with fewer than `block` channels, where the sum of means will be least.
+    Ties go to the lowest index (Sanjeet et al. 2026, MixQuant, arXiv 2601.22347, Algorithm 1).
+
+    Args:
+        x: calibration activations, of at least one token; finite. bf16 and fp16 are computed in
+            fp32; nothing of the size of `x` is copied.
+        block: channels of a block, a divisor of d.
+
+    Raises:
+        ValueError: `block` does not divide d; `x` is empty, not floating, or, where it is not
+            traced, not finite.
+    """
+    mass = _scores(x, jnp.mean)
+    n = len(mass) // check_divides("block", block, "d", len(mass))
+    order = _descending(mass)
+
+    def give(state: tuple[Array, Array], new: Array) -> tuple[tuple[Array, Array], Array]:
+        load, room = state
+        to = jnp.argmin(jnp.where(room > 0, load, jnp.inf))
+        return (load.at[to].add(new), room.at[to].add(-1)), to
+
+    seeded = mass[order[:n]], jnp.full(n, block - 1)
+    _, later = jax.lax.scan(give, seeded, mass[order[n:]])
+    return Permutation(order[jnp.argsort(jnp.concatenate([jnp.arange(n), later]), stable=True)])
+
+
+def zigzag(x: Float[Array, "tokens d"], block: int) -> Permutation:
+    """Channels in descending order of max |x|, dealt to blocks 1 ... n, n ... 1, and so on.
+
+    Args:
+        x: calibration activations, as for `mass_diff`.
+        block: channels of a block, a divisor of d.
+
+    Raises:
+        ValueError: as `mass_diff`.
+    """
+    order = _descending(_scores(x, jnp.max))
+    rounds = order.reshape(check_divides("block", block, "d", len(order)), -1)
+    return Permutation(rounds.at[1::2].set(rounds[1::2, ::-1]).T.ravel())
+
+
+def absmax_order(x: Float[Array, "tokens d"]) -> Permutation:
+    """Channels in descending order of max |x|: the adversary, all outliers in the first blocks.
+
+    Args:
+        x: calibration activations, as for `mass_diff`.
+
+    Raises:
+        ValueError: as `mass_diff`.
+    """
+    return Permutation(_descending(_scores(x, jnp.max)))
+
+
+def co_activation(x: Float[Array, "tokens d"], block: int, *, passes: int = 4) -> Permutation:
+    """Channels that fire on the same tokens kept apart: blocks of nearly equal mass in each token.
+
+    With p_tj the share of block j in the l1 mass of token t, lowers the mean over tokens of
+    sum_j p_tj^2, which is 1/n where every token is level. That is the sum, over pairs of channels
+    in one block, of C = mean_t |x_t| |x_t|^T / ||x_t||_1^2, so tokens are needed no more once C is
+    known. From `mass_diff`, each channel in turn changes places with the one that lowers it most.
+
+    O(tokens d^2) time for C and O(d^2) a pass; memory for C and two copies of `x`.
+
+    Args:
+        x: calibration activations, as for `mass_diff`; some times d tokens do best.
+        block: channels of a block, a divisor of d.
+        passes: over the channels; each lowers the sum further or leaves it.
+
+    Raises:
+        ValueError: as `mass_diff`, or `passes` is not a whole number of at least 1.
+    """
+    steps = check_positive("passes", passes) * x.shape[-1]
+    blocks = mass_diff(x, block).T.indices // block
+    c = _co_activation(x)
+    load = jax.ops.segment_sum(c, blocks, len(c) // block)
+
+    def improve(step: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _swap(c, step % len(c), *state)
+
+    blocks = jax.lax.fori_loop(0, steps, improve, (load, blocks))[1]
+    return Permutation(jnp.argsort(blocks, stable=True))
+
+
+def _swap(
+    c: Float[Array, "d d"], i: Any, load: Float[Array, "n d"], blocks: Int[Array, "d"]
+) -> tuple[Float[Array, "n d"], Int[Array, "d"]]:
+    """Let channel `i` change places with the best other, if that lowers the sum.
+
+    `load` is the sum of `c` over the channels of each block. Within a block no swap gains anything,
+    since `c` is positive semidefinite.
+    """
+    own = load[blocks, jnp.arange(len(c))] - jnp.diagonal(c)
+    gain = own[i] + own - load[blocks, i] - load[blocks[i]] + 2 * c[i]
+    k = jnp.argmax(gain)
+    here, there = blocks[i], blocks[k]
+    better = gain[k] > 0
+    change = jnp.where(better, c[k] - c[i], 0)
+    load = load.at[here].add(change).at[there].add(-change)
+    pair = jnp.where(better, jnp.stack([there, here]), jnp.stack([here, there]))
+    return load, blocks.at[jnp.stack([i, k])].set(pair)
+
+
+def _co_activation(x: Float[Array, "tokens d"]) -> Float[Array, "d d"]:
+    size = jnp.abs(x.astype(compute_dtype(x.dtype)))
+    total = jnp.sum(size, -1, keepdims=True)
+    share = size / jnp.where(total == 0, 1, total)
+    return jnp.matmul(share.T, share, precision="highest") / len(x)
+
+
+def _scores(x: Float[Array, "tokens d"], statistic: Callable[..., Array]) -> Float[Array, "d"]:
+    """The mean or the maximum of |x| over the tokens, of activations that are checked."""
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"x must be [tokens, d], with at least one token, got shape {x.shape}.")
+    scores = _statistic(x, statistic)
+    if not isinstance(scores, Tracer) and not jnp.all(jnp.isfinite(scores)):
+        lost = int(jnp.sum(~jnp.isfinite(scores)))
+        raise ValueError(f"x must be finite, got NaN or infinity in {lost} of its channels.")
+    return scores
+
+
+@functools.partial(jax.jit, static_argnames="statistic")
+def _statistic(x: Float[Array, "tokens d"], statistic: Callable[..., Array]) -> Float[Array, "d"]:
+    """Compiled, so that |x| is not stored."""
+    return statistic(jnp.abs(x.astype(compute_dtype(x.dtype))), 0)
+
+
+def _descending(scores: Float[Array, "d"]) -> Int[Array, "d"]:
+    return jnp.argsort(-scores, stable=True)
