@@ -32,7 +32,7 @@ def keys_like(texts):
 CALIBRATION, TEXT = keys_like(TEXTS), keys_like(1)
 VALUES = ("kivi", "kivi+sparse", "minmax", "haar+pre", "haar+scale", "rotor", "pca+pre")
 KEYS = (
-    *VALUES, "identity", "pca+before", "pca+gaussian",
+    *VALUES, "identity", "pca+before", "pca+gaussian", "quaternion_full+pre+massdiff",
     *(name for name in METHODS if name.startswith("haar") and name not in VALUES),
 )  # fmt: skip
 RECIPES = {f"K {n}": ("K", METHODS[n][0]) for n in KEYS}

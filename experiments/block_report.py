@@ -1,0 +1,229 @@
+"""What `block_rotation` says about its rows: perplexities, recoveries, layers, a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from isojax.report import (
+    Row,
+    Stat,
+    Study,
+    draw_lines,
+    markdown,
+    new_figure,
+    select,
+    stat,
+    summarize,
+)
+
+# Llama-3.2-1B-Instruct, INT4 weights and activations, WikiText-2 (MixQuant, 2601.22347)
+PUBLISHED = {
+    "model": "Llama-3.2-1B-Instruct (published)", "text": "wikitext-2", "setting": "W4A4",
+    "format": "int4",
+}  # fmt: skip
+PUBLISHED_BLOCKS = (16, 32, 64, 128, 256, 512)
+PUBLISHED_PERPLEXITY = {
+    "none": (37.6, 26.5, 22.7, 21.0, 18.7, 17.5),
+    "massdiff": (18.0, 17.2, 16.9, 15.9, 16.1, 16.0),
+}
+LOOKS = {
+    "relative_error": "relative error",
+    "peak_before": "max before",
+    "peak": "max after",
+    "peak_expected": "expected",
+    "peak_bound": "bound",
+    "kurtosis": "kurtosis after",
+    "imbalance_of_mean": "imbalance of the mean",
+    "imbalance_of_tokens": "of tokens",
+}
+WORST = 4  # layers
+
+
+def add_published(study: Study) -> None:
+    """Record the published perplexities, so that tables are made of rows alone."""
+    for permutation, values in PUBLISHED_PERPLEXITY.items():
+        for block, perplexity in zip(PUBLISHED_BLOCKS, values, strict=True):
+            config = PUBLISHED | {"permutation": permutation, "block": block}
+            study.add_published(config, {"perplexity": perplexity})
+    study.add_published(PUBLISHED | {"setting": "exact"}, {"perplexity": 11.7})
+
+
+def text(study: Study, base: dict[str, Any], windows: int) -> str:
+    """The report in Markdown."""
+    rows = study.rows(**base)
+    scored = [r for r in select(rows, "delta_nll") if r.config["window"] < windows]
+    plain = [r for r in select(rows, "nll", setting="exact") if r.config["window"] < windows]
+    exact = summarize(plain, "nll")
+    full = max(r.config["block"] for r in scored)
+    parts = [
+        f"# Block rotations and permutations in {base['model']}",
+        f"{windows} windows of {base['length']} tokens of {base['text']}; unquantized nll "
+        f"{exact.mean:.4f} nat a token, perplexity {math.exp(exact.mean):.3f}. Permutations are "
+        f"fitted on {base['calibration']}. A cell is delta nll ± its standard error over windows, "
+        "and the perplexity. Block 0 is no rotation before down_proj, the last one the full one. "
+        "Recovery is (none - permuted) / (none - full) of the delta nll, ± by the jackknife over "
+        "windows; a dash where none and full are less than two standard errors apart.",
+    ]
+    for setting in dict.fromkeys(r.config["setting"] for r in scored):
+        for form in dict.fromkeys(r.config["format"] for r in select(scored, setting=setting)):
+            here = select(scored, setting=setting, format=form)
+            parts += [f"## {setting}, {form}", grid(here, exact.mean, full), recoveries(here, full)]
+    parts += [f"## Published: {PUBLISHED['model']}, INT4 W4A4", published(study)]
+    looked = select(rows, "relative_error")
+    if looked:
+        parts += ["## What down_proj reads, by layers", *by_layers(rows)]
+    return "\n\n".join(p for p in parts if p)
+
+
+def grid(rows: Sequence[Row], exact: float, full: int) -> str:
+    """Loss by block and permutation; no rotation and the full one have no permutation."""
+    blocks = sorted({r.config["block"] for r in rows})
+    lines = []
+    for permutation in dict.fromkeys(r.config["permutation"] for r in rows):
+        cells = []
+        for block in blocks:
+            mine = select(rows, permutation=permutation, block=block)
+            loss = summarize(mine, "delta_nll") if mine else None
+            cells.append(_cell(loss, exact) if loss else "")
+        lines.append([permutation, *cells])
+    names = [f"full ({b})" if b == full else str(b) for b in blocks]
+    return markdown(["permutation", *names], lines)
+
+
+def recoveries(rows: Sequence[Row], full: int) -> str:
+    """How much of what the full rotation gains over a block, a permutation gains too."""
+    blocks = sorted({r.config["block"] for r in rows} - {0, full})
+    names = [n for n in dict.fromkeys(r.config["permutation"] for r in rows) if n != "none"]
+    best = _by_window(select(rows, block=full, permutation="none"))
+    lines = []
+    for name in names:
+        cells = []
+        for block in blocks:
+            none = _by_window(select(rows, block=block, permutation="none"))
+            mine = _by_window(select(rows, block=block, permutation=name))
+            cells.append(_recovery(none, mine, best))
+        lines.append([name, *cells])
+    return markdown(["recovery", *map(str, blocks)], lines) if lines and blocks else ""
+
+
+def _by_window(rows: Sequence[Row]) -> dict[int, float]:
+    return {r.config["window"]: r.value for r in rows}
+
+
+def _recovery(none: dict[int, float], mine: dict[int, float], full: dict[int, float]) -> str:
+    windows = sorted(set(none) & set(mine) & set(full))
+    gap = stat([none[i] - full[i] for i in windows]) if windows else None
+    if gap is None or gap.mean <= 2 * gap.sem:
+        return "-"
+
+    def ratio(kept: Sequence[int]) -> float:
+        gained = sum(none[i] - mine[i] for i in kept)
+        return gained / sum(none[i] - full[i] for i in kept)
+
+    left_out = [ratio([i for i in windows if i != out]) for out in windows]
+    n = len(windows)
+    error = math.sqrt((n - 1) * statistics.pvariance(left_out)) if n > 1 else 0.0
+    return f"{ratio(windows):.0%} ± {error:.0%}"
+
+
+def _cell(loss: Stat, exact: float) -> str:
+    return f"{loss.mean:.4f} ± {loss.sem:.4f} ({_perplexity(exact + loss.mean)})"
+
+
+def _perplexity(nll: float) -> str:
+    return f"{math.exp(nll):.4g}" if nll < 100 else "inf"
+
+
+def published(study: Study) -> str:
+    """The paper's row, which these models cannot reproduce: they are others."""
+    rows = study.rows("perplexity", model=PUBLISHED["model"])
+    lines = []
+    for permutation in PUBLISHED_PERPLEXITY:
+        mine = select(rows, permutation=permutation)
+        lines.append([permutation, *(f"{r.value:.1f}" for r in mine)])
+    (float_,) = select(rows, setting="exact")
+    head = [f"perplexity (float {float_.value:.1f})", *map(str, PUBLISHED_BLOCKS)]
+    return markdown(head, lines)
+
+
+def by_layers(rows: Sequence[Row]) -> list[str]:
+    """Means over layers for each block and permutation; the layers with the largest error."""
+    looked = [r for r in rows if "layer" in r.config]
+    form = looked[0].config["format"]
+    looked = select(looked, format=form)
+    lines = []
+    for block in sorted({r.config["block"] for r in looked}):
+        for name in dict.fromkeys(r.config["permutation"] for r in select(looked, block=block)):
+            mine = select(looked, block=block, permutation=name)
+            cells = [f"{summarize(mine, metric).mean:.4g}" for metric in LOOKS]
+            lines.append([block, name, *cells])
+    table = markdown(["block", "permutation", *LOOKS.values()], lines)
+    plain = select(looked, block=0)
+    share = summarize(plain, "persistent_share")
+    worst = sorted(select(plain, "relative_error"), key=lambda r: -r.value)[:WORST]
+    named = ", ".join(
+        f"layer {r.config['layer']} ({r.value:.3f}; persistent "
+        f"{summarize(plain, 'persistent_share', layer=r.config['layer']).mean:.0%})"
+        for r in worst
+    )
+    said = (
+        f"Means over layers, first window, {form}, seed 0. Of the largest 1% of all |x|, "
+        f"{share.mean:.0%} ({share.low:.0%} to {share.high:.0%} by layers) lie in the 1% of "
+        "channels with the largest calibration mean: these are persistent, and what a permutation "
+        f"fitted on the mean can level. Largest error without rotation: {named}."
+    )
+    return [said, table]
+
+
+def figure(study: Study, base: dict[str, Any]) -> Any:
+    """Loss over block length for each setting, and the peak against its bound."""
+    rows = [r for r in study.rows(**base) if r.config.get("block", 0)]
+    scored = select(rows, "delta_nll")
+    forms = list(dict.fromkeys(r.config["format"] for r in scored))
+    settings = list(dict.fromkeys(r.config["setting"] for r in scored))
+    title = f"Block rotations in {base['model']}, {forms[0]}"
+    chart, axes = new_figure(1, len(settings) + 1, title)
+    blocks = sorted({r.config["block"] for r in scored})
+    for panel, setting in zip(axes[0], settings, strict=False):
+        mine = select(scored, setting=setting, format=forms[0])
+        means = _means(mine)
+        draw_lines(panel, means, "delta_nll", "block", "permutation", order=blocks)
+        panel.set_title(setting, fontsize=10)
+    axes[0, 0].set_ylabel("delta nll, nat a token (mean over windows)")
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    looked = select([r for r in rows if "layer" in r.config], format=forms[0])
+    panel = axes[0, -1]
+    for name, color in (("none", "#444444"), ("massdiff", "#1f6fb4"), ("coactivation", "#e07b00")):
+        mine = select(looked, permutation=name)
+        if not mine:
+            continue
+        at = sorted({r.config["block"] for r in mine})
+        for metric, style in (("peak", "o-"), ("peak_expected", ":"), ("peak_bound", "--")):
+            values = [summarize(mine, metric, block=b).mean for b in at]
+            label = f"{name}, {LOOKS[metric]}"
+            panel.plot([blocks.index(b) for b in at], values, style, ms=3, color=color, label=label)
+    panel.set_xticks(range(len(blocks)), [str(b) for b in blocks])
+    panel.set_yscale("log")
+    panel.set_xlabel("block")
+    panel.set_title("largest number a token after rotation", fontsize=10)
+    panel.legend(fontsize=6, frameon=False)
+    panel.grid(alpha=0.25, lw=0.5)
+    panel.spines[["top", "right"]].set_visible(False)
+    return chart
+
+
+def _means(rows: Sequence[Row]) -> list[Row]:
+    """One row for each block and permutation: the mean over windows."""
+    first: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        first.setdefault((row.config["block"], row.config["permutation"]), row)
+    return [
+        dataclasses.replace(
+            row, value=summarize(rows, "delta_nll", block=block, permutation=name).mean
+        )
+        for (block, name), row in first.items()
+    ]

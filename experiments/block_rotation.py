@@ -1,0 +1,128 @@
+"""Block rotations: does a permutation before them make up for short blocks?
+
+    python -m experiments.block_rotation
+    python -m experiments.block_rotation --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
+        --settings D4 W4A4 --permutations none random massdiff --out results/blocks
+
+A Hadamard rotation in front of down_proj spreads the outliers of its input. In blocks it is cheaper
+and spreads less; MixQuant (2601.22347) permutes the channels first, so that all blocks carry equal
+l1 mass. Here the input of down_proj alone is quantized to 4 bit (D4), or all inputs of linear
+layers (W16A4), all weights (W4A16, to nearest or by GPTQ), or both (W4A4). Where more than
+down_proj's input is quantized, the residual stream and the values are rotated too, by full Hadamard
+matrices merged into the weights. Permutations are fitted on calibration text and merged as well;
+the rotation before down_proj alone is left to run.
+Every window of text is read with signs and random permutations of one seed, in turn, so that all
+methods share text and seed; `delta_nll` is against the model as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+from rich.progress import Progress
+
+from experiments.block_points import FORMATS, PERMUTATIONS, SETTINGS, Point
+from experiments.block_report import add_published, figure, text
+from experiments.common import Calibrated, run
+from isojax import transforms
+from isojax._core.checks import check_choice, check_positive
+from isojax.report import Study
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Calibrated):
+    """Settings."""
+
+    settings: tuple[str, ...] = tuple(SETTINGS)[1:]
+    """What is quantized: D4, W16A4, W4A16, W4A16-gptq, W4A4, W4A4-gptq."""
+    formats: tuple[str, ...] = ("int4",)
+    """int4, fp4, mxfp4, nvfp4."""
+    permutations: tuple[str, ...] = tuple(PERMUTATIONS)
+    """none, random (the control), massdiff, coactivation, zigzag, absmax (the adversary)."""
+    blocks: tuple[int, ...] = ()
+    """Lengths of blocks; by default powers of two from 16 to 512 that divide the width. No rotation
+    (0) and the full one are added, without permutation."""
+    seeds: int = 3
+    """Seeds of signs and random permutations; window i has seed i modulo this."""
+    calibration_windows: int = 2
+    """Windows to fit on."""
+
+    @property
+    def texts(self) -> int:  # noqa: D102
+        return self.windows or 8
+
+    def quickened(self) -> dict[str, Any]:  # noqa: D102
+        permutations = ("none", "random", "massdiff")
+        return {
+            "settings": ("D4", "W4A4"), "permutations": permutations, "blocks": (16, 64),
+            "windows": 3,
+        }  # fmt: skip
+
+    def lengths(self, width: int) -> tuple[int, ...]:
+        """Of the blocks between none and full."""
+        lengths = self.blocks or [b for b in (16, 32, 64, 128, 256, 512) if width % b == 0]
+        return tuple(b for b in lengths if b != width)
+
+
+def main(config: Config) -> None:
+    """Fit, merge, score, and write what the record does not hold yet."""
+    from experiments.block_trial import Trial
+
+    assert config.out is not None
+    for name, values, allowed in (
+        ("settings", config.settings, tuple(SETTINGS)[1:]), ("formats", config.formats, FORMATS),
+        ("permutations", config.permutations, PERMUTATIONS),
+    ):  # fmt: skip
+        for value in values:
+            check_choice(name, value, allowed)
+    check_positive("seeds", config.seeds)
+    grows = ("settings", "formats", "permutations", "blocks")
+    study = Study("block_rotation", config.out, config, grows=grows)
+    model, texts, fit_on, base = config.load()
+    width = model.config.intermediate_size
+    for block in (*config.lengths(width), width):
+        make = functools.partial(transforms.block_hadamard, dim=width, block=block)
+        jax.eval_shape(make, jax.random.key(0))  # or ValueError
+    trial = Trial(model, fit_on, texts)
+    turns = [(0, "none"), (width, "none")]
+    turns += itertools.product(config.lengths(width), config.permutations)
+    points = [
+        Point(setting, form, *turn)
+        for setting, form, turn in itertools.product(config.settings, config.formats, turns)
+    ]
+    add_published(study)
+    with Progress() as bar:
+        task = bar.add_task("exact", total=1 + len(points) * config.seeds)
+        exact = base | {"setting": "exact"}
+        for i in range(config.texts):
+            if not study.has(exact | {"window": i}, None, ["nll"]):
+                study.add(exact | {"window": i}, None, {"nll": trial.nll(i)})
+        plain = [study.rows("nll", **exact, window=i)[0].value for i in range(config.texts)]
+        bar.advance(task)
+        for point, seed in itertools.product(points, range(config.seeds)):
+            bar.update(task, description=" ".join(map(str, point)))
+            row, quantized = base | point._asdict(), None
+            for i in range(seed, config.texts, config.seeds):
+                if not study.has(row | {"window": i}, seed, ["nll"]):
+                    quantized = quantized or trial.quantized(point, seed)
+                    nll = trial.nll_of(point, *quantized, i)
+                    found = {"nll": nll, "delta_nll": nll - plain[i]}
+                    study.add(row | {"window": i}, seed, found)
+            bar.advance(task)
+        for point in points:
+            look = base | {k: v for k, v in point._asdict().items() if k != "setting"}
+            if point.setting == config.settings[0] and not study.has(
+                look | {"layer": 0}, 0, ["relative_error"]
+            ):
+                for layer, found in enumerate(trial.layers(point, 0)):
+                    study.add(look | {"layer": layer}, 0, found)
+    study.finish(text(study, base, config.texts), figure(study, base))
+    print((config.out / "table.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    run(main, Config, "block_rotation", __doc__)

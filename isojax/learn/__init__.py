@@ -1,0 +1,17 @@
+"""Learning from calibration data: what of a transform is fitted instead of drawn.
+
+Permutations before a block rotation: the rotation mixes only within its blocks, so which channels
+share one is a free choice, and none at inference, where the permutation merges into weights.
+`mass_diff` levels the mean l1 mass of the blocks, `co_activation` that of each token; `zigzag` and
+`absmax_order` are what they are compared with.
+"""
+
+from isojax.learn.gptq import Gram as Gram
+from isojax.learn.gptq import gptq as gptq
+from isojax.learn.gptq import gram as gram
+from isojax.learn.permutation import absmax_order as absmax_order
+from isojax.learn.permutation import co_activation as co_activation
+from isojax.learn.permutation import mass_diff as mass_diff
+from isojax.learn.permutation import zigzag as zigzag
+from isojax.learn.smoothquant import smooth as smooth
+from isojax.learn.smoothquant import smooth_scale as smooth_scale

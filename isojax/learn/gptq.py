@@ -1,0 +1,208 @@
+"""GPTQ: weights rounded one input channel after the other, later ones making up for the errors.
+
+Frantar et al. 2023 (arXiv 2210.17323). For y = x @ w and H = 2 mean(x x^T), the error of the output
+is tr(dw^T H dw) / 2 a token. Of all roundings that correct a channel by a linear function of the
+errors before it, this one is optimal; Chee et al. 2023 (QuIP, arXiv 2307.13304, theorem 6) show
+that it is the one computed here: with H = (F + I) D (F + I)^T and F strictly upper triangular,
+
+    w_hat[i] = round(w[i] + sum_j<i F[j, i] (w[j] - w_hat[j])),    tr(dw^T H dw) = sum_i D_i |r_i|^2
+
+where r_i is the rounding error of channel i. That is one Cholesky factor of H, and no inverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+
+from isojax._core.checks import check_positive, compute_dtype
+from isojax._core.pytree import pytree
+from isojax.quantizers import Codes, Quantizer
+
+
+@pytree
+class Gram:
+    """Sums over calibration vectors, which add up over batches; made by `gram`.
+
+    Attributes:
+        total: sum of x x^T.
+        count: number of vectors.
+    """
+
+    total: Float[Array, "*batch d d"]
+    count: Float[Array, "*batch"]
+
+    def __add__(self, other: Gram) -> Gram:
+        return Gram(self.total + other.total, self.count + other.count)
+
+    @property
+    def hessian(self) -> Float[Array, "*batch d d"]:
+        """H = 2 mean(x x^T), the Hessian of the squared error of each output of a linear layer."""
+        return 2 * self.total / self.count[..., None, None]
+
+
+def gram(x: Float[Array, "*tokens d"]) -> Gram:
+    """The sums of `x` over all its vectors; over layers by `vmap`.
+
+    In fp32, fp64 for fp64. For GPTQ fp32 is enough: its rounding lies far below the damping.
+
+    Example:
+        >>> total = gram(x[0]) + gram(x[1])
+        >>> codes = gptq(w, total.hessian, quantizer)
+    """
+    x = x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1])
+    return Gram(jnp.matmul(x.T, x, precision="highest"), jnp.asarray(len(x), x.dtype))
+
+
+def hessian(x: Float[Array, "*tokens d"]) -> Float[Array, "d d"]:
+    """`gram(x).hessian`: 2 mean(x x^T) over all vectors of `x`."""
+    return gram(x).hessian
+
+
+def gptq(
+    w: Float[Array, "i o"],
+    hessian: Float[Array, "i i"],
+    quantizer: Quantizer,
+    *,
+    damping: float | Float[Array, ""] = 0.01,
+    act_order: bool = False,
+    static_groups: bool = True,
+    block: int = 128,
+) -> Codes:
+    """Codes of `w.T` [out, in] whose error at the output is small; `decode(codes).T` is the weight.
+
+    The quantizer acts along the input axis: granularity `token` is a scale for each output channel,
+    `group` one for each `group` of its inputs. Scales are those of `encode(w.T)`, save where groups
+    are not static. Any member does that rounds at given scales, `Sparse` does not.
+
+    An input channel that calibration never saw (a zero on the diagonal) is rounded to nearest, and
+    so is all of `w` for a diagonal Hessian. Computed in fp32 (fp64 where `w` is), over layers by
+    `vmap`. Compile it by `jax.jit`, with the last three arguments static.
+
+    Args:
+        w: the weight of `x @ w`.
+        hessian: of the layer's input, see `gram`; any multiple of it does as well.
+        quantizer: of the family; its leaves are traced.
+        damping: added to the diagonal of the Hessian, as a share of its mean.
+        act_order: go through channels by descending diagonal of the Hessian, rather than in order.
+        static_groups: groups have the scales of `w`. If not, those of the group as corrected up to
+            its first channel, as in the paper; without effect on other granularities.
+        block: the most channels that are rounded before their errors reach those beyond; it must
+            divide their number, so it is lowered until it does. Changes only the speed.
+
+    Raises:
+        ValueError: the Hessian is misshapen; it is not finite or has a negative eigenvalue (not
+            checked where it is traced: codes are meaningless then); `damping` is a negative Python
+            number; `block` is below one; `static_groups` is False and groups are not contiguous
+            (`act_order`) or have scales relative to the tensor's own (`nvfp4()`, not `nvfp4(t)`);
+            or the quantizer keeps outliers.
+    """
+    inputs, outputs = w.shape
+    if hessian.shape != (inputs, inputs):
+        raise ValueError(f"hessian must have shape {(inputs, inputs)}, got {hessian.shape}.")
+    if isinstance(damping, int | float) and not damping >= 0:
+        raise ValueError(f"damping must be at least 0, got {damping!r}.")
+    dtype = compute_dtype(w.dtype, "w")
+    w, hessian = w.astype(dtype), hessian.astype(dtype)
+    codes = quantizer.encode(w.T)
+    if codes.outliers is not None:
+        kind = type(quantizer).__name__
+        raise ValueError(f"quantizer must round at given scales, without outliers, got {kind}.")
+    grouped = codes.scale is not None and codes.scale.ndim > w.ndim
+    renewed = grouped and not static_groups
+    if renewed and act_order:
+        raise ValueError(
+            "static_groups must be True with act_order, which mixes groups; got False."
+        )
+    if renewed and codes.tensor_scale is not None:
+        raise ValueError("static_groups must be True where a tensor has its own scale; got False.")
+
+    order = jnp.argsort(-jnp.diagonal(hessian)) if act_order else jnp.arange(inputs)
+    feedback = _feedback(hessian[order][:, order], damping)
+    if not isinstance(feedback, Tracer) and not jnp.all(jnp.isfinite(feedback)):
+        raise ValueError(
+            "hessian must be finite and, once damped, positive definite; "
+            f"got one without a Cholesky factor at damping {damping}."
+        )
+    block = min(check_positive("block", block), inputs)
+    size = _largest_divisor(inputs, block)
+    if renewed and codes.scale is not None:
+        size = inputs // codes.scale.shape[-2]
+
+    def round_block(carry: Any, part: Any) -> Any:
+        codes, errors = carry
+        number, channels, rows, taken = part
+        moved = jnp.matmul(taken, errors, precision="highest")
+        taken = jax.lax.dynamic_slice_in_dim(taken, number * size, size, 1)
+        if renewed:
+            # the best place for all of the group, were its errors so far the only ones
+            best = solve_triangular(taken, moved, lower=True, unit_diagonal=True)
+            codes = _renew(quantizer, codes, rows + best, number)
+
+        def round_row(own: Array, part: Any) -> tuple[Array, Array]:
+            place, channel, row, moved, taken = part
+            corrected = row + moved + jnp.matmul(taken, own, precision="highest")
+            code, row_hat = _round(quantizer, codes, corrected, channel)
+            return jax.lax.dynamic_update_index_in_dim(own, row - row_hat, place, 0), code
+
+        parts = jnp.arange(size), channels, rows, moved, taken
+        own, values = jax.lax.scan(round_row, jnp.zeros_like(rows), parts)
+        errors = jax.lax.dynamic_update_slice_in_dim(errors, own, number * size, 0)
+        return (codes, errors), values
+
+    blocks = inputs // size
+    parts = (
+        jnp.arange(blocks),
+        order.reshape(blocks, size),
+        w[order].reshape(blocks, size, outputs),
+        feedback.T.reshape(blocks, size, inputs),
+    )
+    (codes, _), values = jax.lax.scan(round_block, (codes, jnp.zeros_like(w)), parts)
+    values = values.reshape(inputs, outputs)[jnp.argsort(order)]
+    return dataclasses.replace(codes, values=values.T)
+
+
+def _feedback(hessian: Array, damping: Any) -> Array:
+    """F, strictly upper triangular, of the damped Hessian (F + I) D (F + I)^T."""
+    diagonal = jnp.diagonal(hessian)
+    added = jnp.where(diagonal == 0, 1, damping * jnp.mean(diagonal))
+    factor = jnp.linalg.cholesky((hessian + jnp.diag(added))[::-1, ::-1])[::-1, ::-1]
+    return jnp.triu(factor / jnp.diagonal(factor), 1)
+
+
+def _round(quantizer: Quantizer, codes: Codes, row: Array, channel: Array) -> tuple[Array, Array]:
+    """Codes of the weights of one input channel, and what they stand for."""
+
+    def spread(column: Array) -> Array:
+        return jnp.broadcast_to(column[:, None], codes.values.shape)
+
+    def pick(array: Array) -> Array:
+        return jax.lax.dynamic_index_in_dim(array, channel, 1, keepdims=False)
+
+    # a quantizer takes whole vectors; XLA fuses `pick` with it and computes the one column
+    code = pick(quantizer.encode_like(spread(row), codes).values)
+    return code, pick(quantizer.decode(dataclasses.replace(codes, values=spread(code))))
+
+
+def _renew(quantizer: Quantizer, codes: Codes, rows: Array, group: Array) -> Codes:
+    """`codes` with the scales of one group taken from its `rows`."""
+    new = quantizer.encode(rows.T)
+
+    def put(whole: Array | None, part: Array | None) -> Array | None:
+        if whole is None or part is None:
+            return None
+        return jax.lax.dynamic_update_slice_in_dim(whole, part, group, 1)
+
+    return dataclasses.replace(
+        codes, scale=put(codes.scale, new.scale), offset=put(codes.offset, new.offset)
+    )
+
+
+def _largest_divisor(total: int, most: int) -> int:
+    return next(n for n in range(most, 0, -1) if total % n == 0)

@@ -1,0 +1,97 @@
+"""The study of block rotations as its users run it, on a small random model."""
+
+import pytest
+from small_models import random_tokens, small_model
+
+from experiments import block_rotation
+from experiments.block_points import PERMUTATIONS, SETTINGS, Point
+from experiments.block_report import _recovery
+from experiments.block_trial import Trial
+from isojax.report import read_rows, select
+
+GIVEN = ("--settings", "D4", "W4A4-gptq", "--blocks", 8, "--permutations", "none", "random",
+         "massdiff", "--windows", 3, "--seeds", 2, "--calibration-windows", 1)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(call):
+    return call(block_rotation, *GIVEN)
+
+
+@pytest.fixture(scope="module")
+def trial():
+    tokens = random_tokens(3, 64)
+    return Trial(small_model(num_hidden_layers=2), tokens[:1], tokens[1:])
+
+
+def rows(folder):
+    return read_rows(folder / "rows.jsonl")
+
+
+def test_every_point_has_all_windows_each_with_its_seed(study):
+    found = select(rows(study), "delta_nll")
+    points = [(0, "none"), (64, "none"), (8, "none"), (8, "random"), (8, "massdiff")]
+    for setting in ("D4", "W4A4-gptq"):
+        for block, permutation in points:
+            mine = select(found, setting=setting, block=block, permutation=permutation)
+            assert sorted((r.config["window"], r.seed) for r in mine) == [(0, 0), (1, 1), (2, 0)]
+    assert len(found) == 2 * len(points) * 3
+
+
+def test_losses_are_paired_with_the_model_as_it_is(study):
+    found = rows(study)
+    exact = {r.config["window"]: r.value for r in select(found, "nll", setting="exact")}
+    for row in select(found, "delta_nll"):
+        (nll,) = [r for r in select(found, "nll", **row.config) if r.seed == row.seed]
+        assert row.value == pytest.approx(nll.value - exact[row.config["window"]], abs=1e-9)
+        assert row.value != 0
+
+
+def test_it_goes_on_and_says_what_it_found(call, study):
+    before = (study / "rows.jsonl").read_bytes()
+    call(block_rotation, *GIVEN, out=study)
+    assert (study / "rows.jsonl").read_bytes() == before
+    report = (study / "table.md").read_text()
+    assert "## W4A4-gptq, int4" in report and "| massdiff |" in report and "37.6" in report
+    assert (study / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--settings", "W2A2"), ("--permutations", "sorted"), ("--blocks", 7), ("--formats", "int3"),
+     ("--seeds", 0)],
+)  # fmt: skip
+def test_it_refuses_what_it_does_not_know(call, capsys, flag, value):
+    with pytest.raises(SystemExit) as stop:
+        call(block_rotation, flag, value)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(value) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("permutation", PERMUTATIONS)
+@pytest.mark.parametrize("setting", [name for name, (_, how) in SETTINGS.items() if not how])
+def test_what_is_merged_changes_no_likelihood(trial, setting, permutation):
+    point = Point(setting, "int4", 8, permutation)
+    params, online = trial.quantized(point, 1)
+    got = trial.nll_of(point._replace(setting="exact"), params, online, 0)
+    assert got == pytest.approx(trial.nll(0), rel=1e-5)
+
+
+def test_gptq_loses_less_than_rounding_to_nearest(trial):
+    lost = {}
+    for setting in ("W4A16", "W4A16-gptq"):
+        point = Point(setting, "int4", 8, "none")
+        losses = [trial.nll_of(point, *trial.quantized(point, s), 0) - trial.nll(0) for s in (0, 1)]
+        lost[setting] = sum(losses)
+    assert lost["W4A16-gptq"] < lost["W4A16"]
+
+
+def test_recovery_is_the_share_of_the_gap_with_its_jackknife_error():
+    windows = range(4)
+    none = {i: 1.0 + 0.1 * i for i in windows}
+    full = {i: 0.2 for i in windows}
+    mine = {i: (none[i] + full[i]) / 2 for i in windows}
+    assert _recovery(none, mine, full) == "50% ± 0%"
+    assert _recovery(none, none, full) == "0% ± 0%"
+    assert _recovery(none, mine, {i: none[i] - (-1) ** i for i in windows}) == "-"
