@@ -38,15 +38,16 @@ def mass_diff(x: Float[Array, "tokens d"], block: int) -> Permutation:
     mass = _scores(x, jnp.mean)
     n = len(mass) // check_divides("block", block, "d", len(mass))
     order = _descending(mass)
-
-    def give(state: tuple[Array, Array], new: Array) -> tuple[tuple[Array, Array], Array]:
-        load, room = state
-        to = jnp.argmin(jnp.where(room > 0, load, jnp.inf))
-        return (load.at[to].add(new), room.at[to].add(-1)), to
-
     seeded = mass[order[:n]], jnp.full(n, block - 1)
-    _, later = jax.lax.scan(give, seeded, mass[order[n:]])
+    _, later = jax.lax.scan(_give, seeded, mass[order[n:]])
     return Permutation(order[jnp.argsort(jnp.concatenate([jnp.arange(n), later]), stable=True)])
+
+
+def _give(state: tuple[Array, Array], new: Array) -> tuple[tuple[Array, Array], Array]:
+    """Add a channel's mass to the least load among the blocks with room."""
+    load, room = state
+    to = jnp.argmin(jnp.where(room > 0, load, jnp.inf))
+    return (load.at[to].add(new), room.at[to].add(-1)), to
 
 
 def zigzag(x: Float[Array, "tokens d"], block: int) -> Permutation:

@@ -79,7 +79,7 @@ def expected_peak(x: Float[Array, "*batch d"], block: int) -> Float[Array, "*bat
     1 - prod P(|.| <= t). Two limits are kept: the peak is at least ||X_j||_2 / sqrt(b), for every
     j, and at most `rotation_bound`.
 
-    Against simulation, blocks of 4 to 128, on average within 2% on inputs of down_proj and 4% on
+    Against simulation, blocks of 4 to 128, on average within 2% on inputs of down_proj and 5% on
     Gaussian, Laplace, Student-t (2) and constant vectors, single ones within 12%; exact where no
     block has more than three numbers that are not 0. The worst found is 17% above, for four equal
     spikes in noise. One Gaussian in place of all b numbers would be up to 75% above.
