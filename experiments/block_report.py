@@ -66,7 +66,8 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
         f"fitted on {base['calibration']}. A cell is delta nll ± its standard error over windows, "
         "and the perplexity. Block 0 is no rotation before down_proj, the last one the full one. "
         "Recovery is (none - permuted) / (none - full) of the delta nll, ± by the jackknife over "
-        "windows; a dash where none and full are less than two standard errors apart.",
+        "windows; a dash for one window, or where none and full are less than two standard errors "
+        "apart.",
     ]
     for setting in dict.fromkeys(r.config["setting"] for r in scored):
         for form in dict.fromkeys(r.config["format"] for r in select(scored, setting=setting)):
@@ -117,7 +118,7 @@ def _by_window(rows: Sequence[Row]) -> dict[int, float]:
 def _recovery(none: dict[int, float], mine: dict[int, float], full: dict[int, float]) -> str:
     windows = sorted(set(none) & set(mine) & set(full))
     gap = stat([none[i] - full[i] for i in windows]) if windows else None
-    if gap is None or gap.mean <= 2 * gap.sem:
+    if gap is None or gap.n < 2 or gap.mean <= 2 * gap.sem:
         return "-"
 
     def ratio(kept: Sequence[int]) -> float:
@@ -126,7 +127,7 @@ def _recovery(none: dict[int, float], mine: dict[int, float], full: dict[int, fl
 
     left_out = [ratio([i for i in windows if i != out]) for out in windows]
     n = len(windows)
-    error = math.sqrt((n - 1) * statistics.pvariance(left_out)) if n > 1 else 0.0
+    error = math.sqrt((n - 1) * statistics.pvariance(left_out))
     return f"{ratio(windows):.0%} ± {error:.0%}"
 
 

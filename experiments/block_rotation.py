@@ -7,7 +7,7 @@
 A Hadamard rotation in front of down_proj spreads the outliers of its input. In blocks it is cheaper
 and spreads less; MixQuant (2601.22347) permutes the channels first, so that all blocks carry equal
 l1 mass. Here the input of down_proj alone is quantized to 4 bit (D4), or all inputs of linear
-layers (W16A4), all weights (W4A16, to nearest or by GPTQ), or both (W4A4). Where more than
+layers (W16A4), all their weights (W4A16, to nearest or by GPTQ), or both (W4A4). Where more than
 down_proj's input is quantized, the residual stream and the values are rotated too, by full Hadamard
 matrices merged into the weights. Permutations are fitted on calibration text and merged as well;
 the rotation before down_proj alone is left to run.
@@ -107,7 +107,7 @@ def main(config: Config) -> None:
             bar.update(task, description=" ".join(map(str, point)))
             row, quantized = base | point._asdict(), None
             for i in range(seed, config.texts, config.seeds):
-                if not study.has(row | {"window": i}, seed, ["nll"]):
+                if not study.has(row | {"window": i}, seed, ["nll", "delta_nll"]):
                     quantized = quantized or trial.quantized(point, seed)
                     nll = trial.nll_of(point, *quantized, i)
                     found = {"nll": nll, "delta_nll": nll - plain[i]}
@@ -116,7 +116,7 @@ def main(config: Config) -> None:
         for point in points:
             look = base | {k: v for k, v in point._asdict().items() if k != "setting"}
             if point.setting == config.settings[0] and not study.has(
-                look | {"layer": 0}, 0, ["relative_error"]
+                look | {"layer": model.config.num_hidden_layers - 1}, 0, ["relative_error"]
             ):
                 for layer, found in enumerate(trial.layers(point, 0)):
                     study.add(look | {"layer": layer}, 0, found)

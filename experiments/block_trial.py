@@ -37,7 +37,7 @@ class Trial:
         samples = jnp.concatenate([read(ids, (DOWN,))[DOWN] for ids in self.calibration], axis=1)
         self.samples = samples  # [layers, tokens, channels]
         self.seen = read(self.texts[0], (DOWN,))[DOWN]
-        self._permutation = functools.lru_cache(1)(self._permute)
+        self._permutation = functools.cache(self._permute)
 
     def nll(self, i: int) -> float:
         """Mean nll of text i in nat a token, nothing quantized."""

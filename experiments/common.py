@@ -32,9 +32,11 @@ class Common:
     text: str = "tiny"
     """`tiny` (held-out text of the tiny model), `wikitext-2`, or a UTF-8 file."""
     windows: int = 0
-    """Windows of text, one after the other from its start; 0 for 1, or 4 with the tiny model."""
+    """Windows of text, one after the other from its start; 0 for the default: 8 in studies that
+    fit something on text, in others 1, or 4 with the tiny model."""
     length: int = 0
-    """Tokens a window; 0 for 2048, or 512 with the tiny model, which has read no longer ones."""
+    """Tokens a window; 0 for the default: 512 with the tiny model, which has read no longer ones,
+    1024 in `kv_cache`, else 2048."""
     out: Path | None = None
     """Folder for config.json, rows.jsonl, table.md, figure.png; `results/NAME` by default."""
     quick: bool = False
@@ -84,7 +86,13 @@ class Calibrated(Common):
         from isojax.data import load_text, windows
         from isojax.models import encode, load_model
 
+        check_positive("windows", self.texts)
         check_positive("calibration_windows", self.calibration_windows)
+        if self.calibration_text == self.text:
+            raise ValueError(
+                "calibration_text must be another than text, whose first windows are tested on; "
+                "leave it out to fit on the windows after them."
+            )
         model = load_model(self.model)
 
         def read(text: str, count: int) -> np.ndarray:

@@ -132,8 +132,9 @@ def kv_cache(rows: list[Row]) -> str:
             losses.append(loss.mean)
             cells += [f"{loss.mean:.3f} ± {loss.sem:.3f}"]
             cells += [f"{summarize(mine, 'key_cosine').mean:.3f}"]
-        rate = summarize(rows, "rate_bits", method=method).mean
-        found.append((statistics.fmean(losses), [method, f"{rate:.2f}", *cells]))
+        rate = summarize(rows, "rate_bits", method=method)
+        ends = dict.fromkeys(f"{end:.2f}" for end in (rate.low, rate.high))
+        found.append((statistics.fmean(losses), [method, " to ".join(ends), *cells]))
     head = ["method", "bits", *(c for m in models for c in (m, "K cosine"))]
     return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
 

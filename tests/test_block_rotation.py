@@ -94,4 +94,5 @@ def test_recovery_is_the_share_of_the_gap_with_its_jackknife_error():
     mine = {i: (none[i] + full[i]) / 2 for i in windows}
     assert _recovery(none, mine, full) == "50% ± 0%"
     assert _recovery(none, none, full) == "0% ± 0%"
+    assert _recovery({0: 1.0}, {0: 0.5}, {0: 0.2}) == "-"
     assert _recovery(none, mine, {i: none[i] - (-1) ** i for i in windows}) == "-"

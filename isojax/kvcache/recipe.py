@@ -43,8 +43,8 @@ class Recipe:
             Lloyd-Max on the rotated calibration vectors of a head, `fitted_channel` on each
             coordinate; or a minimum and a maximum: `minmax` a vector or `group`, `minmax_channel` a
             channel and page.
-        group: numbers that share a range of `minmax` (the nearest that divides the vector), or 0
-            for the whole vector.
+        group: numbers that share a range of `minmax` (of these, as many as also divide the
+            vector), or 0 for the whole vector.
         rope: whether keys are stored `after` or `before` the rotary embedding.
         sparse: share of numbers kept out of the codes (KVQuant), or 0.
         page: tokens encoded together; above 1 for `minmax_channel` alone.
