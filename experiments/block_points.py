@@ -26,16 +26,18 @@ PERMUTATIONS = {
     "zigzag": learn.zigzag,
     "absmax": lambda x, block: learn.absmax_order(x),
 }
-FORMATS = ("int4", "fp4", "mxfp4", "nvfp4")
+FORMATS = ("int4", "int4g64", "fp4", "mxfp4", "nvfp4")
 
 
 def quantizer_of(kind: str, of_weights: bool) -> quantizers.Quantizer:
     """For weights [out, in] or activations: int4 and fp4 have a scale a row, a token.
 
-    That of int4 weights is the one with the least squared error.
+    int4g64 has one for 64 neighbours. Scales of int4 weights are those of least squared error.
     """
-    if kind == "int4":
-        return quantizers.absmax(4, "token", range_rule="mse" if of_weights else "max")
+    if kind in ("int4", "int4g64"):
+        rule = "mse" if of_weights else "max"
+        per, group = ("token", 0) if kind == "int4" else ("group", 64)
+        return quantizers.absmax(4, per, group, range_rule=rule)
     makers = {"mxfp4": quantizers.mxfp4, "nvfp4": quantizers.nvfp4}
     return quantizers.fp4("token") if kind == "fp4" else makers[kind]()
 
@@ -47,7 +49,7 @@ class Point(NamedTuple):
         setting: a name of `SETTINGS`.
         format: of numbers, as for `quantizer_of`.
         block: length of the blocks of the Hadamard rotation before down_proj; 0 for no rotation.
-        permutation: a name of `PERMUTATIONS`.
+        permutation: a name of `PERMUTATIONS`; or `smooth`, SmoothQuant in place of all rotations.
     """
 
     setting: str

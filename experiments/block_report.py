@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from experiments.block_answers import answers, losses, share
 from isojax.report import (
     Row,
     Stat,
@@ -16,7 +17,6 @@ from isojax.report import (
     markdown,
     new_figure,
     select,
-    stat,
     summarize,
 )
 
@@ -55,7 +55,7 @@ def add_published(study: Study) -> None:
 def text(study: Study, base: dict[str, Any], windows: int) -> str:
     """The report in Markdown."""
     rows = study.rows(**base)
-    scored = [r for r in select(rows, "delta_nll") if r.config["window"] < windows]
+    scored = complete(rows, windows)
     plain = [r for r in select(rows, "nll", setting="exact") if r.config["window"] < windows]
     exact = summarize(plain, "nll")
     full = max(r.config["block"] for r in scored)
@@ -64,7 +64,8 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
         f"{windows} windows of {base['length']} tokens of {base['text']}; unquantized nll "
         f"{exact.mean:.4f} nat a token, perplexity {math.exp(exact.mean):.3f}. Permutations are "
         f"fitted on {base['calibration']}. A cell is delta nll ± its standard error over windows, "
-        "and the perplexity. Block 0 is no rotation before down_proj, the last one the full one. "
+        "and the perplexity. Block 0 is no rotation before down_proj, the last one the full one; "
+        "smooth is SmoothQuant in place of all rotations. "
         "Recovery is (none - permuted) / (none - full) of the delta nll, ± by the jackknife over "
         "windows; a dash for one window, or where none and full are less than two standard errors "
         "apart.",
@@ -72,12 +73,26 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
     for setting in dict.fromkeys(r.config["setting"] for r in scored):
         for form in dict.fromkeys(r.config["format"] for r in select(scored, setting=setting)):
             here = select(scored, setting=setting, format=form)
-            parts += [f"## {setting}, {form}", grid(here, exact.mean, full), recoveries(here, full)]
+            looked = [r for r in select(rows, format=form) if "layer" in r.config]
+            parts += [
+                f"## {setting}, {form}", answers(here, looked, full),
+                grid(here, exact.mean, full), recoveries(here, full),
+            ]  # fmt: skip
     parts += [f"## Published: {PUBLISHED['model']}, INT4 W4A4", published(study)]
-    looked = select(rows, "relative_error")
-    if looked:
+    if select(rows, "relative_error"):
         parts += ["## What down_proj reads, by layers", *by_layers(rows)]
     return "\n\n".join(p for p in parts if p)
+
+
+def complete(rows: Sequence[Row], windows: int) -> list[Row]:
+    """Losses on the first `windows`, of those points that have them all."""
+
+    def point(row: Row) -> tuple[Any, ...]:
+        return tuple(row.config[n] for n in ("setting", "format", "block", "permutation"))
+
+    scored = [r for r in select(rows, "delta_nll") if r.config["window"] < windows]
+    read = Counter(map(point, scored))
+    return [r for r in scored if read[point(r)] == windows]
 
 
 def grid(rows: Sequence[Row], exact: float, full: int) -> str:
@@ -98,37 +113,14 @@ def grid(rows: Sequence[Row], exact: float, full: int) -> str:
 def recoveries(rows: Sequence[Row], full: int) -> str:
     """How much of what the full rotation gains over a block, a permutation gains too."""
     blocks = sorted({r.config["block"] for r in rows} - {0, full})
-    names = [n for n in dict.fromkeys(r.config["permutation"] for r in rows) if n != "none"]
-    best = _by_window(select(rows, block=full, permutation="none"))
+    names = dict.fromkeys(r.config["permutation"] for r in rows if r.config["block"])
+    best = losses(rows, full, "none")
     lines = []
     for name in names:
-        cells = []
-        for block in blocks:
-            none = _by_window(select(rows, block=block, permutation="none"))
-            mine = _by_window(select(rows, block=block, permutation=name))
-            cells.append(_recovery(none, mine, best))
-        lines.append([name, *cells])
+        if name != "none":
+            each = [(losses(rows, b, "none"), losses(rows, b, name)) for b in blocks]
+            lines.append([name, *(share(none, mine, best) for none, mine in each)])
     return markdown(["recovery", *map(str, blocks)], lines) if lines and blocks else ""
-
-
-def _by_window(rows: Sequence[Row]) -> dict[int, float]:
-    return {r.config["window"]: r.value for r in rows}
-
-
-def _recovery(none: dict[int, float], mine: dict[int, float], full: dict[int, float]) -> str:
-    windows = sorted(set(none) & set(mine) & set(full))
-    gap = stat([none[i] - full[i] for i in windows]) if windows else None
-    if gap is None or gap.n < 2 or gap.mean <= 2 * gap.sem:
-        return "-"
-
-    def ratio(kept: Sequence[int]) -> float:
-        gained = sum(none[i] - mine[i] for i in kept)
-        return gained / sum(none[i] - full[i] for i in kept)
-
-    left_out = [ratio([i for i in windows if i != out]) for out in windows]
-    n = len(windows)
-    error = math.sqrt((n - 1) * statistics.pvariance(left_out))
-    return f"{ratio(windows):.0%} ± {error:.0%}"
 
 
 def _cell(loss: Stat, exact: float) -> str:
@@ -180,10 +172,10 @@ def by_layers(rows: Sequence[Row]) -> list[str]:
     return [said, table]
 
 
-def figure(study: Study, base: dict[str, Any]) -> Any:
+def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     """Loss over block length for each setting, and the peak against its bound."""
     rows = [r for r in study.rows(**base) if r.config.get("block", 0)]
-    scored = select(rows, "delta_nll")
+    scored = complete(rows, windows)
     forms = list(dict.fromkeys(r.config["format"] for r in scored))
     settings = list(dict.fromkeys(r.config["setting"] for r in scored))
     title = f"Block rotations in {base['model']}, {forms[0]}"

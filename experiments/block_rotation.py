@@ -40,12 +40,12 @@ class Config(Calibrated):
     settings: tuple[str, ...] = tuple(SETTINGS)[1:]
     """What is quantized: D4, W16A4, W4A16, W4A16-gptq, W4A4, W4A4-gptq."""
     formats: tuple[str, ...] = ("int4",)
-    """int4, fp4, mxfp4, nvfp4."""
+    """int4 (a scale a token, a row of weights), int4g64 (64 neighbours), fp4, mxfp4, nvfp4."""
     permutations: tuple[str, ...] = tuple(PERMUTATIONS)
     """none, random (the control), massdiff, coactivation, zigzag, absmax (the adversary)."""
     blocks: tuple[int, ...] = ()
     """Lengths of blocks; by default powers of two from 16 to 512 that divide the width. No rotation
-    (0) and the full one are added, without permutation."""
+    (0), SmoothQuant in its place, and the full one are added, without permutation."""
     seeds: int = 3
     """Seeds of signs and random permutations; window i has seed i modulo this."""
     calibration_windows: int = 2
@@ -81,29 +81,37 @@ def main(config: Config) -> None:
             check_choice(name, value, allowed)
     check_positive("seeds", config.seeds)
     grows = ("settings", "formats", "permutations", "blocks")
+    # without a text of their own, the windows to fit on come after those to test on
+    grows += ("windows",) if config.calibration_text else ()
     study = Study("block_rotation", config.out, config, grows=grows)
     model, texts, fit_on, base = config.load()
     width = model.config.intermediate_size
     for block in (*config.lengths(width), width):
         make = functools.partial(transforms.block_hadamard, dim=width, block=block)
         jax.eval_shape(make, jax.random.key(0))  # or ValueError
+    if set(config.settings) != {"D4"}:
+        for dim in (model.config.hidden_size, model.config.head_dim):
+            jax.eval_shape(functools.partial(transforms.hadamard, dim=dim), jax.random.key(0))
     trial = Trial(model, fit_on, texts)
     turns = [(0, "none"), (width, "none")]
     turns += itertools.product(config.lengths(width), config.permutations)
-    points = [
-        Point(setting, form, *turn)
-        for setting, form, turn in itertools.product(config.settings, config.formats, turns)
+    cases = [
+        (Point(setting, form, *turn), seed)
+        for setting, form in itertools.product(config.settings, config.formats)
+        for seed in range(config.seeds)
+        # weights alone need no smoothing of what they read
+        for turn in (*turns, *([(0, "smooth")] if SETTINGS[setting][0] else ()))
     ]
     add_published(study)
     with Progress() as bar:
-        task = bar.add_task("exact", total=1 + len(points) * config.seeds)
+        task = bar.add_task("exact", total=1 + len(cases))
         exact = base | {"setting": "exact"}
         for i in range(config.texts):
             if not study.has(exact | {"window": i}, None, ["nll"]):
                 study.add(exact | {"window": i}, None, {"nll": trial.nll(i)})
         plain = [study.rows("nll", **exact, window=i)[0].value for i in range(config.texts)]
         bar.advance(task)
-        for point, seed in itertools.product(points, range(config.seeds)):
+        for point, seed in cases:
             bar.update(task, description=" ".join(map(str, point)))
             row, quantized = base | point._asdict(), None
             for i in range(seed, config.texts, config.seeds):
@@ -113,14 +121,14 @@ def main(config: Config) -> None:
                     found = {"nll": nll, "delta_nll": nll - plain[i]}
                     study.add(row | {"window": i}, seed, found)
             bar.advance(task)
-        for point in points:
+        for form, turn in itertools.product(config.formats, turns):
+            point = Point("D4", form, *turn)
             look = base | {k: v for k, v in point._asdict().items() if k != "setting"}
-            if point.setting == config.settings[0] and not study.has(
-                look | {"layer": model.config.num_hidden_layers - 1}, 0, ["relative_error"]
-            ):
+            last = look | {"layer": model.config.num_hidden_layers - 1}
+            if not study.has(last, 0, ["relative_error"]):
                 for layer, found in enumerate(trial.layers(point, 0)):
                     study.add(look | {"layer": layer}, 0, found)
-    study.finish(text(study, base, config.texts), figure(study, base))
+    study.finish(text(study, base, config.texts), figure(study, base, config.texts))
     print((config.out / "table.md").read_text(encoding="utf-8"))
 
 

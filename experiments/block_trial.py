@@ -8,21 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
+from experiments import block_merge
 from experiments.block_points import DOWN, PERMUTATIONS, SETTINGS, SITES, Point, quantizer_of
 from isojax import learn, metrics, quantizers, transforms
-from isojax.models import WEIGHTS, Hooks, LanguageModel, ModelConfig, Site, forward, token_nll
-from isojax.models.hooks import INPUTS
-from isojax.models.rotate import (
-    chain,
-    fold_norms,
-    permute_ffn,
-    rotate_down,
-    rotate_down_online,
-    rotate_residual,
-    rotate_values,
-)
+from isojax.models import WEIGHTS, Hooks, LanguageModel, ModelConfig, token_nll
+from isojax.models.rotate import chain, fold_norms, rotate_down_online
 
 
 class Trial:
@@ -33,11 +25,15 @@ class Trial:
         self.params, self.config = fold_norms(model.params, model.config)
         self.calibration, self.texts = jnp.asarray(calibration), jnp.asarray(texts)
         self.plain = transforms.identity(self.config.intermediate_size)
-        read = functools.partial(_capture, self.params, self.config, self.plain)
-        samples = jnp.concatenate([read(ids, (DOWN,))[DOWN] for ids in self.calibration], axis=1)
-        self.samples = samples  # [layers, tokens, channels]
-        self.seen = read(self.texts[0], (DOWN,))[DOWN]
+        self.samples = jnp.concatenate(  # [layers, tokens, channels]
+            [self._inputs(self.params, ids, (DOWN,))[DOWN] for ids in self.calibration], axis=1
+        )
+        self.seen = self._inputs(self.params, self.texts[0], (DOWN,))[DOWN]
         self._permutation = functools.cache(self._permute)
+        self._base = functools.lru_cache(1)(self._rounded)  # one at a time: it is a whole model
+
+    def _inputs(self, params: Any, ids: Any, sites: tuple[str, ...]) -> dict[str, Array]:
+        return block_merge.capture(params, self.config, ids, sites)
 
     def nll(self, i: int) -> float:
         """Mean nll of text i in nat a token, nothing quantized."""
@@ -56,7 +52,7 @@ class Trial:
 
     def _permute(self, name: str, block: int, seed: int) -> transforms.Permutation | None:
         layers, _, width = self.samples.shape
-        if name == "none":
+        if name in ("none", "smooth"):
             return None
         if name == "random":
             keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), layers)
@@ -64,33 +60,48 @@ class Trial:
         return _fit(name, block, self.samples)
 
     def quantized(self, point: Point, seed: int) -> tuple[Any, transforms.Transform]:
-        """Parameters merged and, where weights are quantized, rounded; and the rotation left.
-
-        The residual stream and the values of each head are rotated by full Hadamard matrices with
-        random signs, save where down_proj alone is quantized: there it makes no difference.
-        """
+        """Parameters merged and, where weights are quantized, rounded; and the rotation left."""
+        smooth, form = point.permutation == "smooth", point.format
+        params, total = self._base(point.setting, form, smooth, seed)
         permutation, online = self.turns(point, seed)
-        key = jax.random.key(seed)
-        fused = ()
-        if point.setting != "D4":
-            sizes = self.config.hidden_size, self.config.head_dim
-            fused = tuple(
-                transforms.hadamard(jax.random.fold_in(key, 2 + i), size)
-                for i, size in enumerate(sizes)
-            )
-        params = _merge(self.params, self.config, permutation, online, fused)
-        rounding = SETTINGS[point.setting][1]
-        if rounding:
-            grams = self._grams(params, online) if rounding == "gptq" else None
-            params = _round(params, quantizer_of(point.format, True), grams)
+        params = block_merge.merge_down(params, self.config, permutation, online)
+        if SETTINGS[point.setting][1]:
+            grams = total and {DOWN: block_merge.turn_gram(total, permutation, online)}
+            quantizer = quantizer_of(form, True)
+            params = block_merge.round_weights(params, quantizer, ("down_proj",), grams)
         return params, online
 
-    def _grams(self, params: Any, online: transforms.Transform) -> dict[str, learn.Gram]:
-        """Of all inputs of linear layers, as the merged model has them."""
+    def _rounded(
+        self, setting: str, form: str, smooth: bool, seed: int
+    ) -> tuple[Any, learn.Gram | None]:
+        """What all blocks and permutations share: the model with weights but down_proj's rounded.
+
+        The residual stream and the values of each head are rotated by full Hadamard matrices with
+        random signs, save where down_proj alone is quantized, which it makes no difference to, and
+        in place of SmoothQuant. For GPTQ, the sums over what down_proj reads there too.
+        """
+        (sites, rounding), params, config = SETTINGS[setting], self.params, self.config
+        if smooth:
+            read = [self._inputs(params, ids, sites) for ids in self.calibration]
+            absmax = {k: jnp.stack([jnp.abs(r[k]).max(1) for r in read]).max(0) for k in sites}
+            params = block_merge.smooth(params, absmax, sites)
+        elif setting != "D4":
+            key, sizes = jax.random.key(seed), (config.hidden_size, config.head_dim)
+            fused = [
+                transforms.hadamard(jax.random.fold_in(key, 2 + i), n) for i, n in enumerate(sizes)
+            ]
+            params = block_merge.merge_fused(params, config, *fused)
+        grams = self._grams(params) if rounding == "gptq" else None
+        if rounding:
+            names = tuple(name for name in WEIGHTS if name != "down_proj")
+            params = block_merge.round_weights(params, quantizer_of(form, True), names, grams)
+        return params, grams and grams[DOWN]
+
+    def _grams(self, params: Any) -> dict[str, learn.Gram]:
+        """Of all inputs of linear layers on the calibration text."""
         total = None
         for ids in self.calibration:
-            seen = _capture(params, self.config, online, ids, SITES)
-            new = {site: _gram(x) for site, x in seen.items()}
+            new = {k: block_merge.gram(x) for k, x in self._inputs(params, ids, SITES).items()}
             total = new if total is None else {k: total[k] + new[k] for k in new}
         assert total is not None
         return total
@@ -113,16 +124,6 @@ class Trial:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sites"))
-def _capture(
-    params: Any, config: ModelConfig, online: Any, ids: Int[Array, " t"], sites: tuple[str, ...]
-) -> dict[str, Float[Array, "layers t d"]]:
-    wanted = tuple(Site(site, layer) for site in sites for layer in range(config.num_hidden_layers))
-    hooks = rotate_down_online(config, online)
-    seen = forward(params, config, ids[None], hooks=hooks, capture=wanted).captured
-    return {kind: x[:, 0] for kind, x in seen.items()}
-
-
-@functools.partial(jax.jit, static_argnames=("config", "sites"))
 def _score(
     params: Any, config: ModelConfig, online: Any, ids: Array, sites: tuple[str, ...],
     quantizer: quantizers.Quantizer,
@@ -137,40 +138,6 @@ def _score(
 @functools.partial(jax.jit, static_argnames=("name", "block"))
 def _fit(name: str, block: int, samples: Float[Array, "layers t d"]) -> transforms.Permutation:
     return jax.lax.map(lambda x: PERMUTATIONS[name](x, block), samples)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _merge(params: Any, config: ModelConfig, permutation: Any, online: Any, fused: Any) -> Any:
-    if permutation is not None:
-        params = permute_ffn(params, config, permutation)
-    params = rotate_down(params, config, online)
-    if fused:
-        params = rotate_values(rotate_residual(params, config, fused[0]), config, fused[1])
-    return params
-
-
-_gram = jax.jit(jax.vmap(learn.gram))
-
-
-@jax.jit
-def _round(params: Any, quantizer: quantizers.Quantizer, grams: Any) -> Any:
-    """Weights as their codes have them: to nearest, or by GPTQ where there are Gram matrices."""
-
-    def nearest(w: Array) -> Array:
-        return quantizer.roundtrip(w.T).T
-
-    def gptq(w_and_hessian: tuple[Array, Array]) -> Array:
-        return quantizer.decode(learn.gptq(*w_and_hessian, quantizer)).T
-
-    layers = dict(params["layers"])
-    for name in WEIGHTS:
-        kernel = layers[name]["kernel"]
-        if grams is None:
-            kernel = jax.lax.map(nearest, kernel)
-        else:
-            kernel = jax.lax.map(gptq, (kernel, grams[f"input:{INPUTS[name]}"].hessian))
-        layers[name] = layers[name] | {"kernel": kernel}
-    return params | {"layers": layers}
 
 
 @functools.partial(jax.jit, static_argnames="block")

@@ -104,9 +104,10 @@ class Calibrated(Common):
         else:
             both = read(self.text, self.texts + self.calibration_windows)
             texts, fit_on = both[: self.texts], both[self.texts :]
+        fitted_on = self.calibration_text.rsplit("/", 1)[-1] or "the windows after them"
         base = {
             "model": model.name, "text": self.text.rsplit("/", 1)[-1], "length": self.tokens,
-            "calibration": (self.calibration_text or self.text).rsplit("/", 1)[-1],
+            "calibration": fitted_on,
         }  # fmt: skip
         return Loaded(model, texts, fit_on, base)
 

@@ -39,6 +39,9 @@ KIVI = (
     Recipe(codebook="minmax_channel", page=32),
     Recipe(codebook="minmax", group=32, recent=32),
 )
+# The same with less aside, near the bits of the rotations: pages of 128 tokens, one range for each
+# token of the values, none exact.
+LEAN = (Recipe(codebook="minmax_channel", page=128), Recipe(codebook="minmax"))
 # The largest error of 64 numbers with a range is stored apart, 1.6% (after KVQuant's 1%).
 SPARSE = (
     Recipe(codebook="minmax_channel", page=64, sparse=0.01),
@@ -47,6 +50,7 @@ SPARSE = (
 CENTRED_PCA = Recipe("pca", offset="channel_pre_rope", codebook="fitted_channel")
 METHODS: dict[str, tuple[Recipe, Recipe]] = {
     "kivi": KIVI,
+    "kivi+lean": LEAN,
     "kivi+sparse": SPARSE,
     "minmax": both(Recipe(codebook="minmax")),
     **{
@@ -61,7 +65,7 @@ METHODS: dict[str, tuple[Recipe, Recipe]] = {
 }
 METHODS.pop("identity+minmax")  # that is minmax
 DEFAULT = (
-    "kivi", "kivi+sparse", "minmax", *ROTATIONS,
+    "kivi", "kivi+lean", "kivi+sparse", "minmax", *ROTATIONS,
     *(f"{t}{r}" for t in ("haar", "quaternion_full") for r in REPAIRS if r and t + r in METHODS),
     *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
 )  # fmt: skip

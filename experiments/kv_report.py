@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,6 @@ COLUMNS = {
     "value_cosine": "V cosine",
     "rate_bits": "bits a number",
     "induction_nll": "induction nll",
-    "needle_accuracy": "needles found",
     "bytes_per_token": "bytes a token",
     "side_bytes": "bytes once",
     "compression_ratio": "fp16 / bytes",
@@ -41,13 +41,7 @@ COLUMNS = {
 
 def text(study: Study, base: dict[str, Any], windows: int) -> str:
     """The report in Markdown."""
-    rows = study.rows(**base)
-    rows = [r for r in rows if r.config.get("window", 0) < windows]
-    count = {
-        m: len({r.config["window"] for r in select(rows, "nll", method=m)})
-        for m in {r.config["method"] for r in rows}
-    }
-    rows = [r for r in rows if count[r.config["method"]] == windows]
+    rows = complete(study, base, windows)
     exact = summarize(rows, "nll", method="none")
     probed = [r for r in select(rows, method="none") if "probe" in r.config]
     probes = [
@@ -77,13 +71,27 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
             here = select(rows, bits=bits, target=target)
             if here:
                 parts += [f"## {target} at {bits} bit", *answers(here), lines(here)]
+    parts += frontier(rows)
     return "\n\n".join(parts)
+
+
+def complete(study: Study, base: dict[str, Any], windows: int) -> list[Row]:
+    """The rows of the first `windows`, of those points that have them all."""
+
+    def point(row: Row) -> tuple[Any, ...]:
+        return tuple(row.config.get(name) for name in ("method", "bits", "target"))
+
+    rows = [r for r in study.rows(**base) if r.config.get("window", 0) < windows]
+    read = Counter(point(r) for r in select(rows, "nll"))
+    return [r for r in rows if read[point(r)] == windows]
 
 
 def lines(rows: Sequence[Row]) -> str:
     """One line a method, the least loss first."""
     names = list(dict.fromkeys(r.config["method"] for r in rows))
     shown = {metric: head for metric, head in COLUMNS.items() if select(rows, metric)}
+    needles = {r.config["probe_length"] for r in select(rows, "needle_accuracy")}
+    shown |= {f"needle_accuracy:{n}": f"needles at {n}" for n in sorted(needles)}
     found = []
     for name in names:
         mine = select(rows, method=name)
@@ -92,12 +100,14 @@ def lines(rows: Sequence[Row]) -> str:
         loss, nll = summarize(mine, "delta_nll"), summarize(mine, "nll")
         cells: dict[str, str] = {
             "nll": f"{_exp(nll.mean):.5g}",
-            "delta_nll": f"{loss.mean:.4f} ± {loss.sem:.4f}",
+            "delta_nll": _loss(loss),
         }
-        for metric in shown:
-            if metric not in cells:
-                values = [r.value for r in select(mine, metric)]
-                cells[metric] = stat(values).format(3) if values else "-"
+        for column in shown:
+            if column not in cells:
+                metric, _, length = column.partition(":")
+                on = {"probe_length": int(length)} if length else {}
+                values = [r.value for r in select(mine, metric, **on)]
+                cells[column] = stat(values).format(3) if values else "-"
         found.append((loss.mean, [name, *(cells[m] for m in shown)]))
     return markdown(
         ["method", *shown.values()], [line for _, line in sorted(found, key=lambda f: f[0])]
@@ -134,9 +144,32 @@ def answers(rows: Sequence[Row]) -> list[str]:
     return ["\n".join(f"- {line}" for line in said)] if said else []
 
 
-def figure(study: Study, base: dict[str, Any]) -> Any:
+def frontier(rows: Sequence[Row]) -> list[str]:
+    """At equal bytes: the points that no other one beats both in bytes and in loss."""
+    found = []
+    for target in ("K", "V", "KV"):
+        here = [r for r in select(rows, target=target) if r.metric in ("delta_nll", "rate_bits")]
+        points = []
+        for bits, name in dict.fromkeys((r.config["bits"], r.config["method"]) for r in here):
+            mine = select(here, bits=bits, method=name)
+            loss, rate = summarize(mine, "delta_nll"), summarize(mine, "rate_bits").mean
+            points.append((rate, loss.mean, [name, bits, f"{rate:.3f}", _loss(loss)]))
+        least, kept = math.inf, []
+        for _, loss, line in sorted(points, key=lambda p: p[:2]):
+            if loss < least:
+                least = loss
+                kept.append([target, *line])
+        found += kept
+    if not found:
+        return []
+    head = ["in codes", "method", "bits a code", "bits a number", "delta nll ± se"]
+    return ["## At equal bytes: every other point above loses more in as many bytes or more",
+            markdown(head, found)]  # fmt: skip
+
+
+def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     """Loss over bits a number, all that is stored counted, a panel for each side in codes."""
-    rows = study.rows(**base)
+    rows = complete(study, base, windows)
     targets = [t for t in ("K", "V", "KV") if select(rows, "delta_nll", target=t)]
     chart, axes = new_figure(1, max(len(targets), 1), f"KV cache of {base['model']}")
     for panel, target in zip(axes[0], targets, strict=False):
@@ -167,6 +200,10 @@ def _curve(rows: Sequence[Row]) -> list[tuple[float, Stat]]:
     bits = sorted({r.config["bits"] for r in select(rows, "delta_nll")})
     at = [select(rows, bits=b) for b in bits]
     return [(summarize(r, "rate_bits").mean, summarize(r, "delta_nll")) for r in at]
+
+
+def _loss(loss: Stat) -> str:
+    return f"{loss.mean:.4f} ± {loss.sem:.4f}"
 
 
 def _exp(x: float) -> float:

@@ -52,11 +52,10 @@ class Trial:
         self.model, self.texts, self.tokens = model, jnp.asarray(texts), texts.shape[1]
         config = model.config
         self.frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        kinds = ("query", "key", "value")
-        sites = tuple(Site(k, i) for k in kinds for i in range(config.num_hidden_layers))
 
-        @jax.jit
-        def capture(params: Any, ids: Any) -> dict[str, Array]:
+        @functools.partial(jax.jit, static_argnames="kinds")
+        def capture(params: Any, ids: Any, kinds: tuple[str, ...]) -> dict[str, Array]:
+            sites = tuple(Site(k, i) for k in kinds for i in range(config.num_hidden_layers))
             return forward(params, config, ids[None], capture=sites).captured
 
         def cache_for(ids: Array, keys: Store | None, values: Store | None) -> Cache | None:
@@ -73,11 +72,14 @@ class Trial:
             hidden = forward(params, config, ids[None], cache=cache_for(ids, *stores)).hidden
             return logits(params, hidden[0, -last - 1 : -1]).argmax(-1)
 
-        self._capture, self._score, self._predict = capture, score, predict
-        seen = [self._capture(model.params, jnp.asarray(ids)) for ids in calibration]
+        self._score, self._predict = score, predict
+        stored = ("key", "value")
+        seen = [capture(model.params, jnp.asarray(ids), stored) for ids in calibration]
         # [layers, n, tokens, heads, dim]
-        self.samples = {k: jnp.concatenate([s[k] for s in seen], axis=1) for k in ("key", "value")}
-        self._tensors = functools.cache(lambda i: self._capture(model.params, self.texts[i]))
+        self.samples = {k: jnp.concatenate([s[k] for s in seen], axis=1) for k in stored}
+        self._tensors = functools.cache(  # in the memory of the host
+            lambda i: jax.device_get(capture(model.params, self.texts[i], ("query", *stored)))
+        )
         self._fitted = functools.lru_cache(4)(self._fit)  # the keys of target K and of KV
 
     def _fit(self, side: str, recipe: Recipe, bits: int, seed: int) -> Store:

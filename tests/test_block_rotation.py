@@ -1,12 +1,15 @@
 """The study of block rotations as its users run it, on a small random model."""
 
+import jax.numpy as jnp
 import pytest
 from small_models import random_tokens, small_model
 
-from experiments import block_rotation
-from experiments.block_points import PERMUTATIONS, SETTINGS, Point
-from experiments.block_report import _recovery
+from experiments import block_merge, block_rotation
+from experiments.block_answers import share
+from experiments.block_points import DOWN, PERMUTATIONS, SITES, Point, quantizer_of
 from experiments.block_trial import Trial
+from isojax.models import WEIGHTS, Site, forward
+from isojax.models.rotate import rotate_down_online
 from isojax.report import read_rows, select
 
 GIVEN = ("--settings", "D4", "W4A4-gptq", "--blocks", 8, "--permutations", "none", "random",
@@ -30,7 +33,7 @@ def rows(folder):
 
 def test_every_point_has_all_windows_each_with_its_seed(study):
     found = select(rows(study), "delta_nll")
-    points = [(0, "none"), (64, "none"), (8, "none"), (8, "random"), (8, "massdiff")]
+    points = [(0, "none"), (64, "none"), (8, "none"), (8, "random"), (8, "massdiff"), (0, "smooth")]
     for setting in ("D4", "W4A4-gptq"):
         for block, permutation in points:
             mine = select(found, setting=setting, block=block, permutation=permutation)
@@ -69,13 +72,43 @@ def test_it_refuses_what_it_does_not_know(call, capsys, flag, value):
     assert error.startswith("error: ") and str(value) in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("permutation", PERMUTATIONS)
-@pytest.mark.parametrize("setting", [name for name, (_, how) in SETTINGS.items() if not how])
+@pytest.mark.parametrize("permutation", [*PERMUTATIONS, "smooth"])
+@pytest.mark.parametrize("setting", ["D4", "W16A4"])
 def test_what_is_merged_changes_no_likelihood(trial, setting, permutation):
-    point = Point(setting, "int4", 8, permutation)
+    point = Point(setting, "int4", 0 if permutation == "smooth" else 8, permutation)
     params, online = trial.quantized(point, 1)
     got = trial.nll_of(point._replace(setting="exact"), params, online, 0)
     assert got == pytest.approx(trial.nll(0), rel=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["W4A16", "W4A16-gptq"])
+def test_weights_rounded_once_for_all_permutations_are_those_rounded_after_each(trial, setting):
+    point = Point(setting, "int4", 8, "massdiff")
+    got, online = trial.quantized(point, 0)
+    exact, _ = trial.quantized(point._replace(setting="W16A4"), 0)  # merged, not rounded
+    grams = None
+    if setting == "W4A16-gptq":
+        hooks = rotate_down_online(trial.config, online)
+        sites = tuple(Site(site, layer) for site in SITES for layer in range(2))
+        ids = trial.calibration
+        seen = forward(exact, trial.config, ids, hooks=hooks, capture=sites).captured
+        grams = {site: block_merge.gram(x[:, 0]) for site, x in seen.items()}
+    want = block_merge.round_weights(exact, quantizer_of("int4", True), WEIGHTS, grams)
+    for name in WEIGHTS:
+        here, there = (params["layers"][name]["kernel"] for params in (got, want))
+        same = jnp.isclose(here, there, atol=1e-5).mean()
+        assert same > 0.99, name  # ties and the last bit of a Gram matrix
+
+
+def test_smoothing_levels_the_inputs(trial):
+    def peak(params):
+        seen = block_merge.capture(params, trial.config, trial.calibration[0], SITES)
+        return {site: float(jnp.abs(x).max()) for site, x in seen.items()}
+
+    smoothed, _ = trial.quantized(Point("W16A4", "int4", 0, "smooth"), 0)
+    plain, smooth = peak(trial.params), peak(smoothed)
+    assert smooth[DOWN] < plain[DOWN]
+    assert smooth["input:o_proj"] == pytest.approx(plain["input:o_proj"], rel=1e-5)
 
 
 def test_gptq_loses_less_than_rounding_to_nearest(trial):
@@ -92,7 +125,7 @@ def test_recovery_is_the_share_of_the_gap_with_its_jackknife_error():
     none = {i: 1.0 + 0.1 * i for i in windows}
     full = {i: 0.2 for i in windows}
     mine = {i: (none[i] + full[i]) / 2 for i in windows}
-    assert _recovery(none, mine, full) == "50% ± 0%"
-    assert _recovery(none, none, full) == "0% ± 0%"
-    assert _recovery({0: 1.0}, {0: 0.5}, {0: 0.2}) == "-"
-    assert _recovery(none, mine, {i: none[i] - (-1) ** i for i in windows}) == "-"
+    assert share(none, mine, full) == "50% ± 0%"
+    assert share(none, none, full) == "0% ± 0%"
+    assert share({0: 1.0}, {0: 0.5}, {0: 0.2}) == "-"
+    assert share(none, mine, {i: none[i] - (-1) ** i for i in windows}) == "-"

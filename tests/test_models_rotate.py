@@ -51,7 +51,8 @@ KINDS = {
     "permutation": tf.permutation,
     "quaternion": tf.quaternion,
 }
-TURNS = [("haar", False), *((kind, True) for kind in KINDS)]  # one for all, or each its own
+# one for all, or each its own
+TURNS = [("haar", False), ("hadamard", True), ("quaternion", True)]
 READ = "q_proj.kernel k_proj.kernel v_proj.kernel gate_proj.kernel up_proj.kernel"
 WRITTEN = "o_proj.kernel o_proj.bias down_proj.kernel down_proj.bias"
 FFN = "gate_proj.kernel gate_proj.bias up_proj.kernel up_proj.bias down_proj.kernel"
