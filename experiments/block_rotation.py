@@ -93,7 +93,7 @@ def main(config: Config) -> None:
         for dim in (model.config.hidden_size, model.config.head_dim):
             jax.eval_shape(functools.partial(transforms.hadamard, dim=dim), jax.random.key(0))
     trial = Trial(model, fit_on, texts)
-    turns = [(0, "none"), (width, "none")]
+    turns: list[tuple[int, str]] = [(0, "none"), (width, "none")]
     turns += itertools.product(config.lengths(width), config.permutations)
     cases = [
         (Point(setting, form, *turn), seed)

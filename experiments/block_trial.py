@@ -95,7 +95,7 @@ class Trial:
         if rounding:
             names = tuple(name for name in WEIGHTS if name != "down_proj")
             params = block_merge.round_weights(params, quantizer_of(form, True), names, grams)
-        return params, grams and grams[DOWN]
+        return params, grams[DOWN] if grams else None
 
     def _grams(self, params: Any) -> dict[str, learn.Gram]:
         """Of all inputs of linear layers on the calibration text."""
