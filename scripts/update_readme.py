@@ -5,6 +5,7 @@
     python scripts/update_readme.py --check               # exit 1 if README.md is out of date
 
 A block of README.md between `<!-- rows: NAME -->` and `<!-- end -->` is made by the function NAME.
+Reports and figures of what is taken go to docs/results.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -24,6 +26,14 @@ ROWS = ROOT / "docs" / "rows.jsonl"
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
 BENCHES = ("bench_model", "bench_load", "bench_sweep")
 KV3 = {"target": "KV", "bits": 3}
+KV_METHODS = (
+    "kivi", "kivi+lean", "minmax", "identity", "haar", "hadamard", "quaternion_full", "planar",
+    "rotor", "haar+pre", "haar+post", "haar+scale", "haar+pre+minmax", "haar+pre+fitted",
+    "quaternion_full+massdiff", "quaternion_full+pre", "quaternion_full+pre+minmax",
+    "quaternion_full+pre+fitted", "quaternion_full+pre+massdiff",
+    "quaternion_full+pre+coactivation", "pca+pre",
+)  # fmt: skip
+REPORTED = ("kv_cache", "block_rotation", "stage1", "isotropic_tradeoff")
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
 
 
@@ -32,7 +42,10 @@ def wanted(row: Row) -> bool:
     if row.experiment == "isotropic_tradeoff":
         return row.metric in SHOWN and bool(select([row], **AT3))
     if row.experiment == "kv_cache":
-        return row.metric in ("delta_nll", "key_cosine", "rate_bits") and bool(select([row], **KV3))
+        shown = row.metric in ("delta_nll", "key_cosine", "rate_bits")
+        return shown and row.config["method"] in KV_METHODS and bool(select([row], **KV3))
+    if row.experiment == "block_rotation":
+        return row.metric == "delta_nll" and row.config["format"] == "int4"
     return row.experiment in ("perplexity", *BENCHES)
 
 
@@ -139,6 +152,36 @@ def kv_cache(rows: list[Row]) -> str:
     return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
 
 
+def block_rotation(rows: list[Row]) -> str:
+    """Loss over the length of blocks before down_proj, by permutation."""
+    rows = [r for r in rows if r.experiment == "block_rotation"]
+    lengths = sorted({r.config["block"] for r in select(rows, permutation="massdiff")})
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in rows):
+        for setting in dict.fromkeys(r.config["setting"] for r in select(rows, model=model)):
+            here = select(rows, model=model, setting=setting)
+            full = max(r.config["block"] for r in here)
+            for name in dict.fromkeys(r.config["permutation"] for r in here):
+                mine = select(here, permutation=name)
+                cells = []
+                for block in (0, *lengths, full):
+                    at = select(mine, block=block)
+                    loss = summarize(at, "delta_nll") if at else None
+                    cells.append(f"{loss.mean:.3f} ± {loss.sem:.3f}" if loss else "")
+                lines.append([model, setting, name, *cells])
+    return markdown(["model", "int4", "permutation", "none", *map(str, lengths), "full"], lines)
+
+
+def keep(folder: Path) -> None:
+    """Copy the report and the figure of a study to docs/results."""
+    first = read_rows(folder / "rows.jsonl")[0]
+    if first.experiment in REPORTED:
+        to = ROOT / "docs" / "results" / f"{first.experiment}-{first.config['model']}"
+        to.mkdir(parents=True, exist_ok=True)
+        for name in ("table.md", "figure.png"):
+            shutil.copy(folder / name, to / name)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Settings."""
@@ -158,12 +201,14 @@ def main(config: Config) -> None:
             subjects = {subject(r) for r in taken}
             rows = {i: r for i, r in rows.items() if subject(r) not in subjects}
             rows |= {r.identity: r for r in taken}
+            keep(folder)
         lines = [json.dumps(dataclasses.asdict(r)) + "\n" for r in rows.values()]
         ROWS.write_text("".join(lines), encoding="utf-8")
     path = ROOT / "README.md"
     old = path.read_text(encoding="utf-8")
     rows = read_rows(ROWS)
-    makers = {f.__name__: f for f in (bench_model, perplexity, isotropic_tradeoff, costs, kv_cache)}
+    blocks = (bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, block_rotation)
+    makers = {f.__name__: f for f in blocks}
     new = re.sub(
         r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)",
         lambda m: f"{m[1]}{makers[m[2]](rows)}\n{m[3]}",

@@ -84,10 +84,10 @@ class Codec:
         return x if self.offset is None else x + self.offset
 
     def rotate_query(self, query: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
-        """`transform.apply(query * scale)`, in fp32: the query to hold against rotated vectors.
+        """`transform.dual.apply(query * scale)`, in fp32: what to hold against rotated vectors.
 
         `query @ load(p) == rotate_query(query) @ load_rotated(p) + query @ offset`; the last term
         is the same for all that is stored with one offset, and the softmax does not see it.
         """
         query = query.astype(compute_dtype(query.dtype, "query"))
-        return self.transform.apply(query if self.scale is None else query * self.scale)
+        return self.transform.dual.apply(query if self.scale is None else query * self.scale)

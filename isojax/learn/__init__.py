@@ -6,6 +6,8 @@ share one is a free choice, and none at inference, where the permutation merges 
 `absmax_order` are what they are compared with.
 """
 
+from isojax.learn.alignment import aligned as aligned
+from isojax.learn.alignment import second_moment as second_moment
 from isojax.learn.gptq import Gram as Gram
 from isojax.learn.gptq import gptq as gptq
 from isojax.learn.gptq import gram as gram

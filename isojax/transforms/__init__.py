@@ -1,7 +1,8 @@
 """Transforms: linear isometries of the last axis, from the identity to a dense rotation.
 
-Every member keeps norms, has its inverse as `.T` and composes by `a @ b` (see `Transform`). What a
-member costs is counted for one vector, so that tables of different authors can be compared:
+Every member but `Oblique` keeps norms; all have their inverse as `.T` and compose by `a @ b` (see
+`Transform`). What a member costs is counted for one vector, so that tables of different authors
+can be compared:
 
 - `params`: the stored numbers that are free to choose. A dense matrix of order d has d^2, a plane
   (cos, sin) 2, a quaternion 4, a Hadamard its d signs, a permutation its d indices.
@@ -28,6 +29,7 @@ from isojax.transforms.hadamard import fwht as fwht
 from isojax.transforms.hadamard import hadamard as hadamard
 from isojax.transforms.named import NAMES as NAMES
 from isojax.transforms.named import from_name as from_name
+from isojax.transforms.oblique import Oblique as Oblique
 from isojax.transforms.padded import Padded as Padded
 from isojax.transforms.padded import padded as padded
 from isojax.transforms.paley import admissible_blocks as admissible_blocks

@@ -16,8 +16,9 @@ class Transform(abc.ABC):
     """A linear isometry that acts on the last axis: `t.apply(x) == x @ t.matrix()`.
 
     Laws, tested for every member: `t.T.apply(t.apply(x)) == x` with `t.T` in the same family;
-    `(a @ b).apply(x) == b.apply(a.apply(x))`, so `a` acts first; norms are kept. A member is a
-    frozen dataclass and a pytree: its numbers are leaves, what fixes a shape is metadata. So
+    `(a @ b).apply(x) == b.apply(a.apply(x))`, so `a` acts first; norms are kept (save by
+    `Oblique`), and so is `q . x == t.dual.apply(q) . t.apply(x)`. A member is a frozen dataclass
+    and a pytree: its numbers are leaves, what fixes a shape is metadata. So
     `jax.vmap(make)(keys)` is a batch of transforms.
 
     A subclass gives `dim`, `T`, `params`, `fmas` and `_apply`.
@@ -37,6 +38,11 @@ class Transform(abc.ABC):
     @abc.abstractmethod
     def T(self) -> Transform:
         """The inverse, which is the adjoint, in the same family."""
+
+    @property
+    def dual(self) -> Transform:
+        """What turns a vector that meets `x` in inner products; an isometry is its own."""
+        return self
 
     @property
     @abc.abstractmethod
@@ -134,6 +140,10 @@ class Composed(Transform):
     @property
     def T(self) -> Composed:  # noqa: D102
         return Composed(tuple(f.T for f in reversed(self.factors)))
+
+    @property
+    def dual(self) -> Composed:  # noqa: D102
+        return Composed(tuple(f.dual for f in self.factors))
 
     @property
     def params(self) -> int:  # noqa: D102

@@ -38,6 +38,10 @@ class BlockDiagonal(Transform):
         return BlockDiagonal(self.block.T, self.count, self.shared)
 
     @property
+    def dual(self) -> BlockDiagonal:  # noqa: D102
+        return BlockDiagonal(self.block.dual, self.count, self.shared)
+
+    @property
     def params(self) -> int:  # noqa: D102
         return self.block.params * (1 if self.shared else self.count)
 

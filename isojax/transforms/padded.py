@@ -39,6 +39,10 @@ class Padded(Transform):
         return Padded(self.inner.T, self.size, not self.transposed)
 
     @property
+    def dual(self) -> Padded:  # noqa: D102
+        return Padded(self.inner.dual, self.size, self.transposed)
+
+    @property
     def params(self) -> int:  # noqa: D102
         return self.inner.params
 

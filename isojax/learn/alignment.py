@@ -1,0 +1,63 @@
+"""Aligned axes: the Karhunen-Loeve transform, in the metric of what reads the vectors.
+
+A key k is read by queries q in products q . k. If a code leaves the error e, the logits are off by
+q . e, whose mean square is e S e^T with S the second moment of the queries: that, and not |e|^2, is
+the error to spend bits on. Likewise a value is read by the output projection W, with S = W W^T, and
+a weight by the inputs of its layer. With y = x S^(1/2) U the error is |y - y_hat|^2, and the U that
+gathers most of it in few components holds the eigenvectors of S^(1/2) C S^(1/2), where C is the
+second moment of x (for S = 1 this is PCA).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from isojax._core.checks import compute_dtype
+from isojax.transforms import Oblique
+
+
+def second_moment(x: Float[Array, "*batch d"]) -> Float[Array, "d d"]:
+    """mean(x^T x) over all vectors, in fp32 (fp64 for fp64); not centred."""
+    x = x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1])
+    return jnp.matmul(x.T, x, precision="highest") / len(x)
+
+
+def aligned(
+    moment: Float[Array, "d d"],
+    metric: Float[Array, "d d"] | None = None,
+    *,
+    power: float | Float[Array, ""] = 1.0,
+    ridge: float | Float[Array, ""] = 1e-3,
+) -> Oblique:
+    """The axes in which vectors of this second moment have least to code, by descending energy.
+
+    Args:
+        moment: C, the second moment of the vectors, see `second_moment`; centre them first.
+        metric: S, in which errors count: symmetric, positive semidefinite. None for plain PCA.
+        power: eigenvalues of the metric are raised to this power: 1 takes it as it is, 0 ignores
+            it. In between it lets fewer components starve at low rates (as SMAQ's logarithm does).
+        ridge: share of the mean eigenvalue that is added to all of the metric, so that nothing is
+            free of charge because calibration never read it.
+
+    Raises:
+        ValueError: the shapes differ, or a Python number among `power` and `ridge` is negative.
+    """
+    if metric is not None and metric.shape != moment.shape:
+        raise ValueError(f"metric must have shape {moment.shape}, got {metric.shape}.")
+    for name, value in (("power", power), ("ridge", ridge)):
+        if isinstance(value, int | float) and value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value!r}.")
+    moment = moment.astype(compute_dtype(moment.dtype))
+    root = back = jnp.eye(moment.shape[-1], dtype=moment.dtype)
+    if metric is not None:
+        size, axes = jnp.linalg.eigh(metric.astype(moment.dtype))
+        size = (jnp.maximum(size, 0) + ridge * jnp.mean(size)) ** (power / 2)
+        root, back = (_product(axes * s, axes.T) for s in (size, 1 / size))
+    _, turn = jnp.linalg.eigh(_product(_product(root, moment), root))
+    turn = turn[:, ::-1]
+    return Oblique(_product(root, turn), _product(turn.T, back))
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")
