@@ -118,7 +118,7 @@ def main(config: Config) -> None:
             keys, values = recipes(name, target, config.sinks, config.recent)
             point = base | words(keys, values) | {"method": name, "target": target, "bits": bits}
             if not study.has(point, None, ["bytes_per_token"]):
-                study.add(point, None, trial.size(trial.fit(0, bits, keys, values)))
+                study.add(point, None, trial.size(bits, keys, values))
             for reading in readings:
                 row, seed = point | reading.own, reading.seed if random(name) else None
                 wanted = ["nll", "delta_nll"] if reading.metric == "nll" else [reading.metric]

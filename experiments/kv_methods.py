@@ -25,6 +25,7 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "+pre+massdiff": {"offset": "channel_pre_rope", "permutation": "mass_diff"},
     "+pre+coactivation": {"offset": "channel_pre_rope", "permutation": "co_activation"},
     "+pre+recent": {"offset": "channel_pre_rope", "recent": 32},
+    "+pre+sinks": {"offset": "channel_pre_rope", "sinks": 4},
 }
 
 
@@ -48,6 +49,19 @@ SPARSE = (
     Recipe(codebook="minmax", group=64, recent=32, sparse=0.01),
 )
 CENTRED_PCA = Recipe("pca", offset="channel_pre_rope", codebook="fitted_channel")
+# In the metric of the queries, or of the output projection; bits where they matter; and the same
+# with one ingredient left out.
+ALIGNED = Recipe(
+    "aligned", offset="channel_pre_rope", codebook="fitted_channel", allocation="greedy", sinks=4
+)
+LEFT_OUT: dict[str, dict[str, Any]] = {
+    "": {},
+    "-centre": {"offset": "none"},
+    "-metric": {"power": 0.0},
+    "-bits": {"allocation": "even"},
+    "-gain": {"gain": "none"},
+    "-sinks": {"sinks": 0},
+}
 METHODS: dict[str, tuple[Recipe, Recipe]] = {
     "kivi": KIVI,
     "kivi+lean": LEAN,
@@ -59,6 +73,8 @@ METHODS: dict[str, tuple[Recipe, Recipe]] = {
         for t in ROTATIONS
         if t in BLOCKS or "permutation" not in r
     },
+    **{f"aligned{name}": both(dataclasses.replace(ALIGNED, **r)) for name, r in LEFT_OUT.items()},
+    "aligned+half": both(dataclasses.replace(ALIGNED, power=0.5)),
     "pca+pre": both(CENTRED_PCA),
     "pca+before": both(dataclasses.replace(CENTRED_PCA, rope="before")),
     "pca+gaussian": both(dataclasses.replace(CENTRED_PCA, codebook="gaussian")),
@@ -68,6 +84,7 @@ DEFAULT = (
     "kivi", "kivi+lean", "kivi+sparse", "minmax", *ROTATIONS,
     *(f"{t}{r}" for t in ("haar", "quaternion_full") for r in REPAIRS if r and t + r in METHODS),
     *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
+    *(f"aligned{name}" for name in LEFT_OUT), "aligned+half",
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from isojax import metrics
+from isojax import Codec, learn, metrics
 from isojax.data import (
     Needles,
     induction_tokens,
@@ -21,9 +21,10 @@ from isojax.data import (
     second_half,
 )
 from isojax.kvcache import Cache, PackedSide, Recipe, Store
-from isojax.models import LanguageModel, empty_cache, forward, logits, token_nll
+from isojax.models import LanguageModel, ModelConfig, empty_cache, forward, logits, token_nll
 from isojax.models.hooks import Site
 from isojax.models.rope import rope_frequencies
+from isojax.transforms import Dense, Oblique
 
 Stores = tuple[Store | None, Store | None]
 
@@ -74,9 +75,15 @@ class Trial:
 
         self._score, self._predict = score, predict
         stored = ("key", "value")
-        seen = [capture(model.params, jnp.asarray(ids), stored) for ids in calibration]
+        samples, moments = [], []
+        for ids in calibration:
+            seen = capture(model.params, jnp.asarray(ids), ("query", *stored))
+            moments.append(_query_moment(seen.pop("query"), config.num_key_value_heads))
+            samples.append(seen)
         # [layers, n, tokens, heads, dim]
-        self.samples = {k: jnp.concatenate([s[k] for s in seen], axis=1) for k in stored}
+        self.samples = {k: jnp.concatenate([s[k] for s in samples], axis=1) for k in stored}
+        read = jnp.stack(moments).mean(0)
+        self.metrics = {"key": read, "value": _output_moment(model.params, config)}
         self._tensors = functools.cache(  # in the memory of the host
             lambda i: jax.device_get(capture(model.params, self.texts[i], ("query", *stored)))
         )
@@ -85,11 +92,14 @@ class Trial:
     def _fit(self, side: str, recipe: Recipe, bits: int, seed: int) -> Store:
         key = jax.random.fold_in(jax.random.key(0), seed)
         key = jax.random.split(key)[0 if side == "key" else 1]
+        return _fit(recipe, bits, key, *self._calibration(side))
+
+    def _calibration(self, side: str) -> tuple[Array, Array | None, Array]:
         frequency = self.frequency if side == "key" else None
-        return _fit(recipe, bits, key, self.samples[side], frequency)
+        return self.samples[side], frequency, self.metrics[side]
 
     def fit(self, seed: int, bits: int, keys: Recipe | None, values: Recipe | None) -> Stores:
-        """Stores for keys and values, of the rotations of one seed."""
+        """Stores for keys and values, of the rotations of one seed, in their plain form."""
 
         def side(name: str, recipe: Recipe | None) -> Store | None:
             # where nothing is drawn, all seeds share one store
@@ -148,25 +158,69 @@ class Trial:
         nll = self._score(self.model.params, ids, *stores)
         return {"induction_nll": float(second_half(nll).mean())}
 
-    def size(self, stores: Stores) -> dict[str, float]:
+    def size(self, bits: int, keys: Recipe | None, values: Recipe | None) -> dict[str, float]:
         """Bytes of a cache of one window."""
-        config = self.model.config
-        cache = jax.eval_shape(
-            lambda k, v: empty_cache(config, 1, self.tokens, "float16", keys=k, values=v), *stores
-        )
-        plain = jax.eval_shape(lambda: empty_cache(config, 1, self.tokens, "float16"))
+        config, key = self.model.config, jax.random.key(0)
+
+        def store(side: str, recipe: Recipe | None) -> Store | None:
+            samples, frequency, metric = self._calibration(side)
+            return recipe and recipe.fit(key, samples, bits, frequency, metric)
+
+        def caches() -> tuple[Cache, Cache]:
+            make = functools.partial(empty_cache, config, 1, self.tokens, "float16")
+            return make(), make(keys=store("key", keys), values=store("value", values))
+
+        plain, own = jax.eval_shape(caches)
         numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         return {
-            "rate_bits": 8 * cache.nbytes / self.tokens / numbers,
-            "bytes_per_token": cache.nbytes / self.tokens,
-            "compression_ratio": plain.nbytes / cache.nbytes,
-            "side_bytes": float(cache.side_bytes),
+            "rate_bits": 8 * own.nbytes / self.tokens / numbers,
+            "bytes_per_token": own.nbytes / self.tokens,
+            "compression_ratio": plain.nbytes / own.nbytes,
+            "side_bytes": float(own.side_bytes),
         }
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "bits"))
-def _fit(recipe: Recipe, bits: int, key: Any, samples: Array, frequency: Any) -> Store:
-    return recipe.fit(key, samples, bits, frequency)
+def _fit(
+    recipe: Recipe, bits: int, key: Any, samples: Array, frequency: Any, metric: Array
+) -> Store:
+    store, zeros = (
+        recipe.fit(key, samples, bits, frequency, metric),
+        jnp.zeros_like(samples[:, 0, 0]),
+    )
+    if frequency is not None and store.mean is None:
+        store = dataclasses.replace(store, mean=zeros)
+    return dataclasses.replace(store, codec=_plain(store.codec, zeros))
+
+
+def _plain(codec: Codec, zeros: Float[Array, "layers g d"]) -> Codec:
+    """The same codes by dense matrices, nothing left out: most recipes then share one program."""
+    transform = codec.transform
+    if transform.dim == transform.out_dim and not isinstance(transform, Oblique):
+        each = jax.vmap(lambda t: t.matrix(), axis_size=zeros.shape[1])
+        transform = Dense(jax.vmap(each, axis_size=zeros.shape[0])(transform))
+    offset = zeros if codec.offset is None else codec.offset
+    scale = zeros + 1 if codec.scale is None else codec.scale
+    return Codec(transform, codec.quantizer, offset, scale)
+
+
+@functools.partial(jax.jit, static_argnames="groups")
+def _query_moment(
+    query: Float[Array, "layers 1 t h d"], groups: int
+) -> Float[Array, "layers g d d"]:
+    """The second moment of the queries that read each key head."""
+    layers, _, tokens, heads, dim = query.shape
+    by_head = query.reshape(layers, tokens, groups, heads // groups, dim).transpose(0, 2, 1, 3, 4)
+    return jax.vmap(jax.vmap(learn.second_moment))(by_head)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _output_moment(params: Any, config: ModelConfig) -> Float[Array, "layers g d d"]:
+    """How o_proj measures an error in the values of each head: W W^T over the heads that share."""
+    groups, dim = config.num_key_value_heads, config.head_dim
+    kernel = params["layers"]["o_proj"]["kernel"].astype(jnp.float32)
+    by_head = kernel.reshape(len(kernel), groups, -1, dim, kernel.shape[-1]).swapaxes(-1, -2)
+    return jax.vmap(jax.vmap(learn.second_moment))(by_head)
 
 
 @jax.jit

@@ -26,7 +26,11 @@ def codec(name, bits=3, seed=0):
     def make(key):
         if name == "per_channel":
             return Codec(transforms.identity(DIM), minmax(bits, "channel", levels="affine"))
-        t = transforms.from_name(key, name, DIM)
+        if name == "oblique":
+            entries = transforms.haar(key, DIM).matrix() * jnp.linspace(0.5, 2, DIM)
+            t = transforms.Oblique(entries, jnp.linalg.inv(entries))
+        else:
+            t = transforms.from_name(key, name, DIM)
         shift, stretch = jax.random.normal(key, (2, DIM)) * 0.1
         return Codec(t, lloyd_max_sphere(bits, DIM), shift, jnp.exp(stretch))
 
@@ -37,6 +41,7 @@ MEAN = K.mean((0, 1))[None]
 STORES = {
     "quaternion": lambda: store(codec("quaternion_full"), dtype="float32"),
     "padded": lambda: store(codec("rotor"), dtype="float32"),
+    "oblique": lambda: store(codec("oblique"), dtype="float32"),
     "centred": lambda: store(codec("haar"), mean=MEAN, sinks=2, dtype="float32"),
     "recent": lambda: store(codec("haar"), mean=MEAN, sinks=1, recent=3, dtype="float32"),
     "before": lambda: store(codec("haar"), mean=MEAN, rope="before", recent=2, dtype="float32"),

@@ -33,7 +33,7 @@ CALIBRATION, TEXT = keys_like(TEXTS), keys_like(1)
 VALUES = ("kivi", "kivi+sparse", "minmax", "haar+pre", "haar+scale", "rotor", "pca+pre")
 KEYS = (
     *VALUES, "identity", "pca+before", "pca+gaussian", "quaternion_full+pre+massdiff",
-    *(name for name in METHODS if name.startswith("haar") and name not in VALUES),
+    *(n for n in METHODS if n.startswith("haar") and n not in VALUES and "sinks" not in n),
 )  # fmt: skip
 RECIPES = {f"K {n}": ("K", METHODS[n][0]) for n in KEYS}
 RECIPES |= {f"V {n}": ("V", METHODS[n][1]) for n in VALUES}
@@ -103,6 +103,51 @@ def test_fitted_levels_are_as_good_as_the_oracle_s(codebook):
     ours = np.mean([distortion(*pair) for pair in zip(columns, levels, strict=True)])
     theirs = np.mean([distortion(c, oracle.lloyd_max_fit(c, 2)) for c in columns])
     assert ours == pytest.approx(theirs, rel=0.02)
+
+
+ALIGNED = METHODS["aligned"][0]
+QUERIES = RNG.standard_normal((LAYERS, HEADS, 200, DIM)) * np.geomspace(4, 0.1, DIM)
+METRIC = jnp.asarray(np.einsum("lgni,lgnj->lgij", QUERIES, QUERIES) / 200, jnp.float32)
+
+
+def logit_error(recipe, bits=2):
+    """Mean square error of logits with queries like those of the metric."""
+    recipe = dataclasses.replace(recipe, sinks=0)
+    store = fit(recipe, jax.random.key(1), CALIBRATION, bits, FREQUENCY, METRIC)
+    error = np.asarray(reread(store, TEXT[:, 0], FREQUENCY) - TEXT[:, 0], float)
+    return np.einsum("ltgi,lgij,ltgj->", error, np.asarray(METRIC, float), error)
+
+
+def test_aligned_axes_with_all_ingredients_keep_logits_best():
+    best, rotation = logit_error(ALIGNED), logit_error(METHODS["haar+pre"][0])
+    for left_out in ("aligned-metric", "aligned-bits"):
+        assert best < 0.7 * logit_error(METHODS[left_out][0])
+    assert best < 0.3 * rotation
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_greedy_allocation_takes_the_bytes_of_an_even_one(bits):
+    stores = [
+        fit(METHODS[name][0], jax.random.key(1), CALIBRATION, bits, FREQUENCY, METRIC)
+        for name in ("aligned", "aligned-bits")
+    ]
+    mixed, even = (
+        jax.eval_shape(lambda s=s: PackedSide.empty(at(s, 0), 1, TOKENS, HEADS, DIM)).nbytes
+        for s in stores
+    )
+    widths = np.asarray(stores[0].codec.quantizer.widths)
+    assert (widths.sum(-1) == bits * DIM).all() and widths.std() > 0
+    assert mixed == even
+
+
+def test_aligned_axes_need_a_metric_and_a_greedy_allocation_its_codebook():
+    for recipe, message in (
+        (ALIGNED, "metric must be given for aligned axes"),
+        (Recipe("pca", allocation="greedy"), "codebook of a greedy allocation must be"),
+        (Recipe("pca", gain="channel"), "gain must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recipe.fit(jax.random.key(0), CALIBRATION, 2, FREQUENCY)
 
 
 @pytest.fixture(scope="module")

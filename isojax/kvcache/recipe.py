@@ -15,14 +15,18 @@ from isojax._core.checks import check_choice
 from isojax.codec import Codec
 from isojax.kvcache.attention import apply_rope
 from isojax.kvcache.store import Store, mean_at, store
-from isojax.learn import co_activation, mass_diff
+from isojax.learn import aligned, co_activation, mass_diff, second_moment
+from isojax.metrics import allocate_bits
 
 # length of the blocks that a permutation shares channels out to
 BLOCKS = {"planar": 2, "quaternion_full": 4, "quaternion_fast": 4}
 PERMUTATIONS = {"none": None, "mass_diff": mass_diff, "co_activation": co_activation}
-TRANSFORMS = (*transforms.NAMES, "pca")
+FITTED = ("pca", "aligned")
+TRANSFORMS = (*transforms.NAMES, *FITTED)
 OFFSETS = ("none", "channel_pre_rope", "channel_post_rope")
 SCALES = ("none", "channel")
+ALLOCATIONS = ("even", "greedy")
+GAINS = {"vector": "rms", "none": "none"}
 CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel", "minmax", "minmax_channel")
 TINY = 1e-12
 
@@ -32,7 +36,8 @@ class Recipe:
     """How to store keys or values, in the words of rows.
 
     Attributes:
-        transform: a name of `isojax.transforms` (drawn for each layer and head), or `pca`.
+        transform: a name of `isojax.transforms` (drawn for each layer and head), `pca`, or
+            `aligned`: the axes of `isojax.learn.aligned` in the metric of what reads the vectors.
         permutation: of channels before planar and quaternion blocks, `mass_diff` or `co_activation`
             of `isojax.learn`, or `none`.
         offset: what is subtracted first: nothing, the mean of keys before the rotary embedding
@@ -43,6 +48,10 @@ class Recipe:
             Lloyd-Max on the rotated calibration vectors of a head, `fitted_channel` on each
             coordinate; or a minimum and a maximum: `minmax` a vector or `group`, `minmax_channel` a
             channel and page.
+        power: of the metric of `aligned` axes; 0 ignores it.
+        allocation: bits of a component: `even`, or `greedy`, for `fitted_channel`: 0 to 8, each bit
+            where it lowers the error most, at the same mean.
+        gain: what fitted levels are relative to: the root mean square of the `vector`, or `none`.
         group: numbers that share a range of `minmax` (of these, as many as also divide the
             vector), or 0 for the whole vector.
         rope: whether keys are stored `after` or `before` the rotary embedding.
@@ -58,6 +67,9 @@ class Recipe:
     offset: str = "none"
     scale: str = "none"
     codebook: str = "sphere"
+    power: float = 1.0
+    allocation: str = "even"
+    gain: str = "vector"
     group: int = 0
     rope: str = "after"
     sparse: float = 0.0
@@ -69,7 +81,7 @@ class Recipe:
     @property
     def random(self) -> bool:
         """Whether a seed changes it."""
-        return self.transform not in ("identity", "pca")
+        return self.transform not in ("identity", *FITTED)
 
     def fit(
         self,
@@ -77,6 +89,7 @@ class Recipe:
         samples: Float[Array, "layers n t g d"],
         bits: int,
         frequency: Float[Array, " half"] | None = None,
+        metric: Float[Array, "layers g d d"] | None = None,
     ) -> Store:
         """The store for a model whose keys or values look like `samples`.
 
@@ -84,11 +97,13 @@ class Recipe:
             key: draws the rotations.
             samples: keys after the rotary embedding, or values, of n texts of t tokens each from
                 position 0, for all layers and key heads.
-            bits: a code, 2 to 8.
+            bits: a code, 2 to 8; their mean, where they differ.
             frequency: of the rotary embedding, for keys; None for values.
+            metric: for `aligned`, what errors count in (see there): the second moment of the
+                queries that read the keys, or that of the rows of o_proj which read the values.
 
         Raises:
-            ValueError: a word of the recipe is none of the allowed ones.
+            ValueError: a word of the recipe is none of the allowed ones, or there is no metric.
         """
         check_choice("transform", self.transform, TRANSFORMS)
         check_choice("permutation", self.permutation, PERMUTATIONS)
@@ -97,6 +112,12 @@ class Recipe:
         check_choice("offset", self.offset, OFFSETS)
         check_choice("scale", self.scale, SCALES)
         check_choice("codebook", self.codebook, CODEBOOKS)
+        check_choice("allocation", self.allocation, ALLOCATIONS)
+        check_choice("gain", self.gain, GAINS)
+        if self.allocation == "greedy":
+            check_choice("codebook of a greedy allocation", self.codebook, ("fitted_channel",))
+        if self.transform == "aligned" and metric is None:
+            raise ValueError("metric must be given for aligned axes, got None.")
         check_choice("bits", bits, range(2, 9))
         if (self.page > 1) != (self.codebook == "minmax_channel"):
             raise ValueError(
@@ -115,13 +136,14 @@ class Recipe:
         layers, heads, dim = x.shape[0], *x.shape[3:]
         vectors = x.transpose(0, 3, 1, 2, 4).reshape(layers, heads, -1, dim)
         keys = jax.random.split(key, (layers, heads))
-        codec = jax.vmap(jax.vmap(lambda k, v: self._codec(k, v, bits, own_mean)))(keys, vectors)
+        make = jax.vmap(jax.vmap(lambda k, v, m: self._codec(k, v, m, bits, own_mean)))
+        codec = make(keys, vectors, metric)
         return store(
             codec, mean=mean, rope="after" if frequency is None else self.rope, page=self.page,
             sinks=self.sinks, recent=self.recent, scale_dtype=self.scale_dtype,
         )  # fmt: skip
 
-    def _codec(self, key: Array, x: Array, bits: int, own_mean: bool) -> Codec:
+    def _codec(self, key: Array, x: Array, metric: Any, bits: int, own_mean: bool) -> Codec:
         """The codec of one head, from its calibration vectors [m, d]."""
         offset = x.mean(0) if own_mean else None
         x = x if offset is None else x - offset
@@ -129,6 +151,8 @@ class Recipe:
         x = x if scale is None else x / scale
         if self.transform == "pca":
             transform = transforms.pca(x)
+        elif self.transform == "aligned":
+            transform = aligned(second_moment(x), metric, power=self.power)
         else:
             transform = transforms.from_name(key, self.transform, x.shape[-1])
         permute = PERMUTATIONS[self.permutation]
@@ -144,9 +168,14 @@ class Recipe:
         elif self.codebook == "gaussian":
             made = quantizers.lloyd_max_gaussian(bits, dim, normalize="norm")
         elif self.codebook == "fitted":
-            made = quantizers.lloyd_max_samples(y, bits, normalize="rms")
+            made = quantizers.lloyd_max_samples(y, bits, normalize=GAINS[self.gain])
         elif self.codebook == "fitted_channel":
-            made = quantizers.lloyd_max_channels(y, bits, normalize="rms")
+            each, size = bits, None
+            if self.allocation == "greedy":
+                each, size = allocate_bits(jnp.var(y, 0), bits), -(-dim * bits // 8)
+            made = quantizers.lloyd_max_channels(
+                y, each, total_bytes=size, normalize=GAINS[self.gain]
+            )
         else:
             per = "group" if self.group else "token"
             per = "channel" if self.codebook == "minmax_channel" else per

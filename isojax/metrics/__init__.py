@@ -27,6 +27,13 @@ from isojax.metrics.firings import rms as rms
 from isojax.metrics.outliers import noise_floor_mse as noise_floor_mse
 from isojax.metrics.outliers import outlier_mse as outlier_mse
 from isojax.metrics.outliers import quantile_threshold as quantile_threshold
+from isojax.metrics.rate_distortion import allocate_bits as allocate_bits
+from isojax.metrics.rate_distortion import coding_gain_db as coding_gain_db
+from isojax.metrics.rate_distortion import differential_entropy_bits as differential_entropy_bits
+from isojax.metrics.rate_distortion import distance_to_shannon_db as distance_to_shannon_db
+from isojax.metrics.rate_distortion import gaussian_entropy_bits as gaussian_entropy_bits
+from isojax.metrics.rate_distortion import shannon_distortion as shannon_distortion
+from isojax.metrics.rate_distortion import shannon_rate as shannon_rate
 from isojax.metrics.shape import effective_rank as effective_rank
 from isojax.metrics.shape import kurtosis as kurtosis
 from isojax.metrics.shape import peak_to_rms as peak_to_rms
