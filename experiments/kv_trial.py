@@ -87,7 +87,8 @@ class Trial:
         self._tensors = functools.cache(  # in the memory of the host
             lambda i: jax.device_get(capture(model.params, self.texts[i], ("query", *stored)))
         )
-        self._fitted = functools.lru_cache(4)(self._fit)  # the keys of target K and of KV
+        # those of targets K and V serve KV
+        self._fitted = functools.lru_cache(4 * len(texts))(self._fit)
 
     def _fit(self, side: str, recipe: Recipe, bits: int, seed: int) -> Store:
         key = jax.random.fold_in(jax.random.key(0), seed)

@@ -116,15 +116,25 @@ class Recipe:
         check_choice("gain", self.gain, GAINS)
         if self.allocation == "greedy":
             check_choice("codebook of a greedy allocation", self.codebook, ("fitted_channel",))
-        if self.transform == "aligned" and metric is None:
-            raise ValueError("metric must be given for aligned axes, got None.")
+        if self.transform == "aligned":
+            # the metric is that of keys as queries meet them, channel by channel
+            check_choice("scale of aligned axes", self.scale, ("none",))
+            check_choice("rope of aligned axes", self.rope, ("after",))
+            if metric is None:
+                raise ValueError("metric must be given for aligned axes, got None.")
         check_choice("bits", bits, range(2, 9))
         if (self.page > 1) != (self.codebook == "minmax_channel"):
             raise ValueError(
                 f"page must be above 1 for minmax_channel and 1 for others, got {self.page} for "
                 f"{self.codebook}."
             )
-        x, mean, positions = samples.astype(jnp.float32), None, jnp.arange(samples.shape[2])
+        if not self.sinks < samples.shape[2]:
+            raise ValueError(
+                f"samples must be longer than {self.sinks} sinks, got {samples.shape}."
+            )
+        # what is never read from codes is nothing to fit them on
+        x, mean = samples[:, :, self.sinks :].astype(jnp.float32), None
+        positions = jnp.arange(self.sinks, samples.shape[2])
         if frequency is not None and (self.rope == "before" or self.offset == "channel_pre_rope"):
             unrotated = apply_rope(x, -positions, frequency)
             x = unrotated if self.rope == "before" else x
