@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
+from experiments.block_points import SETTINGS
 from isojax.report import Row, Stat, select, stat, summarize
 
 Losses = dict[int, float]  # by window
@@ -59,17 +60,13 @@ def answers(rows: Sequence[Row], looked: Sequence[Row], full: int) -> str:
             "perplexity, for blocks of 16: none 46%, massdiff 90%."
         )
         plain = [_mean(losses(rows, b, "none")) for b in (*blocks, full)]
-        falls = all(a >= b for a, b in zip(plain, plain[1:], strict=False))
-        said.append(
-            "Longer blocks without permutation lose "
-            + ("less at every step." if falls else "not always less: ")
-            + ("" if falls else ", ".join(f"{x:.4f}" for x in plain) + ".")
-        )
+        steps = ", ".join(f"{b} {x:.4f}" for b, x in zip((*blocks, full), plain, strict=True))
+        said.append(f"Loss without permutation, by length of the blocks: {steps}.")
     others = [n for n in names if n != "none"]
     if blocks and others:
         each = ", ".join(f"{n} {_difference(rows, blocks, n)}" for n in others)
         said.append(f"Loss against no permutation, mean over blocks, paired, ± se: {each}.")
-    found = _correlations(rows, looked)
+    found = _correlations(rows, looked) if SETTINGS[rows[0].config["setting"]][0] else []
     return "\n".join(f"- {line}" for line in [*said, *found])
 
 
@@ -89,7 +86,9 @@ def _difference(rows: Sequence[Row], blocks: Sequence[int], name: str) -> str:
 
 def _correlations(rows: Sequence[Row], looked: Sequence[Row]) -> list[str]:
     """How the loss of the points goes with what the quantizer sees."""
-    turns = dict.fromkeys((r.config["block"], r.config["permutation"]) for r in rows)
+    turns = dict.fromkeys(
+        (r.config["block"], r.config["permutation"]) for r in rows if r.config["block"]
+    )
     seen = [t for t in turns if select(looked, block=t[0], permutation=t[1])]
     loss = [_mean(losses(rows, *t)) for t in seen]
     if len(seen) < 3 or len(set(loss)) < 2:
@@ -100,7 +99,8 @@ def _correlations(rows: Sequence[Row], looked: Sequence[Row]) -> list[str]:
         return f"{statistics.correlation(values, loss):.2f}" if len(set(values)) > 1 else "-"
 
     return [
-        f"Correlation of the loss with, over these {len(seen)} points, the relative error of the "
-        f"codes {with_('relative_error')}, its square {with_('relative_error', lambda x: x * x)}, "
-        f"the largest number after rotation {with_('peak')}, kurtosis {with_('kurtosis')}."
+        f"Correlation of the loss, over the {len(seen)} points with a rotation, with what the "
+        "first window shows at seed 0 of down_proj's input: relative error of its codes "
+        f"{with_('relative_error')}, its square {with_('relative_error', lambda x: x * x)}, the "
+        f"largest number {with_('peak')}, kurtosis {with_('kurtosis')}."
     ]

@@ -16,17 +16,13 @@ from isojax.models.rotate import permute_ffn, rotate_down, rotate_residual, rota
 Layers = dict[str, Any]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sites"))
+@functools.partial(jax.jit, static_argnames=("config", "site"))
 def capture(
-    params: Any, config: ModelConfig, ids: Int[Array, " t"], sites: tuple[str, ...]
-) -> dict[str, Float[Array, "layers t d"]]:
-    """The inputs of linear layers, by their names, in all layers of the decoder."""
-    wanted = tuple(Site(site, layer) for site in sites for layer in range(config.num_hidden_layers))
-    seen = forward(params, config, ids[None], capture=wanted).captured
-    return {kind: x[:, 0] for kind, x in seen.items()}
-
-
-gram = jax.jit(jax.vmap(learn.gram))
+    params: Any, config: ModelConfig, ids: Int[Array, " t"], site: str
+) -> Float[Array, "layers t d"]:
+    """What passes at one site of all layers."""
+    wanted = tuple(Site(site, layer) for layer in range(config.num_hidden_layers))
+    return forward(params, config, ids[None], capture=wanted).captured[site][:, 0]
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -43,19 +39,6 @@ def merge_down(params: Any, config: ModelConfig, permutation: Any, online: Any) 
     if permutation is not None:
         params = permute_ffn(params, config, permutation)
     return rotate_down(params, config, online)
-
-
-@jax.jit
-def turn_gram(total: learn.Gram, permutation: Any, online: Any) -> learn.Gram:
-    """The sums of x x^T over layers, once x is permuted and turned."""
-
-    def turn(here: Any) -> Array:
-        permutation, total = here
-        for t in (permutation, online):
-            total = t.apply(t.apply(total).T) if t is not None else total  # it is symmetric
-        return total
-
-    return learn.Gram(jax.lax.map(turn, (permutation, total.total)), total.count)
 
 
 @functools.partial(jax.jit, static_argnames="sites")
@@ -81,22 +64,32 @@ def smooth(params: Any, absmax: dict[str, Float[Array, "layers d"]], sites: tupl
 
 @functools.partial(jax.jit, static_argnames="names")
 def round_weights(
-    params: Any, quantizer: quantizers.Quantizer, names: tuple[str, ...], grams: Any
+    params: Any,
+    quantizer: quantizers.Quantizer,
+    names: tuple[str, ...],
+    read: Float[Array, "layers t d"] | None = None,
+    turns: tuple[Any, ...] = (),
 ) -> Any:
-    """Weights as their codes have them: to nearest, or by GPTQ where there are Gram matrices."""
+    """Weights as their codes have them: to nearest, or by GPTQ where it is given what they read.
+
+    Each of the `turns` (a transform for each layer, or None) acts on what is read first.
+    """
 
     def nearest(w: Array) -> Array:
         return quantizer.roundtrip(w.T).T
 
-    def gptq(w_and_hessian: tuple[Array, Array]) -> Array:
-        return quantizer.decode(learn.gptq(*w_and_hessian, quantizer)).T
+    def gptq(here: Any) -> Array:
+        w, x, turns = here
+        for t in turns:
+            x = x if t is None else t.apply(x)
+        return quantizer.decode(learn.gptq(w, learn.gram(x).hessian, quantizer)).T
 
     layers = dict(params["layers"])
     for name in names:
         kernel = layers[name]["kernel"]
-        if grams is None:
+        if read is None:
             kernel = jax.lax.map(nearest, kernel)
         else:
-            kernel = jax.lax.map(gptq, (kernel, grams[f"input:{INPUTS[name]}"].hessian))
+            kernel = jax.lax.map(gptq, (kernel, read, turns))
         layers[name] = layers[name] | {"kernel": kernel}
     return params | {"layers": layers}

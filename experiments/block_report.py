@@ -68,7 +68,8 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
         "smooth is SmoothQuant in place of all rotations. "
         "Recovery is (none - permuted) / (none - full) of the delta nll, ± by the jackknife over "
         "windows; a dash for one window, or where none and full are less than two standard errors "
-        "apart.",
+        "apart. Windows share seeds (of signs and random permutations), window i seed i modulo "
+        f"{len({r.seed for r in scored})}.",
     ]
     for setting in dict.fromkeys(r.config["setting"] for r in scored):
         for form in dict.fromkeys(r.config["format"] for r in select(scored, setting=setting)):
@@ -177,6 +178,7 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     rows = [r for r in study.rows(**base) if r.config.get("block", 0)]
     scored = complete(rows, windows)
     forms = list(dict.fromkeys(r.config["format"] for r in scored))
+    scored = select(scored, format=forms[0])
     settings = list(dict.fromkeys(r.config["setting"] for r in scored))
     title = f"Block rotations in {base['model']}, {forms[0]}"
     chart, axes = new_figure(1, len(settings) + 1, title)

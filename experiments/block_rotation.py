@@ -79,6 +79,8 @@ def main(config: Config) -> None:
     ):  # fmt: skip
         for value in values:
             check_choice(name, value, allowed)
+        if not values:
+            raise ValueError(f"{name} must name at least one, got none.")
     check_positive("seeds", config.seeds)
     grows = ("settings", "formats", "permutations", "blocks")
     # without a text of their own, the windows to fit on come after those to test on

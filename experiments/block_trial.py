@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments import block_merge
-from experiments.block_points import DOWN, PERMUTATIONS, SETTINGS, SITES, Point, quantizer_of
-from isojax import learn, metrics, quantizers, transforms
-from isojax.models import WEIGHTS, Hooks, LanguageModel, ModelConfig, token_nll
+from experiments.block_points import DOWN, PERMUTATIONS, SETTINGS, Point, quantizer_of
+from isojax import metrics, quantizers, transforms
+from isojax.models import Hooks, LanguageModel, ModelConfig, token_nll
+from isojax.models.hooks import INPUTS
 from isojax.models.rotate import chain, fold_norms, rotate_down_online
 
 
@@ -25,15 +26,10 @@ class Trial:
         self.params, self.config = fold_norms(model.params, model.config)
         self.calibration, self.texts = jnp.asarray(calibration), jnp.asarray(texts)
         self.plain = transforms.identity(self.config.intermediate_size)
-        self.samples = jnp.concatenate(  # [layers, tokens, channels]
-            [self._inputs(self.params, ids, (DOWN,))[DOWN] for ids in self.calibration], axis=1
-        )
-        self.seen = self._inputs(self.params, self.texts[0], (DOWN,))[DOWN]
+        self.samples = self._read(self.params, DOWN)
+        self.seen = block_merge.capture(self.params, self.config, self.texts[0], DOWN)
         self._permutation = functools.cache(self._permute)
         self._base = functools.lru_cache(1)(self._rounded)  # one at a time: it is a whole model
-
-    def _inputs(self, params: Any, ids: Any, sites: tuple[str, ...]) -> dict[str, Array]:
-        return block_merge.capture(params, self.config, ids, sites)
 
     def nll(self, i: int) -> float:
         """Mean nll of text i in nat a token, nothing quantized."""
@@ -62,28 +58,27 @@ class Trial:
     def quantized(self, point: Point, seed: int) -> tuple[Any, transforms.Transform]:
         """Parameters merged and, where weights are quantized, rounded; and the rotation left."""
         smooth, form = point.permutation == "smooth", point.format
-        params, total = self._base(point.setting, form, smooth, seed)
+        params, read = self._base(point.setting, form, smooth, seed)
         permutation, online = self.turns(point, seed)
         params = block_merge.merge_down(params, self.config, permutation, online)
         if SETTINGS[point.setting][1]:
-            grams = total and {DOWN: block_merge.turn_gram(total, permutation, online)}
-            quantizer = quantizer_of(form, True)
-            params = block_merge.round_weights(params, quantizer, ("down_proj",), grams)
+            layers = self.config.num_hidden_layers
+            each = jax.tree.map(lambda a: jnp.broadcast_to(a, (layers, *a.shape)), online)
+            params = block_merge.round_weights(
+                params, quantizer_of(form, True), ("down_proj",), read, (permutation, each)
+            )
         return params, online
 
-    def _rounded(
-        self, setting: str, form: str, smooth: bool, seed: int
-    ) -> tuple[Any, learn.Gram | None]:
+    def _rounded(self, setting: str, form: str, smooth: bool, seed: int) -> tuple[Any, Any]:
         """What all blocks and permutations share: the model with weights but down_proj's rounded.
 
         The residual stream and the values of each head are rotated by full Hadamard matrices with
         random signs, save where down_proj alone is quantized, which it makes no difference to, and
-        in place of SmoothQuant. For GPTQ, the sums over what down_proj reads there too.
+        in place of SmoothQuant. For GPTQ, what down_proj reads on the calibration text too.
         """
         (sites, rounding), params, config = SETTINGS[setting], self.params, self.config
         if smooth:
-            read = [self._inputs(params, ids, sites) for ids in self.calibration]
-            absmax = {k: jnp.stack([jnp.abs(r[k]).max(1) for r in read]).max(0) for k in sites}
+            absmax = {site: jnp.abs(self._read(params, site)).max(1) for site in sites}
             params = block_merge.smooth(params, absmax, sites)
         elif setting != "D4":
             key, sizes = jax.random.key(seed), (config.hidden_size, config.head_dim)
@@ -91,20 +86,20 @@ class Trial:
                 transforms.hadamard(jax.random.fold_in(key, 2 + i), n) for i, n in enumerate(sizes)
             ]
             params = block_merge.merge_fused(params, config, *fused)
-        grams = self._grams(params) if rounding == "gptq" else None
-        if rounding:
-            names = tuple(name for name in WEIGHTS if name != "down_proj")
-            params = block_merge.round_weights(params, quantizer_of(form, True), names, grams)
-        return params, grams[DOWN] if grams else None
+        exact, gptq = params, rounding == "gptq"
+        for first in dict.fromkeys(INPUTS.values()) if rounding else ():
+            if first != "down_proj":
+                names = tuple(name for name, source in INPUTS.items() if source == first)
+                read = self._read(exact, f"input:{first}") if gptq else None
+                params = block_merge.round_weights(params, quantizer_of(form, True), names, read)
+        if not gptq:
+            return params, None
+        return params, self._read(exact, DOWN) if smooth else self.samples
 
-    def _grams(self, params: Any) -> dict[str, learn.Gram]:
-        """Of all inputs of linear layers on the calibration text."""
-        total = None
-        for ids in self.calibration:
-            new = {k: block_merge.gram(x) for k, x in self._inputs(params, ids, SITES).items()}
-            total = new if total is None else {k: total[k] + new[k] for k in new}
-        assert total is not None
-        return total
+    def _read(self, params: Any, site: str) -> Float[Array, "layers t d"]:
+        """What the layers at this site read on the calibration text."""
+        seen = [block_merge.capture(params, self.config, ids, site) for ids in self.calibration]
+        return jnp.concatenate(seen, axis=1)
 
     def nll_of(self, point: Point, params: Any, online: transforms.Transform, i: int) -> float:
         """Mean nll of text i in nat a token, with parameters of `quantized`."""

@@ -88,7 +88,7 @@ class Calibrated(Common):
 
         check_positive("windows", self.texts)
         check_positive("calibration_windows", self.calibration_windows)
-        if self.calibration_text == self.text:
+        if self.calibration_text and _place(self.calibration_text) == _place(self.text):
             raise ValueError(
                 "calibration_text must be another than text, whose first windows are tested on; "
                 "leave it out to fit on the windows after them."
@@ -137,6 +137,8 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
     if settings.dry_run:
         return
     try:
+        if settings.length < 0 or settings.length == 1:
+            raise ValueError(f"length must be 0 or at least 2, got {settings.length}.")
         _check_writable(settings.out)
         with jax.default_matmul_precision("highest"):  # fp32 means fp32, on GPUs too
             main(settings)
@@ -162,6 +164,11 @@ def _parse(config: type[C], name: str, doc: str | None) -> C:
         text = re.sub(r"[\u2500-\u257f]+", " ", errors.getvalue())
         text = re.sub(r"(?s)For full helptext.*|Parsing error", " ", text)
         _fail(" ".join(text.split()))
+
+
+def _place(text: str) -> str:
+    """A file by its whole path, anything else by its name."""
+    return str(Path(text).resolve()) if Path(text).is_file() else text
 
 
 def _check_writable(out: Path | None) -> None:

@@ -41,10 +41,13 @@ class Config(Calibrated):
     """Settings."""
 
     methods: tuple[str, ...] = DEFAULT
-    """Of kivi, kivi+lean, kivi+sparse, minmax, pca+pre, pca+before, pca+gaussian, or a rotation
+    """Of kivi, kivi+lean, kivi+sparse, minmax, pca+pre, pca+before, pca+gaussian, aligned (axes
+    and bits for what reads them) or that with one ingredient left out (aligned-centre, -metric,
+    -bits, -gain, -sinks; aligned+half: half the power of the metric), or a rotation
     (identity haar hadamard quaternion_full quaternion_fast planar rotor) alone or with a repair:
     +pre and +post (K's mean removed before or after RoPE), +scale, +minmax, +fitted, +pre+scale,
-    +pre+minmax, +pre+fitted, +pre+recent (the last 32 tokens exact), and, for planar and
+    +pre+minmax, +pre+fitted, +pre+recent (the last 32 tokens exact), +pre+sinks (the first 4), and,
+    for planar and
     quaternions, +massdiff, +pre+massdiff, +pre+coactivation (channels permuted first)."""
     bits: tuple[int, ...] = (2, 3, 4)
     """Bits a code."""
@@ -88,9 +91,14 @@ def main(config: Config) -> None:
         ("methods", config.methods, METHODS), ("targets", config.targets, TARGETS),
         ("bits", config.bits, range(2, 9)),
     ):  # fmt: skip
+        if not values:
+            raise ValueError(f"{name} must name at least one, got none.")
         for value in values:
             check_choice(name, value, allowed)
     check_positive("prompts", config.prompts)
+    for name, least in (("sinks", 0), ("recent", 0), ("induction", -1)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}.")
     grows = ("methods", "bits", "targets", "needles")
     # without a text of their own, the windows to fit on come after those to test on
     grows += ("windows",) if config.calibration_text else ()
@@ -117,7 +125,7 @@ def main(config: Config) -> None:
             bar.update(task, description=f"{name} {bits} bit {target}")
             keys, values = recipes(name, target, config.sinks, config.recent)
             point = base | words(keys, values) | {"method": name, "target": target, "bits": bits}
-            if not study.has(point, None, ["bytes_per_token"]):
+            if not study.has(point, None, ["side_bytes"]):
                 study.add(point, None, trial.size(bits, keys, values))
             for reading in readings:
                 row, seed = point | reading.own, reading.seed if random(name) else None

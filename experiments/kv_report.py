@@ -83,6 +83,9 @@ def complete(study: Study, base: dict[str, Any], windows: int) -> list[Row]:
 
     rows = [r for r in study.rows(**base) if r.config.get("window", 0) < windows]
     read = Counter(point(r) for r in select(rows, "nll"))
+    twice = sorted({str(p) for p, n in read.items() if n > windows})
+    if twice:
+        raise ValueError(f"{study.folder} holds other recipes of the same name: {twice}.")
     return [r for r in rows if read[point(r)] == windows]
 
 
@@ -122,7 +125,8 @@ def answers(rows: Sequence[Row]) -> list[str]:
         if select(rows, "delta_nll", method=name)
     }
     said = []
-    if "haar" in loss:
+    haar = summarize(rows, "delta_nll", method="haar") if "haar" in loss else None
+    if haar and haar.mean > 2 * haar.sem:
         ranked = [f"{b} {_ratio(loss[b], loss['haar'])}" for b in BLOCKS if b in loss]
         also = [n for n in ("identity", "hadamard", "kivi") if n in loss]
         ranked += [f"{n} {_ratio(loss[n], loss['haar'])}" for n in also]
@@ -133,14 +137,19 @@ def answers(rows: Sequence[Row]) -> list[str]:
     for family in ("haar", "quaternion_full"):
         repaired = {n: v for n, v in loss.items() if n.startswith(family + "+")}
         if family in loss and repaired:
-            best = min(repaired, key=lambda n: repaired[n])
-            each = ", ".join(f"{n[len(family) :]} {v:.4f}" for n, v in repaired.items())
-            said.append(
-                f"Repairs of {family} ({loss[family]:.4f}): {each}. Best: {best[len(family) :]}."
+            each = ", ".join(
+                f"{n[len(family) :]} {v:.4f}"
+                for n, v in sorted(repaired.items(), key=lambda item: item[1])
             )
+            said.append(f"Repairs of {family} ({loss[family]:.4f}), best first: {each}.")
     if loss:
-        best = min(loss, key=lambda n: loss[n])
-        said.append(f"Least loss of all: {best}, {loss[best]:.4f} nat a token.")
+        first = sorted(loss, key=lambda n: loss[n])[:3]
+        each = ", ".join(
+            f"{n} {_loss(summarize(rows, 'delta_nll', method=n))} at "
+            f"{summarize(rows, 'rate_bits', method=n).mean:.2f} bits a number"
+            for n in first
+        )
+        said.append(f"Least loss: {each}.")
     return ["\n".join(f"- {line}" for line in said)] if said else []
 
 
@@ -163,8 +172,8 @@ def frontier(rows: Sequence[Row]) -> list[str]:
     if not found:
         return []
     head = ["in codes", "method", "bits a code", "bits a number", "delta nll ± se"]
-    return ["## At equal bytes: every other point above loses more in as many bytes or more",
-            markdown(head, found)]  # fmt: skip
+    title = "## At equal bytes a token: every other point above loses more in as many or more"
+    return [title, "What is stored once (`bytes once`) is not counted.", markdown(head, found)]
 
 
 def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
@@ -188,7 +197,7 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
             )  # fmt: skip
         panel.set_yscale("symlog", linthresh=0.01)
         panel.set_title(f"{target} in codes", fontsize=10)
-        panel.set_xlabel("bits a number, all counted (the other side at 16)")
+        panel.set_xlabel("bits a number, scales counted (the other side at 16)")
         panel.grid(alpha=0.25, lw=0.5)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=6, frameon=False)
@@ -211,4 +220,4 @@ def _exp(x: float) -> float:
 
 
 def _ratio(a: float, b: float) -> str:
-    return f"{a / b:.2f}x" if b > 0 else f"{a:.4f}"
+    return f"{a / b:.2f}x"

@@ -84,7 +84,7 @@ class Trial:
         self.samples = {k: jnp.concatenate([s[k] for s in samples], axis=1) for k in stored}
         read = jnp.stack(moments).mean(0)
         self.metrics = {"key": read, "value": _output_moment(model.params, config)}
-        self._tensors = functools.cache(  # in the memory of the host
+        self._tensors = functools.lru_cache(8)(  # in the memory of the host
             lambda i: jax.device_get(capture(model.params, self.texts[i], ("query", *stored)))
         )
         # those of targets K and V serve KV

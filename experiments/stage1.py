@@ -70,6 +70,8 @@ def main(config: Config) -> None:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}.")
     names = tuple(dict.fromkeys(("identity", *config.transforms)))
+    if len(names) == 1:
+        raise ValueError("transforms must name another one than identity.")
     for dim in config.dims:
         check(names, dim)
         for bits in config.bits:

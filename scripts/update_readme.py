@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import shutil
 import statistics
@@ -31,7 +32,7 @@ KV_METHODS = (
     "rotor", "haar+pre", "haar+post", "haar+scale", "haar+pre+minmax", "haar+pre+fitted",
     "quaternion_full+massdiff", "quaternion_full+pre", "quaternion_full+pre+minmax",
     "quaternion_full+pre+fitted", "quaternion_full+pre+massdiff",
-    "quaternion_full+pre+coactivation", "pca+pre",
+    "quaternion_full+pre+coactivation", "pca+pre", "haar+pre+sinks", "aligned",
 )  # fmt: skip
 REPORTED = ("kv_cache", "block_rotation", "stage1", "isotropic_tradeoff")
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
@@ -147,7 +148,8 @@ def kv_cache(rows: list[Row]) -> str:
             cells += [f"{summarize(mine, 'key_cosine').mean:.3f}"]
         rate = summarize(rows, "rate_bits", method=method)
         ends = dict.fromkeys(f"{end:.2f}" for end in (rate.low, rate.high))
-        found.append((statistics.fmean(losses), [method, " to ".join(ends), *cells]))
+        place = statistics.fmean(losses) if len(losses) == len(models) else math.inf
+        found.append((place, [method, " to ".join(ends), *cells]))
     head = ["method", "bits", *(c for m in models for c in (m, "K cosine"))]
     return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
 
@@ -174,7 +176,10 @@ def block_rotation(rows: list[Row]) -> str:
 
 def keep(folder: Path) -> None:
     """Copy the report and the figure of a study to docs/results."""
-    first = read_rows(folder / "rows.jsonl")[0]
+    own = [r for r in read_rows(folder / "rows.jsonl") if r.device != "published"]
+    if not own or not (folder / "table.md").exists():
+        raise SystemExit(f"{folder} holds no finished study.")
+    first = own[0]
     if first.experiment in REPORTED:
         to = ROOT / "docs" / "results" / f"{first.experiment}-{first.config['model']}"
         to.mkdir(parents=True, exist_ok=True)
@@ -187,21 +192,23 @@ class Config:
     """Settings."""
 
     take: tuple[Path, ...] = ()
-    """Result folders whose rows replace those of the same identity in docs/rows.jsonl."""
+    """Folders of finished studies; their rows replace all of the same experiment and model in
+    docs/rows.jsonl."""
     check: bool = False
     """Change nothing; exit 1 if README.md does not say what the rows say."""
 
 
 def main(config: Config) -> None:
     """Regenerate the blocks."""
+    if config.take and config.check:
+        raise SystemExit("take and check exclude each other.")
     if config.take:
-        rows = {r.identity: r for r in read_rows(ROWS)} if ROWS.exists() else {}
         for folder in config.take:
-            taken = [r for r in read_rows(folder / "rows.jsonl") if wanted(r)]
-            subjects = {subject(r) for r in taken}
-            rows = {i: r for i, r in rows.items() if subject(r) not in subjects}
-            rows |= {r.identity: r for r in taken}
             keep(folder)
+        taken = [r for f in config.take for r in read_rows(f / "rows.jsonl") if wanted(r)]
+        subjects = {subject(r) for r in taken}
+        old = read_rows(ROWS) if ROWS.exists() else []
+        rows = {r.identity: r for r in [*(r for r in old if subject(r) not in subjects), *taken]}
         lines = [json.dumps(dataclasses.asdict(r)) + "\n" for r in rows.values()]
         ROWS.write_text("".join(lines), encoding="utf-8")
     path = ROOT / "README.md"

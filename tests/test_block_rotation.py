@@ -9,6 +9,7 @@ from experiments.block_answers import share
 from experiments.block_points import DOWN, PERMUTATIONS, SITES, Point, quantizer_of
 from experiments.block_trial import Trial
 from isojax.models import WEIGHTS, Site, forward
+from isojax.models.hooks import INPUTS
 from isojax.models.rotate import rotate_down_online
 from isojax.report import read_rows, select
 
@@ -86,14 +87,13 @@ def test_weights_rounded_once_for_all_permutations_are_those_rounded_after_each(
     point = Point(setting, "int4", 8, "massdiff")
     got, online = trial.quantized(point, 0)
     exact, _ = trial.quantized(point._replace(setting="W16A4"), 0)  # merged, not rounded
-    grams = None
-    if setting == "W4A16-gptq":
-        hooks = rotate_down_online(trial.config, online)
-        sites = tuple(Site(site, layer) for site in SITES for layer in range(2))
-        ids = trial.calibration
-        seen = forward(exact, trial.config, ids, hooks=hooks, capture=sites).captured
-        grams = {site: block_merge.gram(x[:, 0]) for site, x in seen.items()}
-    want = block_merge.round_weights(exact, quantizer_of("int4", True), WEIGHTS, grams)
+    hooks = rotate_down_online(trial.config, online)
+    sites = tuple(Site(site, layer) for site in SITES for layer in range(2))
+    seen = forward(exact, trial.config, trial.calibration, hooks=hooks, capture=sites).captured
+    want = exact
+    for name in WEIGHTS:
+        read = seen[f"input:{INPUTS[name]}"][:, 0] if setting == "W4A16-gptq" else None
+        want = block_merge.round_weights(want, quantizer_of("int4", True), (name,), read)
     for name in WEIGHTS:
         here, there = (params["layers"][name]["kernel"] for params in (got, want))
         same = jnp.isclose(here, there, atol=1e-5).mean()
@@ -102,7 +102,8 @@ def test_weights_rounded_once_for_all_permutations_are_those_rounded_after_each(
 
 def test_smoothing_levels_the_inputs(trial):
     def peak(params):
-        seen = block_merge.capture(params, trial.config, trial.calibration[0], SITES)
+        ids = trial.calibration[0]
+        seen = {site: block_merge.capture(params, trial.config, ids, site) for site in SITES}
         return {site: float(jnp.abs(x).max()) for site, x in seen.items()}
 
     smoothed, _ = trial.quantized(Point("W16A4", "int4", 0, "smooth"), 0)

@@ -52,6 +52,7 @@ class Study:
                     f"{self.folder} holds a run with other settings: {', '.join(changed)}; "
                     "give another --out."
                 )
+        self._grows = [k for k in grows if k in new]
         self._written = False
         self.record = Record(self.folder / "rows.jsonl")
         self.stamp = Stamp(experiment)
@@ -61,6 +62,10 @@ class Study:
     ) -> None:
         """Append a row for each metric, save those that are there already."""
         if not self._written:
+            if self._config.exists():
+                old = _read_json(self._config)
+                grown = {k: _union(old.get(k), self.settings[k]) for k in self._grows}
+                self.settings = self.settings | grown
             _write(self._config, json.dumps(self.settings, indent=2) + "\n")
             self._written = True
         self.record.append(self.stamp.rows(config, seed, metrics))
@@ -87,6 +92,13 @@ class Study:
         _write(self.folder / "table.md", text.rstrip() + "\n")
         if figure is not None:
             save_figure(figure, self.folder / "figure.png")
+
+
+def _union(old: Any, new: Any) -> Any:
+    """What two runs asked for together: all of two lists, the larger of two numbers."""
+    if isinstance(old, list) and isinstance(new, list):
+        return [*old, *(item for item in new if item not in old)]
+    return max(old, new) if isinstance(old, int) and isinstance(new, int) else new
 
 
 def _write(path: Path, text: str) -> None:
