@@ -13,7 +13,7 @@ LAYERS = [
     {"_core"},
     {"transforms", "quantizers", "metrics"},
     {"codec"},
-    {"kernels", "kvcache", "learn", "sweep", "report"},
+    {"bitstream", "kernels", "kvcache", "learn", "sweep", "report"},
     {"models", "data"},
 ]
 LIGHT = {"jax", "numpy", "jaxtyping", "isojax"}

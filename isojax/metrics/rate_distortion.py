@@ -76,9 +76,7 @@ def shannon_distortion(
     return jnp.mean(jnp.minimum(variances, level))
 
 
-def shannon_rate(
-    variances: Float[Array, "d"], mse: float | Float[Array, ""]
-) -> Float[Array, ""]:
+def shannon_rate(variances: Float[Array, "d"], mse: float | Float[Array, ""]) -> Float[Array, ""]:
     """The least rate at a mean squared error above zero: the inverse of `shannon_distortion`.
 
     With the k smallest variances below the water level, the others share what they leave of the

@@ -26,6 +26,11 @@ from isojax.quantizers.float4 import NVFP4 as NVFP4
 from isojax.quantizers.float4 import fp4 as fp4
 from isojax.quantizers.float4 import mxfp4 as mxfp4
 from isojax.quantizers.float4 import nvfp4 as nvfp4
+from isojax.quantizers.lattice import Lattice as Lattice
+from isojax.quantizers.lattice import d4 as d4
+from isojax.quantizers.lattice import d4_for_rate as d4_for_rate
+from isojax.quantizers.lattice import e8 as e8
+from isojax.quantizers.lattice import e8_for_rate as e8_for_rate
 from isojax.quantizers.lloyd_max import lloyd_max_gaussian as lloyd_max_gaussian
 from isojax.quantizers.lloyd_max import lloyd_max_sphere as lloyd_max_sphere
 from isojax.quantizers.lloyd_max_samples import lloyd_max_channels as lloyd_max_channels
