@@ -12,12 +12,13 @@ with an exact cache. Every window is read with random rotations of its own, so t
 windows is that over texts and seeds. Means, scales, axes and codebooks are fitted on the
 calibration text.
 Methods are in `experiments/kv_methods.py`.
-Expected at 3 bit, keys and values, 2 windows of WikiText-2, fitted on 2 of its validation split, a
-seed, nat a token: SmolLM2-135M haar 0.32, haar+pre 0.20, quaternion_full 1.5, kivi (4.5 bit, all
-counted) 0.05; Qwen2.5-Coder-0.5B, whose keys have a bias, haar 2.2 at a cosine of 0.983, haar+pre
-0.21, quaternion_full+pre 0.44, kivi 0.03. A method takes 10 s and 15 s there on 2 CPU cores; the
-tiny model 20 s with `--quick`.
-Sources: IsoQuant (2603.28430), TurboQuant (2504.19874), KIVI (2402.02750), KVQuant (2401.18079).
+Expected at 3 bit, keys and values, 8 windows of WikiText-2, fitted on 8 of its validation split,
+nat a token: SmolLM2-135M haar 0.28, haar+pre 0.19, quaternion_full 1.1, kivi (4.5 bit) 0.03,
+aligned 0.11; Qwen2.5-Coder-0.5B, whose keys have a bias, haar 2.8 at a cosine of 0.984, haar+pre
+0.10, quaternion_full+pre 0.30, kivi 0.02, aligned 0.01. A method takes about 15 s and 45 s there on
+2 CPU cores; the tiny model half a minute with `--quick`.
+Sources: IsoQuant (2603.28430), TurboQuant (2504.19874), KIVI (2402.02750), KVQuant (2401.18079),
+KVTC (2511.01815).
 """
 
 from __future__ import annotations

@@ -20,7 +20,10 @@ from isojax.report import (
 )
 from isojax.report.figure import COLORS, MORE_COLORS
 
-ALWAYS = ("kivi", "identity", "haar", "quaternion_full", "planar", "haar+pre")
+ALWAYS = (
+    "kivi", "identity", "haar", "quaternion_full", "planar", "haar+pre", "haar+pre+sinks",
+    "aligned",
+)  # fmt: skip
 BLOCKS = ("quaternion_full", "quaternion_fast", "planar", "rotor")
 COLUMNS = {
     "nll": "perplexity",

@@ -26,13 +26,13 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
 BENCHES = ("bench_model", "bench_load", "bench_sweep")
-KV3 = {"target": "KV", "bits": 3}
+KV = {"target": "KV", "bits": (2, 3)}
 KV_METHODS = (
     "kivi", "kivi+lean", "minmax", "identity", "haar", "hadamard", "quaternion_full", "planar",
     "rotor", "haar+pre", "haar+post", "haar+scale", "haar+pre+minmax", "haar+pre+fitted",
     "quaternion_full+massdiff", "quaternion_full+pre", "quaternion_full+pre+minmax",
     "quaternion_full+pre+fitted", "quaternion_full+pre+massdiff",
-    "quaternion_full+pre+coactivation", "pca+pre", "haar+pre+sinks", "aligned",
+    "quaternion_full+pre+coactivation", "pca+pre", "haar+pre+sinks", "aligned", "aligned+half",
 )  # fmt: skip
 REPORTED = ("kv_cache", "block_rotation", "stage1", "isotropic_tradeoff")
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
@@ -44,7 +44,7 @@ def wanted(row: Row) -> bool:
         return row.metric in SHOWN and bool(select([row], **AT3))
     if row.experiment == "kv_cache":
         shown = row.metric in ("delta_nll", "key_cosine", "rate_bits")
-        return shown and row.config["method"] in KV_METHODS and bool(select([row], **KV3))
+        return shown and row.config["method"] in KV_METHODS and bool(select([row], **KV))
     if row.experiment == "block_rotation":
         return row.metric == "delta_nll" and row.config["format"] == "int4"
     return row.experiment in ("perplexity", *BENCHES)
@@ -131,26 +131,30 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
 
 
 def kv_cache(rows: list[Row]) -> str:
-    """What each method loses with keys and values at 3 bit, the mean over models deciding."""
-    rows = select([r for r in rows if r.experiment == "kv_cache"], **KV3)
-    models = list(dict.fromkeys(r.config["model"] for r in rows))
+    """What each method loses with keys and values in codes, in the order of the mean at 3 bit."""
+    rows = [r for r in rows if r.experiment == "kv_cache"]
+    columns = [
+        (model, bits)
+        for model in dict.fromkeys(r.config["model"] for r in rows)
+        for bits in (3, 2)
+        if select(rows, "delta_nll", model=model, bits=bits)
+    ]
     found = []
     for method in dict.fromkeys(r.config["method"] for r in rows):
         cells, losses = [], []
-        for model in models:
-            mine = select(rows, model=model, method=method)
-            if not mine:
-                cells += ["-", "-"]
-                continue
-            loss = summarize(mine, "delta_nll")
-            losses.append(loss.mean)
-            cells += [f"{loss.mean:.3f} ± {loss.sem:.3f}"]
-            cells += [f"{summarize(mine, 'key_cosine').mean:.3f}"]
-        rate = summarize(rows, "rate_bits", method=method)
+        for model, bits in columns:
+            mine = select(rows, model=model, method=method, bits=bits)
+            loss = summarize(mine, "delta_nll") if mine else None
+            cells.append(f"{loss.mean:.3f} ± {loss.sem:.3f}" if loss else "-")
+            if bits == 3:
+                cells.append(f"{summarize(mine, 'key_cosine').mean:.3f}" if mine else "-")
+                losses.append(loss.mean if loss else math.inf)
+        rate = summarize(rows, "rate_bits", method=method, bits=3)
         ends = dict.fromkeys(f"{end:.2f}" for end in (rate.low, rate.high))
-        place = statistics.fmean(losses) if len(losses) == len(models) else math.inf
-        found.append((place, [method, " to ".join(ends), *cells]))
-    head = ["method", "bits", *(c for m in models for c in (m, "K cosine"))]
+        found.append((statistics.fmean(losses), [method, " to ".join(ends), *cells]))
+    head = ["method", "bits at 3"]
+    for model, bits in columns:
+        head += [f"{model}, {bits} bit", *(["K cosine"] if bits == 3 else [])]
     return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
 
 

@@ -1,8 +1,14 @@
-"""Where the tests find what does not ship with isojax."""
+"""What all tests share: quick compilation, and where to find what does not ship with isojax."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+# Tests compile much and compute little. XLA reads this when its first device is made.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 import pytest
 from small_models import TEXT, small_model, tokenizer

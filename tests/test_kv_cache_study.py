@@ -1,8 +1,11 @@
 """The study of the KV cache as its users run it, on a small random model."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from small_models import small_config
 
-from experiments import kv_cache
+from experiments import kv_cache, kv_trial
 from isojax.report import read_rows, select
 
 
@@ -10,7 +13,7 @@ def rows(folder):
     return read_rows(folder / "rows.jsonl")
 
 
-KV = ("--methods", "kivi", "haar", "pca+pre", "--bits", 3, "--targets", "K", "KV",
+KV = ("--methods", "kivi", "haar", "aligned", "--bits", 3, "--targets", "K", "KV",
       "--windows", 2, "--calibration-windows", 1, "--needles", "--induction", 1)  # fmt: skip
 
 
@@ -21,7 +24,7 @@ def kv(call):
 
 def test_the_cache_has_a_row_for_every_window_with_rotations_of_its_own(kv):
     found = rows(kv)
-    for method, seeds in (("kivi", [None] * 2), ("haar", [0, 1]), ("pca+pre", [None] * 2)):
+    for method, seeds in (("kivi", [None] * 2), ("haar", [0, 1]), ("aligned", [None] * 2)):
         for target in ("K", "KV"):
             for metric in ("delta_nll", "logit_error"):
                 mine = select(found, metric, method=method, target=target, bits=3)
@@ -53,7 +56,7 @@ def test_a_cache_study_goes_on_and_says_what_it_found(call, kv):
     call(kv_cache, *KV, out=kv)
     assert (kv / "rows.jsonl").read_bytes() == before
     report = (kv / "table.md").read_text()
-    assert "## KV at 3 bit" in report and "| pca+pre |" in report and "induction" in report
+    assert "## KV at 3 bit" in report and "| aligned |" in report and "induction" in report
     assert (kv / "figure.png").stat().st_size > 10_000
 
 
@@ -66,3 +69,22 @@ def test_the_cache_study_refuses_what_it_does_not_know(call, capsys, flag, value
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and str(value) in error and error.count("\n") == 1
+
+
+def test_what_reads_keys_and_values_is_grouped_as_attention_groups_heads():
+    config = small_config(num_attention_heads=4, num_key_value_heads=2)
+    rng, dim = np.random.default_rng(0), config.head_dim
+    q = rng.standard_normal((2, 1, 5, 4, dim), np.float32)
+    got = kv_trial._query_moment(jnp.asarray(q), 2)
+    kernel = rng.standard_normal((2, 4 * dim, config.hidden_size), np.float32)
+    params = {"layers": {"o_proj": {"kernel": jnp.asarray(kernel)}}}
+    of_values = kv_trial._output_moment(params, config)
+    for layer in range(2):
+        for head in range(2):
+            mine = q[layer, 0, :, 2 * head : 2 * head + 2].reshape(-1, dim)
+            np.testing.assert_allclose(got[layer, head], mine.T @ mine / len(mine), rtol=1e-4)
+            # the error e of a value adds e W to the output, in each of the heads that share it
+            e, parts = rng.standard_normal(dim), kernel[layer].reshape(4, dim, -1)
+            want = sum(np.sum((e @ parts[h]) ** 2) for h in (2 * head, 2 * head + 1))
+            form = e @ np.asarray(of_values[layer, head], float) @ e
+            assert form * 2 * config.hidden_size == pytest.approx(want, rel=1e-4)

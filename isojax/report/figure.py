@@ -17,7 +17,10 @@ COLORS = {
     "zero": "#999999",
     "gaussian_noise": "#b04a98",
 }
-MORE_COLORS = ("#c0392b", "#16a2b8", "#8c6d31", "#6b4fb0", "#7f8c1f", "#d4679c")
+MORE_COLORS = (
+    "#c0392b", "#16a2b8", "#8c6d31", "#6b4fb0", "#7f8c1f", "#d4679c", "#e8b004", "#1b5e3a",
+    "#9fb8d8", "#5a2a27",
+)  # fmt: skip
 
 
 def new_figure(rows: int, columns: int, title: str) -> tuple[Any, Any]:
