@@ -142,6 +142,14 @@ def test_expected_peak_by_simulation(draw, block):
     assert_allclose(ratio.mean(), 1, atol=0.05)
 
 
+@pytest.mark.parametrize("noise", [0.0, 1e-30, 1e-12, 1e-6, 1e-3, 1.0])
+def test_expected_peak_of_a_massive_activation_is_its_share(noise):
+    x = noise * np.random.default_rng(0).standard_normal((8, 64), np.float32)
+    x[np.arange(8), np.arange(8)] = np.geomspace(1e3, 1e5, 8)
+    got = np.asarray(expected_peak(jnp.asarray(x), 16))
+    assert_allclose(got, x.max(-1) / 4, rtol=2e-2)
+
+
 def test_expected_peak_of_up_to_three_numbers_a_block_is_exact():
     x = jnp.zeros((1, 24)).at[0, jnp.array([0, 3, 7, 13])].set(jnp.array([5.0, -4, 2, 10]))
     for block in (2, 4, 12):

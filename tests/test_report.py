@@ -73,6 +73,13 @@ def test_a_line_that_is_no_row_is_named(tmp_path):
         read_rows(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_statistics_of_numbers_that_are_not_finite_are_shown_and_raise_nothing(value):
+    found = stat([1.0, value])
+    assert not abs(found.mean) < float("inf") and found.sd != found.sd
+    assert found.format() and found.n == 2
+
+
 def test_statistics_agree_with_the_standard_library():
     values = [1.0, 2.0, 4.0, 8.0, 16.0]
     s = stat(values)

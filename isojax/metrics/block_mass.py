@@ -97,8 +97,9 @@ def expected_peak(x: Float[Array, "*batch d"], block: int) -> Float[Array, "*bat
 
     def add(step: Any, total: Array) -> Array:
         t = (low + width * (step + 0.5) / STEPS)[..., None, None]
-        scale = math.sqrt(2) * rest
+        scale = jnp.maximum(math.sqrt(2) * rest, jnp.finfo(rest.dtype).tiny)
         above = (erfc((t - middle) / scale) + erfc((t + middle) / scale)) / 2
+        above = jnp.minimum(above, 1)
         log_below = block * jnp.mean(jnp.log1p(-above), -1)
         return total - jnp.expm1(jnp.sum(jnp.where(t[..., 0] >= most, 0, log_below), -1))
 

@@ -12,7 +12,10 @@ from isojax.report.rows import Row
 
 
 class Stat(NamedTuple):
-    """Of a set of numbers: mean, standard deviation (n - 1; 0 for one number), n and range."""
+    """Of a set of numbers: mean, standard deviation (n - 1), n and range.
+
+    The deviation of one number is 0; where a number is not finite it is NaN.
+    """
 
     mean: float
     sd: float
@@ -59,7 +62,8 @@ def stat(values: Iterable[float]) -> Stat:
     values = list(values)
     if not values:
         raise ValueError("stat needs at least one value, got none.")
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    finite = all(map(math.isfinite, values))
+    sd = (statistics.stdev(values) if len(values) > 1 else 0.0) if finite else math.nan
     return Stat(statistics.fmean(values), sd, len(values), min(values), max(values))
 
 
