@@ -40,9 +40,10 @@ KIVI = (
     Recipe(codebook="minmax_channel", page=32),
     Recipe(codebook="minmax", group=32, recent=32),
 )
-# The same with less aside in long texts: pages of 128 tokens, of which the last one stays exact
-# while it is not full; one range for each token of the values, none exact.
-LEAN = (Recipe(codebook="minmax_channel", page=128), Recipe(codebook="minmax"))
+# The same with less aside: pages of 64 tokens, of which the last one stays exact while it is not
+# full (longer pages have fewer ranges, and more exact keys: of 1024 tokens 64 cost least); one
+# range for each token of the values, none exact.
+LEAN = (Recipe(codebook="minmax_channel", page=64), Recipe(codebook="minmax"))
 # The largest error of 64 numbers with a range is stored apart, 1.6% (after KVQuant's 1%).
 SPARSE = (
     Recipe(codebook="minmax_channel", page=64, sparse=0.01),
