@@ -82,7 +82,7 @@ def round_weights(
         w, x, turns = here
         for t in turns:
             x = x if t is None else t.apply(x)
-        return quantizer.decode(learn.gptq(w, learn.gram(x).hessian, quantizer)).T
+        return quantizer.decode(learn.gptq(w, learn.second_moment(x), quantizer)).T
 
     layers = dict(params["layers"])
     for name in names:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.block_answers import answers, losses, share
+from experiments.block_points import Point
 from isojax.report import (
     Row,
     Stat,
     Study,
+    complete,
     draw_lines,
     markdown,
     new_figure,
@@ -55,9 +56,9 @@ def add_published(study: Study) -> None:
 def text(study: Study, base: dict[str, Any], windows: int) -> str:
     """The report in Markdown."""
     rows = study.rows(**base)
-    scored = complete(rows, windows)
-    plain = [r for r in select(rows, "nll", setting="exact") if r.config["window"] < windows]
-    exact = summarize(plain, "nll")
+    whole = complete(rows, windows, Point._fields)
+    scored = select(whole, "delta_nll")
+    exact = summarize(whole, "nll", setting="exact")
     full = max(r.config["block"] for r in scored)
     parts = [
         f"# Block rotations and permutations in {base['model']}",
@@ -83,17 +84,6 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
     if select(rows, "relative_error"):
         parts += ["## What down_proj reads, by layers", *by_layers(rows)]
     return "\n\n".join(p for p in parts if p)
-
-
-def complete(rows: Sequence[Row], windows: int) -> list[Row]:
-    """Losses on the first `windows`, of those points that have them all."""
-
-    def point(row: Row) -> tuple[Any, ...]:
-        return tuple(row.config[n] for n in ("setting", "format", "block", "permutation"))
-
-    scored = [r for r in select(rows, "delta_nll") if r.config["window"] < windows]
-    read = Counter(map(point, scored))
-    return [r for r in scored if read[point(r)] == windows]
 
 
 def grid(rows: Sequence[Row], exact: float, full: int) -> str:
@@ -176,7 +166,7 @@ def by_layers(rows: Sequence[Row]) -> list[str]:
 def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     """Loss over block length for each setting, and the peak against its bound."""
     rows = [r for r in study.rows(**base) if r.config.get("block", 0)]
-    scored = complete(rows, windows)
+    scored = select(complete(rows, windows, Point._fields), "delta_nll")
     forms = list(dict.fromkeys(r.config["format"] for r in scored))
     scored = select(scored, format=forms[0])
     settings = list(dict.fromkeys(r.config["setting"] for r in scored))
@@ -206,8 +196,6 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     panel.set_xlabel("block")
     panel.set_title("largest number a token after rotation", fontsize=10)
     panel.legend(fontsize=6, frameon=False)
-    panel.grid(alpha=0.25, lw=0.5)
-    panel.spines[["top", "right"]].set_visible(False)
     return chart
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from isojax.report import (
     Row,
     Stat,
     Study,
+    complete,
     markdown,
     new_figure,
     select,
@@ -24,7 +24,8 @@ ALWAYS = (
     "kivi", "identity", "haar", "quaternion_full", "planar", "haar+pre", "haar+pre+sinks",
     "aligned",
 )  # fmt: skip
-BLOCKS = ("quaternion_full", "quaternion_fast", "planar", "rotor")
+BLOCKWISE = ("quaternion_full", "quaternion_fast", "planar", "rotor")
+POINT = ("method", "bits", "target")
 COLUMNS = {
     "nll": "perplexity",
     "delta_nll": "delta nll ± se",
@@ -44,7 +45,7 @@ COLUMNS = {
 
 def text(study: Study, base: dict[str, Any], windows: int) -> str:
     """The report in Markdown."""
-    rows = complete(study, base, windows)
+    rows = complete(study.rows(**base), windows, POINT)
     exact = summarize(rows, "nll", method="none")
     probed = [r for r in select(rows, method="none") if "probe" in r.config]
     probes = [
@@ -76,20 +77,6 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
                 parts += [f"## {target} at {bits} bit", *answers(here), lines(here)]
     parts += frontier(rows)
     return "\n\n".join(parts)
-
-
-def complete(study: Study, base: dict[str, Any], windows: int) -> list[Row]:
-    """The rows of the first `windows`, of those points that have them all."""
-
-    def point(row: Row) -> tuple[Any, ...]:
-        return tuple(row.config.get(name) for name in ("method", "bits", "target"))
-
-    rows = [r for r in study.rows(**base) if r.config.get("window", 0) < windows]
-    read = Counter(point(r) for r in select(rows, "nll"))
-    twice = sorted({str(p) for p, n in read.items() if n > windows})
-    if twice:
-        raise ValueError(f"{study.folder} holds other recipes of the same name: {twice}.")
-    return [r for r in rows if read[point(r)] == windows]
 
 
 def lines(rows: Sequence[Row]) -> str:
@@ -130,7 +117,7 @@ def answers(rows: Sequence[Row]) -> list[str]:
     said = []
     haar = summarize(rows, "delta_nll", method="haar") if "haar" in loss else None
     if haar and haar.mean > 2 * haar.sem:
-        ranked = [f"{b} {_ratio(loss[b], loss['haar'])}" for b in BLOCKS if b in loss]
+        ranked = [f"{b} {_ratio(loss[b], loss['haar'])}" for b in BLOCKWISE if b in loss]
         also = [n for n in ("identity", "hadamard", "kivi") if n in loss]
         ranked += [f"{n} {_ratio(loss[n], loss['haar'])}" for n in also]
         if ranked:
@@ -181,7 +168,7 @@ def frontier(rows: Sequence[Row]) -> list[str]:
 
 def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     """Loss over bits a number, all that is stored counted, a panel for each side in codes."""
-    rows = complete(study, base, windows)
+    rows = complete(study.rows(**base), windows, POINT)
     targets = [t for t in ("K", "V", "KV") if select(rows, "delta_nll", target=t)]
     chart, axes = new_figure(1, max(len(targets), 1), f"KV cache of {base['model']}")
     for panel, target in zip(axes[0], targets, strict=False):
@@ -201,8 +188,6 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
         panel.set_yscale("symlog", linthresh=0.01)
         panel.set_title(f"{target} in codes", fontsize=10)
         panel.set_xlabel("bits a number, scales counted (the other side at 16)")
-        panel.grid(alpha=0.25, lw=0.5)
-        panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=6, frameon=False)
     axes[0, 0].set_ylabel("delta nll ± se, nat a token")
     return chart

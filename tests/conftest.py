@@ -53,3 +53,17 @@ def call(small, tmp_path_factory):
         return out
 
     return call
+
+
+@pytest.fixture
+def refuses(call, capsys):
+    """Asserts that arguments end an experiment in one line with these words, and exit code 2."""
+
+    def refuses(words, module, *arguments):
+        with pytest.raises(SystemExit) as stop:
+            call(module, *arguments)
+        assert stop.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and words in error
+
+    return refuses

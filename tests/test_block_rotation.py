@@ -65,12 +65,8 @@ def test_it_goes_on_and_says_what_it_found(call, study):
     [("--settings", "W2A2"), ("--permutations", "sorted"), ("--blocks", 7), ("--formats", "int3"),
      ("--seeds", 0)],
 )  # fmt: skip
-def test_it_refuses_what_it_does_not_know(call, capsys, flag, value):
-    with pytest.raises(SystemExit) as stop:
-        call(block_rotation, flag, value)
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and str(value) in error and error.count("\n") == 1
+def test_it_refuses_what_it_does_not_know(refuses, flag, value):
+    refuses(str(value), block_rotation, flag, value)
 
 
 @pytest.mark.parametrize("permutation", [*PERMUTATIONS, "smooth"])

@@ -193,13 +193,8 @@ def test_the_published_numbers_stand_in_the_rows(tradeoff):
     ],
 )
 @pytest.mark.parametrize("module", [perplexity, isotropic_tradeoff])
-def test_bad_input_ends_in_one_clear_line_and_code_2(call, capsys, module, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        call(module, *arguments)
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2
-    assert error.startswith("error: ") and "\n" not in error
-    assert message in error
+def test_bad_input_ends_in_one_clear_line_and_code_2(refuses, module, arguments, message):
+    refuses(message, module, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -222,11 +217,8 @@ def test_bad_input_ends_in_one_clear_line_and_code_2(call, capsys, module, argum
         (["--top", "99"], "top"),
     ],
 )
-def test_bad_settings_of_the_tradeoff_are_named(call, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        call(isotropic_tradeoff, "--seeds", "2", "--windows", "1", *arguments)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+def test_bad_settings_of_the_tradeoff_are_named(refuses, arguments, message):
+    refuses(message, isotropic_tradeoff, "--seeds", "2", "--windows", "1", *arguments)
 
 
 def test_a_dry_run_prints_the_configuration_and_writes_nothing(call, capsys, tmp_path):

@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-from small_models import TEXT, small_model, tokenizer
 
 from experiments import stage1
-from experiments.common import run
 from experiments.stage1_report import TIMED, theory
 from isojax import quantizers
-from isojax.models import save_checkpoint
 from isojax.report import read_rows, select
 
 SMALL = ("--seeds", 2, "--dims", 128, "--bits", 3, "--dtypes", "float32", "--vectors", 512,
@@ -21,27 +18,8 @@ SMALL = ("--seeds", 2, "--dims", 128, "--bits", 3, "--dtypes", "float32", "--vec
 
 
 @pytest.fixture(scope="module")
-def call(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model = small_model(num_hidden_layers=2)
-    save_checkpoint(folder, model.config, model.params)
-    tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "text.txt").write_text(TEXT * 30)
-
-    def call(*arguments, out=None):
-        out = out or tmp_path_factory.mktemp("out") / "study"
-        given = ["--model", str(folder), "--text", str(folder / "text.txt"), "--length", "64"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", ["stage1", *given, "--out", str(out), *map(str, arguments)])
-            run(stage1.main, stage1.Config, "stage1", stage1.__doc__)
-        return out
-
-    return call
-
-
-@pytest.fixture(scope="module")
 def study(call):
-    return call(*SMALL)
+    return call(stage1, *SMALL)
 
 
 def rows(folder, metric=None, **config):
@@ -123,7 +101,7 @@ def test_a_killed_run_goes_on_and_neither_loses_nor_doubles_a_row(call, study, t
     (tmp_path / "config.json").write_bytes((study / "config.json").read_bytes())
     lines = (study / "rows.jsonl").read_bytes()
     (tmp_path / "rows.jsonl").write_bytes(lines[: len(lines) * 19 // 20])
-    call(*SMALL, out=tmp_path)
+    call(stage1, *SMALL, out=tmp_path)
     again = rows(tmp_path)
     assert len({r.identity for r in again}) == len(again)
     assert {r.identity for r in again} == {r.identity for r in rows(study)}
@@ -143,17 +121,12 @@ def test_a_killed_run_goes_on_and_neither_loses_nor_doubles_a_row(call, study, t
         (["--model", "/no/such/model"], "/no/such/model"),
     ],
 )
-def test_bad_input_ends_in_one_clear_line_and_code_2(call, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        call(*arguments)
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2
-    assert error.startswith("error: ") and "\n" not in error
-    assert message in error
+def test_bad_input_ends_in_one_clear_line_and_code_2(refuses, arguments, message):
+    refuses(message, stage1, *arguments)
 
 
 def test_a_dry_run_prints_the_configuration_and_writes_nothing(call, capsys, tmp_path):
-    call("--dry-run", "--quick", out=tmp_path / "out")
+    call(stage1, "--dry-run", "--quick", out=tmp_path / "out")
     settings = json.loads(capsys.readouterr().out)
     assert settings["experiment"] == "stage1" and settings["seeds"] == 3
     assert not (tmp_path / "out").exists()

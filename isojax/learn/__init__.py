@@ -7,10 +7,10 @@ share one is a free choice, and none at inference, where the permutation merges 
 """
 
 from isojax.learn.alignment import aligned as aligned
-from isojax.learn.alignment import second_moment as second_moment
-from isojax.learn.gptq import Gram as Gram
 from isojax.learn.gptq import gptq as gptq
-from isojax.learn.gptq import gram as gram
+from isojax.learn.moments import Gram as Gram
+from isojax.learn.moments import gram as gram
+from isojax.learn.moments import second_moment as second_moment
 from isojax.learn.permutation import absmax_order as absmax_order
 from isojax.learn.permutation import co_activation as co_activation
 from isojax.learn.permutation import mass_diff as mass_diff

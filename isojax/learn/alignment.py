@@ -17,12 +17,6 @@ from isojax._core.checks import compute_dtype
 from isojax.transforms import Oblique
 
 
-def second_moment(x: Float[Array, "*batch d"]) -> Float[Array, "d d"]:
-    """mean(x^T x) over all vectors, in fp32 (fp64 for fp64); not centred."""
-    x = x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1])
-    return jnp.matmul(x.T, x, precision="highest") / len(x)
-
-
 def aligned(
     moment: Float[Array, "d d"],
     metric: Float[Array, "d d"] | None = None,

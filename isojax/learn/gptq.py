@@ -22,47 +22,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from isojax._core.checks import check_positive, compute_dtype
-from isojax._core.pytree import pytree
 from isojax.quantizers import Codes, Quantizer
-
-
-@pytree
-class Gram:
-    """Sums over calibration vectors, which add up over batches; made by `gram`.
-
-    Attributes:
-        total: sum of x x^T.
-        count: number of vectors.
-    """
-
-    total: Float[Array, "*batch d d"]
-    count: Float[Array, "*batch"]
-
-    def __add__(self, other: Gram) -> Gram:
-        return Gram(self.total + other.total, self.count + other.count)
-
-    @property
-    def hessian(self) -> Float[Array, "*batch d d"]:
-        """H = 2 mean(x x^T), the Hessian of the squared error of each output of a linear layer."""
-        return 2 * self.total / self.count[..., None, None]
-
-
-def gram(x: Float[Array, "*tokens d"]) -> Gram:
-    """The sums of `x` over all its vectors; over layers by `vmap`.
-
-    In fp32, fp64 for fp64. For GPTQ fp32 is enough: its rounding lies far below the damping.
-
-    Example:
-        >>> total = gram(x[0]) + gram(x[1])
-        >>> codes = gptq(w, total.hessian, quantizer)
-    """
-    x = x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1])
-    return Gram(jnp.matmul(x.T, x, precision="highest"), jnp.asarray(len(x), x.dtype))
-
-
-def hessian(x: Float[Array, "*tokens d"]) -> Float[Array, "d d"]:
-    """`gram(x).hessian`: 2 mean(x x^T) over all vectors of `x`."""
-    return gram(x).hessian
 
 
 def gptq(

@@ -6,6 +6,7 @@ At high rate no scalar quantizer is better for its entropy (Gish and Pierce 1968
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -72,9 +73,26 @@ def ecsq_for_rate(
         ValueError: `per` is none of these, `bins` is below one, or `rate_bits` is a Python number
             out of its range.
     """
-    most = math.log2(check_positive("bins", bins))
+    check_rate(rate_bits, bins)
+
+    def entropy(v: Array, step: Array) -> Array:
+        return code_entropy_bits(_codes(v, step), per, bins)
+
+    return ECSQ(step_for_rate(samples, rate_bits, entropy))
+
+
+def check_rate(rate_bits: float | Array, bins: int, spare: int = 0) -> None:
+    """Raise `ValueError` for a Python number that is not above 0 and below log2(bins) - spare."""
+    most = math.log2(check_positive("bins", bins)) - spare
     if isinstance(rate_bits, int | float) and not 0 < rate_bits < most:
-        raise ValueError(f"rate_bits must be above 0 and below log2({bins}), got {rate_bits!r}.")
+        below = f"log2({bins}) - {spare}" if spare else f"log2({bins})"
+        raise ValueError(f"rate_bits must be above 0 and below {below}, got {rate_bits!r}.")
+
+
+def step_for_rate(
+    samples: Array, rate_bits: float | Array, entropy: Callable[[Array, Array], Array]
+) -> Float[Array, ""]:
+    """The finest step at which `entropy(samples, step)` is not above `rate_bits`."""
     v = samples.astype(compute_dtype(samples.dtype, "samples"))
     peak = jnp.max(jnp.abs(v))
     top = jnp.log(4 * jnp.where(peak == 0, 1, peak))
@@ -82,11 +100,11 @@ def ecsq_for_rate(
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = (low + high) / 2
-        too_fine = code_entropy_bits(_codes(v, jnp.exp(middle)), per, bins) > rate_bits
+        too_fine = entropy(v, jnp.exp(middle)) > rate_bits
         return jnp.where(too_fine, middle, low), jnp.where(too_fine, high, middle)
 
     start = top + jnp.log(jnp.asarray(FINEST / 4, v.dtype)), top
-    return ECSQ(jnp.exp(jax.lax.fori_loop(0, BISECTIONS, halve, start)[1]))
+    return jnp.exp(jax.lax.fori_loop(0, BISECTIONS, halve, start)[1])
 
 
 def _codes(v: Array, step: Array) -> Array:

@@ -18,19 +18,17 @@ is called D4, integers with an even sum.
 from __future__ import annotations
 
 import math
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
-from isojax._core.checks import check_choice, check_positive, compute_dtype
+from isojax._core.checks import check_choice, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.metrics.entropy import code_entropy_bits
 from isojax.quantizers.base import Quantizer
 from isojax.quantizers.codes import Codes, Packed
-from isojax.quantizers.entropy import BISECTIONS, FINEST
+from isojax.quantizers.entropy import check_rate, step_for_rate
 from isojax.quantizers.granularity import split
 from isojax.quantizers.packing import pack_mixed, unpack_mixed
 
@@ -224,24 +222,13 @@ def _lattice(size: int, step: float | Array, width: int) -> Lattice:
 
 
 def _for_rate(size: int, samples: Array, rate_bits: float | Array, per: str, bins: int) -> Lattice:
-    most = math.log2(check_positive("bins", bins)) - 1
-    if isinstance(rate_bits, int | float) and not 0 < rate_bits < most:
-        raise ValueError(
-            f"rate_bits must be above 0 and below log2({bins}) - 1, got {rate_bits!r}."
-        )
-    v = samples.astype(compute_dtype(samples.dtype, "samples"))
-    peak = jnp.max(jnp.abs(v))
-    top = jnp.log(4 * jnp.where(peak == 0, 1, peak))
+    check_rate(rate_bits, bins, spare=1)
 
-    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        lattice = Lattice(jnp.exp(middle), size, 0)
-        too_fine = lattice.entropy_bits(lattice.encode(v), per, bins) > rate_bits
-        return jnp.where(too_fine, middle, low), jnp.where(too_fine, high, middle)
+    def entropy(v: Array, step: Array) -> Array:
+        lattice = Lattice(step, size, 0)
+        return lattice.entropy_bits(lattice.encode(v), per, bins)
 
-    start = top + jnp.log(jnp.asarray(FINEST / 4, v.dtype)), top
-    return Lattice(jnp.exp(jax.lax.fori_loop(0, BISECTIONS, halve, start)[1]), size, 0)
+    return Lattice(step_for_rate(samples, rate_bits, entropy), size, 0)
 
 
 def _distance(v: Array, point: Array) -> Array:

@@ -29,7 +29,11 @@ def new_figure(rows: int, columns: int, title: str) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(max(4.2 * columns, 6), 3.3 * rows), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.grid(alpha=0.25, lw=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, grid
 
 
 def draw_lines(
@@ -81,8 +85,6 @@ def draw_lines(
     if isinstance(x, str):
         axes.set_xlabel(x)
     axes.set_title(metric.replace("_", " "), fontsize=10)
-    axes.grid(alpha=0.25, lw=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_figure(figure: Any, path: str | Path) -> None:

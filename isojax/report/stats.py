@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from isojax.report.rows import Row
@@ -77,6 +78,34 @@ def select(rows: Iterable[Row], metric: str | None = None, **config: Any) -> lis
         )
 
     return [row for row in rows if matches(row)]
+
+
+def complete(
+    rows: Iterable[Row], windows: int, point: Sequence[str], metric: str = "nll"
+) -> list[Row]:
+    """Rows of the first `windows`, and of none, of those points that have them all.
+
+    So a study that was cut short compares no means over different texts.
+
+    Args:
+        rows: of one study.
+        windows: how many of them a point must have read.
+        point: names in the configuration that tell points apart.
+        metric: that every window has.
+
+    Raises:
+        ValueError: a point has more rows than windows: two recipes go by one name.
+    """
+
+    def of(row: Row) -> tuple[Any, ...]:
+        return tuple(row.config.get(name) for name in point)
+
+    kept = [r for r in rows if r.config.get("window", 0) < windows]
+    read = Counter(of(r) for r in select(kept, metric))
+    twice = sorted(str(p) for p, n in read.items() if n > windows)
+    if twice:
+        raise ValueError(f"rows hold other recipes of the same name: {twice}.")
+    return [r for r in kept if read[of(r)] == windows]
 
 
 def summarize(rows: Iterable[Row], metric: str, **config: Any) -> Stat:
