@@ -44,6 +44,11 @@ MEMBERS = {
     "block_diagonal-nested-24": blocks_of(blocks_of(named("planar@permutation", 4), 3), 2),
     "block_diagonal-padded-20": blocks_of(named("rotor", 5), 4),
     "repeat-hadamard-24": lambda key: tf.repeat(tf.hadamard(key, 12), 2),
+    "cayley-6": named("cayley", 6),
+    "exponential-6": named("exponential", 6),
+    "butterfly_planar-12": named("butterfly_planar", 12),
+    "butterfly_quaternion-24": named("butterfly_quaternion", 24),
+    "strided-24": lambda key: tf.strided(tf.quaternion(key, 24), 4, 3),
     "padded-rotor-10": lambda key: tf.padded(tf.rotor(key, 12), 10),
     "composed-24": named("permutation@quaternion_fast@block_hadamard", 24, block=12),
 }
@@ -243,6 +248,10 @@ def test_composition_is_associative_and_reversed_by_its_transpose(names):
         ("permutation", 128, 0),
         ("identity", 0, 0),
         ("permutation@planar", 256, 256),
+        ("cayley", 8128, 16384),
+        ("exponential", 8128, 16384),
+        ("butterfly_planar", 128 * 7, 256 * 7),
+        ("butterfly_quaternion", 256 * 3 + 128, 1024 * 3 + 256),
     ],
 )
 def test_counts_at_dimension_128_are_the_published_ones(name, params, fmas):
@@ -295,6 +304,10 @@ def test_joined_names_apply_in_order_with_a_key_each():
         (lambda: tf.hadamard(KEY, 156), "got 156; blocks .* work: 52, 12, 4, 2, 1"),
         (lambda: tf.block_hadamard(KEY, 24, 6), "block must be one of 24, 12, 8, 4, 2, 1; got 6"),
         (lambda: tf.padded(tf.haar(KEY, 4), 5), "size must be at most inner.dim=4, got 5"),
+        (lambda: tf.cayley(KEY, 0), "dim must be .* at least 1, got 0"),
+        (lambda: tf.exponential(KEY, 0), "dim must be .* at least 1, got 0"),
+        (lambda: tf.butterfly(KEY, 8, "rotor"), "form must be one of planar, quat.*; got 'rotor'"),
+        (lambda: tf.strided(tf.planar(KEY, 8), 2, 3), "must divide inner.dim=8, got 6"),
         (lambda: tf.repeat(tf.haar(KEY, 4), 0), "count must be .* at least 1, got 0"),
         (lambda: tf.block_diagonal(tf.identity(4)), "block must have one leading axis"),
         (lambda: tf.pca(jnp.ones((0, 3))), r"samples must have shape .* got \(0, 3\)"),

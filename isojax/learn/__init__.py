@@ -4,16 +4,29 @@ Permutations before a block rotation: the rotation mixes only within its blocks,
 share one is a free choice, and none at inference, where the permutation merges into weights.
 `mass_diff` levels the mean l1 mass of the blocks, `co_activation` that of each token; `zigzag` and
 `absmax_order` are what they are compared with.
+
+By gradients, `fit` learns any pytree: rotations with free parameters, or dense ones that `stiefel`
+keeps orthogonal, by a loss of `isojax.learn.objectives`.
 """
 
 from isojax.learn.alignment import aligned as aligned
+from isojax.learn.fit import fit as fit
+from isojax.learn.fit import minibatch as minibatch
 from isojax.learn.gptq import gptq as gptq
 from isojax.learn.moments import Gram as Gram
 from isojax.learn.moments import gram as gram
 from isojax.learn.moments import second_moment as second_moment
+from isojax.learn.objectives import kurtosis_loss as kurtosis_loss
+from isojax.learn.objectives import laplace_distortion as laplace_distortion
+from isojax.learn.objectives import laplace_rate as laplace_rate
+from isojax.learn.objectives import log_variance as log_variance
+from isojax.learn.objectives import moment_root as moment_root
+from isojax.learn.objectives import quantization_error as quantization_error
+from isojax.learn.objectives import rate_distortion as rate_distortion
 from isojax.learn.permutation import absmax_order as absmax_order
 from isojax.learn.permutation import co_activation as co_activation
 from isojax.learn.permutation import mass_diff as mass_diff
 from isojax.learn.permutation import zigzag as zigzag
 from isojax.learn.smoothquant import smooth as smooth
 from isojax.learn.smoothquant import smooth_scale as smooth_scale
+from isojax.learn.stiefel import stiefel as stiefel

@@ -11,6 +11,9 @@ can be compared:
   2^k m counts its additions, k + m a coordinate (k for m = 1); signs and permutations count 0.
 
 Padding counts as the padded length, blocks and compositions as the sum of their parts.
+
+Parameters of `cayley`, `exponential`, `butterfly` and the block rotations are free, to be learned
+by `isojax.learn.fit`: whatever their values, the transform is orthogonal.
 """
 
 from isojax.transforms.base import Composed as Composed
@@ -20,9 +23,16 @@ from isojax.transforms.base import identity as identity
 from isojax.transforms.block_diagonal import BlockDiagonal as BlockDiagonal
 from isojax.transforms.block_diagonal import block_diagonal as block_diagonal
 from isojax.transforms.block_diagonal import repeat as repeat
+from isojax.transforms.butterfly import Strided as Strided
+from isojax.transforms.butterfly import butterfly as butterfly
+from isojax.transforms.butterfly import strided as strided
+from isojax.transforms.cayley import Cayley as Cayley
+from isojax.transforms.cayley import cayley as cayley
 from isojax.transforms.dense import Dense as Dense
 from isojax.transforms.dense import haar as haar
 from isojax.transforms.dense import pca as pca
+from isojax.transforms.exponential import Exponential as Exponential
+from isojax.transforms.exponential import exponential as exponential
 from isojax.transforms.hadamard import Hadamard as Hadamard
 from isojax.transforms.hadamard import block_hadamard as block_hadamard
 from isojax.transforms.hadamard import fwht as fwht

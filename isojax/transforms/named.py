@@ -11,7 +11,10 @@ from jaxtyping import Array, Key
 
 from isojax._core.checks import check_choice, check_positive
 from isojax.transforms.base import Transform, identity
+from isojax.transforms.butterfly import butterfly
+from isojax.transforms.cayley import cayley
 from isojax.transforms.dense import haar
+from isojax.transforms.exponential import exponential
 from isojax.transforms.hadamard import block_hadamard, hadamard
 from isojax.transforms.padded import padded
 from isojax.transforms.permutation import permutation
@@ -30,6 +33,10 @@ _MEMBERS: dict[str, tuple[int, Callable[..., Transform]]] = {
     "quaternion_fast": (4, functools.partial(quaternion, form="fast")),
     "quaternion_full": (4, functools.partial(quaternion, form="full")),
     "permutation": (1, permutation),
+    "cayley": (1, cayley),
+    "exponential": (1, exponential),
+    "butterfly_planar": (1, functools.partial(butterfly, form="planar")),
+    "butterfly_quaternion": (1, functools.partial(butterfly, form="quaternion")),
 }
 
 NAMES = tuple(_MEMBERS)

@@ -1,0 +1,169 @@
+"""What `alignment` says about its rows: claims, tables at equal rate, a figure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from isojax.report import Row, Stat, Study, markdown, new_figure, select, stat, summarize
+from isojax.report.figure import COLORS, MORE_COLORS
+
+CODERS = {
+    "fixed": "one set of levels, a norm a vector",
+    "allocated": "whole bits by component",
+    "entropy": "one step, an entropy code by component",
+}
+LOOKS = {
+    "kurtosis": "kurtosis",
+    "peak_to_rms": "peak / rms",
+    "coding_gain_db": "coding gain, dB",
+    "effective_dims": "effective dimensions",
+    "top_tenth_energy": "energy in the top tenth",
+}
+Curves = dict[tuple[int, int | None], list[tuple[float, float]]]  # (layer, seed): (rate, dB)
+
+
+def curves(rows: Sequence[Row], transform: str, coder: str) -> Curves:
+    """Error in dB below the energy over the rate that was spent, for each layer and seed."""
+    mine = select(rows, transform=transform, coder=coder)
+    rate = {_at(r): r.value for r in select(mine, "rate_bits")}
+    found: Curves = {}
+    for row in sorted(select(mine, "nmse"), key=lambda r: r.config["bits"]):
+        point = rate[_at(row)], _db(row.value)
+        found.setdefault((row.config["layer"], row.seed), []).append(point)
+    return found
+
+
+def above_bound(rows: Sequence[Row], transform: str, coder: str) -> dict[int, list[float]]:
+    """Distance from Shannon's bound in dB, at whole rates; a number for each layer and seed."""
+    bound: dict[tuple[int, int], float] = {
+        (r.config["layer"], r.config["bits"]): _db(r.value)
+        for r in select(rows, "nmse", coder="shannon")
+    }
+    found: dict[int, list[float]] = {}
+    for (layer, _), points in curves(rows, transform, coder).items():
+        spent, error = zip(*points, strict=True)
+        for rate in sorted({bits for _, bits in bound}):
+            if min(spent) <= rate <= max(spent):
+                here = float(np.interp(rate, spent, error)) - bound[layer, rate]
+                found.setdefault(rate, []).append(here)
+    return found
+
+
+def text(study: Study, base: dict[str, Any]) -> str:
+    """The report in Markdown."""
+    rows = study.rows(**base)
+    parts = [
+        f"# Rotate or align: {base['model']}",
+        f"Vectors of {base['text']}, {base['length']} tokens a window; axes, levels, steps and "
+        f"bits fitted on {base['calibration']} (of a weight, on every other output). Numbers are "
+        "means ± sd over layers and seeds. `above the bound` is the error in dB above Shannon's "
+        "bound for Gaussian vectors of the test covariance, at the rate of the column, norms "
+        "counted, interpolated between measured rates; a dash where a coder does not reach it.",
+    ]
+    for tensor in dict.fromkeys(r.config["tensor"] for r in rows):
+        here = select(rows, tensor=tensor)
+        parts += [f"## {tensor}", answers(here), looks(here)]
+        parts += [table(here, coder) for coder in CODERS]
+    return "\n\n".join(p for p in parts if p)
+
+
+def looks(rows: Sequence[Row]) -> str:
+    """How the coordinates lie."""
+    lines = []
+    for name in _names(rows):
+        cells = [_stat(rows, m, name).format(3) for m in LOOKS]
+        lines.append([name, *cells])
+    return markdown(["coordinates", *LOOKS.values()], lines)
+
+
+def table(rows: Sequence[Row], coder: str) -> str:
+    """Distance from the bound in dB, by coordinates and rate."""
+    each = {name: above_bound(rows, name, coder) for name in _names(rows)}
+    rates = sorted({rate for found in each.values() for rate in found})
+    if not rates:
+        return ""
+    lines = [
+        [name, *(stat(found[r]).format(3) if r in found else "-" for r in rates)]
+        for name, found in each.items()
+    ]
+    head = [f"`{coder}` ({CODERS[coder]}): above the bound, dB", *(f"{r} bit" for r in rates)]
+    return markdown(head, lines)
+
+
+def answers(rows: Sequence[Row]) -> str:
+    """What of the five claims these rows confirm."""
+    names, said = _names(rows), []
+    if {"identity", "haar"} <= set(names):
+        (k, k0), (p, p0) = (
+            (_stat(rows, m, "haar").mean, _stat(rows, m, "identity").mean)
+            for m in ("kurtosis", "peak_to_rms")
+        )
+        said.append(
+            f"Rotation flattens: kurtosis {k0:.3g} to {k:.3g}, peak over rms {p0:.3g} to {p:.3g}."
+        )
+    gains = ", ".join(f"{n} {_stat(rows, 'coding_gain_db', n).mean:.2f}" for n in names)
+    said.append(f"Alignment concentrates: coding gain in dB, {gains}.")
+    for coder in CODERS:
+        each = {n: above_bound(rows, n, coder) for n in names}
+        rates = sorted(set.intersection(*(set(found) for found in each.values())))
+        best = {r: min(names, key=lambda n, r=r, each=each: stat(each[n][r]).mean) for r in rates}
+        if best:
+            wins = ", ".join(f"{r} bit {n}" for r, n in best.items())
+            said.append(f"Least error, `{coder}`: {wins}.")
+        if rates and {"haar", "pca"} <= set(names):
+            gap = {r: _difference(each["haar"][r], each["pca"][r]) for r in rates}
+            shown = ", ".join(f"{r} bit {g.mean:+.2f} ± {g.sem:.2f}" for r, g in gap.items())
+            said.append(f"Error of haar over that of pca, `{coder}`, dB ± se: {shown}.")
+    return "\n".join(f"- {line}" for line in said)
+
+
+def _difference(many: list[float], few: list[float]) -> Stat:
+    """Of layers and seeds against layers, in the same order of layers."""
+    per = len(many) // len(few)
+    return stat([m - few[i // per] for i, m in enumerate(many)])
+
+
+def figure(study: Study, base: dict[str, Any]) -> Any:
+    """Distance from the bound over the rate: a line of panels a tensor, a panel a coder."""
+    rows = study.rows(**base)
+    tensors = list(dict.fromkeys(r.config["tensor"] for r in rows))
+    title = f"Rotate or align: {base['model']}"
+    chart, axes = new_figure(len(tensors), len(CODERS), title)
+    spare = dict(zip([n for n in _names(rows) if n not in COLORS], itertools.cycle(MORE_COLORS)))
+    for line, tensor in zip(axes, tensors, strict=True):
+        here = select(rows, tensor=tensor)
+        for panel, coder in zip(line, CODERS, strict=True):
+            for name in _names(here):
+                found = {r: stat(v) for r, v in above_bound(here, name, coder).items()}
+                panel.errorbar(
+                    list(found), [s.mean for s in found.values()], [s.sem for s in found.values()],
+                    fmt="o-", ms=3, lw=1.3, capsize=2, label=name,
+                    color=COLORS.get(name) or spare[name],
+                )  # fmt: skip
+            panel.set_title(f"{tensor}, {coder}", fontsize=9)
+        line[0].set_ylabel("dB above the bound")
+    for panel in axes[-1]:
+        panel.set_xlabel("bits a number")
+    axes[0, 0].legend(fontsize=6, frameon=False)
+    return chart
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(r.config["transform"] for r in rows if "transform" in r.config))
+
+
+def _stat(rows: Sequence[Row], metric: str, name: str) -> Stat:
+    return summarize(rows, metric, transform=name)
+
+
+def _at(row: Row) -> tuple[int, int | None, int]:
+    return row.config["layer"], row.seed, row.config["bits"]
+
+
+def _db(nmse: float) -> float:
+    return 10 * math.log10(max(nmse, 1e-12))

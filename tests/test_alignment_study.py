@@ -1,0 +1,105 @@
+"""The study of rotation against alignment: what it measures, and as its users run it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import alignment
+from experiments.alignment_trial import bound, measure
+from isojax.report import read_rows, select
+
+GIVEN = ("--tensors", "key", "weight:q_proj", "--layers", 2, "--rates", 2, 4, "--seeds", 2,
+         "--transforms", "identity", "haar", "pca", "--windows", 1,
+         "--calibration-windows", 2)  # fmt: skip
+DIM = 16
+
+
+@pytest.fixture(scope="module")
+def gaussian():
+    """Vectors of very uneven variances, to fit on and to test on."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((12000, DIM), np.float32) * np.geomspace(8, 0.5, DIM, dtype=np.float32)
+    x = jnp.asarray(x @ np.linalg.qr(rng.standard_normal((DIM, DIM)))[0].astype(np.float32))
+    return x[None, :8000], x[None, 8000:]
+
+
+def distance(pair, name, coder, rate):
+    """DB above the bound, at the rate that was asked for."""
+    nmse = float(measure(jax.random.key(0), *pair, name, (rate,))[coder, rate]["nmse"])
+    least = float(bound(*pair, (rate,))["shannon", rate]["nmse"])
+    return 10 * np.log10(nmse / least)
+
+
+def test_entropy_coded_principal_axes_stay_at_the_known_distance_from_the_bound(gaussian):
+    # 1.53 dB at high rate (Gish and Pierce 1968), and a little for fitting on other vectors
+    assert 1.4 < distance(gaussian, "pca", "entropy", 5) < 1.7
+
+
+def test_alignment_wins_entropy_coded_and_rotation_at_one_fixed_rate(gaussian):
+    spread = np.square(np.geomspace(8, 0.5, DIM))
+    gain = 10 * np.log10(spread.mean() / np.exp(np.log(spread).mean()))
+    lost = distance(gaussian, "haar", "entropy", 5) - distance(gaussian, "pca", "entropy", 5)
+    assert lost == pytest.approx(gain, abs=1.2)  # a rotation does not flatten wholly
+    assert distance(gaussian, "haar", "fixed", 4) < distance(gaussian, "pca", "fixed", 4) - 1
+
+
+def test_clusters_with_axes_of_their_own_are_found(gaussian):
+    x = np.random.default_rng(1).standard_normal((12000, DIM)).astype(np.float32)
+    own = np.arange(12000) % 2
+    x[own == 0, : DIM // 2] *= 20  # two subspaces, one mean
+    x[own == 1, DIM // 2 :] *= 20
+    x[own == 0, 0] += 200
+    pair = jnp.asarray(x)[None, :8000], jnp.asarray(x)[None, 8000:]
+    gains = {
+        name: float(measure(jax.random.key(0), *pair, name, (4,))["", 0]["coding_gain_db"])
+        for name in ("pca", "local_pca")
+    }
+    assert gains["local_pca"] > gains["pca"] + 2
+
+
+@pytest.fixture(scope="module")
+def study(call):
+    return call(alignment, *GIVEN)
+
+
+def test_every_point_is_there_and_random_ones_with_every_seed(study):
+    found = select(read_rows(study / "rows.jsonl"), "nmse")
+    for tensor in ("key", "weight:q_proj"):
+        for layer in (0, 1):
+            for coder in ("fixed", "allocated", "entropy"):
+                for bits in (2, 4):
+                    here = select(found, tensor=tensor, layer=layer, coder=coder, bits=bits)
+                    seeds = [(r.config["transform"], r.seed) for r in here]
+                    want = [("haar", 0), ("haar", 1), ("identity", None), ("pca", None)]
+                    assert sorted(seeds, key=str) == want
+
+
+def test_more_bits_lose_less(study):
+    rows = read_rows(study / "rows.jsonl")
+    for row in select(rows, "nmse", bits=4, coder=("fixed", "allocated")):
+        (less,) = [
+            r for r in select(rows, "nmse", **row.config | {"bits": 2}) if r.seed == row.seed
+        ]
+        assert row.value < less.value
+
+
+def test_it_goes_on_and_says_what_it_found(call, study):
+    before = (study / "rows.jsonl").read_bytes()
+    call(alignment, *GIVEN, out=study)
+    assert (study / "rows.jsonl").read_bytes() == before
+    report = (study / "table.md").read_text()
+    assert "Alignment concentrates" in report and "## weight:q_proj" in report
+    assert (study / "figure.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--transforms", "dct"), ("--rates", 9), ("--tensors", "soul"), ("--layers", 0)],
+)
+def test_it_refuses_what_it_does_not_know(call, capsys, flag, value):
+    with pytest.raises(SystemExit) as stop:
+        call(alignment, flag, value)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and str(value) in error and error.count("\n") == 1
