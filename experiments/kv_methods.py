@@ -26,6 +26,7 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "+pre+coactivation": {"offset": "channel_pre_rope", "permutation": "co_activation"},
     "+pre+recent": {"offset": "channel_pre_rope", "recent": 32},
     "+pre+sinks": {"offset": "channel_pre_rope", "sinks": 4},
+    "+pre+sinks+unbiased": {"offset": "channel_pre_rope", "sinks": 4, "gain": "unbiased"},
 }
 
 
@@ -63,6 +64,11 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
     "-gain": {"gain": "none"},
     "-sinks": {"sinks": 0},
 }
+# Half the power of the metric, and scales without shrinkage; then values flattened, since what is
+# read in sums wants errors that average out.
+HALF = dataclasses.replace(ALIGNED, power=0.5)
+UNBIASED = dataclasses.replace(HALF, gain="unbiased")
+FLAT = Recipe("haar", **REPAIRS["+pre+sinks+unbiased"])
 METHODS: dict[str, tuple[Recipe, Recipe]] = {
     "kivi": KIVI,
     "kivi+lean": LEAN,
@@ -75,7 +81,9 @@ METHODS: dict[str, tuple[Recipe, Recipe]] = {
         if t in BLOCKS or "permutation" not in r
     },
     **{f"aligned{name}": both(dataclasses.replace(ALIGNED, **r)) for name, r in LEFT_OUT.items()},
-    "aligned+half": both(dataclasses.replace(ALIGNED, power=0.5)),
+    "aligned+half": both(HALF),
+    "aligned+unbiased": both(UNBIASED),
+    "aligned+haar": (UNBIASED, FLAT),
     "pca+pre": both(CENTRED_PCA),
     "pca+before": both(dataclasses.replace(CENTRED_PCA, rope="before")),
     "pca+gaussian": both(dataclasses.replace(CENTRED_PCA, codebook="gaussian")),
@@ -85,7 +93,8 @@ DEFAULT = (
     "kivi", "kivi+lean", "kivi+sparse", "minmax", *ROTATIONS,
     *(f"{t}{r}" for t in ("haar", "quaternion_full") for r in REPAIRS if r and t + r in METHODS),
     *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
-    *(f"aligned{name}" for name in LEFT_OUT), "aligned+half",
+    *(f"aligned{name}" for name in LEFT_OUT), "aligned+half", "aligned+unbiased",
+    "aligned+haar",
 )  # fmt: skip
 
 

@@ -59,9 +59,7 @@ class Codec:
         Raises:
             ValueError: the quantizer has no fixed number of bits.
         """
-        y = self.rotate(x)
-        codes = self.quantizer.encode_like(y, self.quantizer.encode(y).rounded(dtype))
-        return self.quantizer.pack(codes, dtype)
+        return self.quantizer.pack(self.quantizer.encode_rounded(self.rotate(x), dtype), dtype)
 
     def load(self, packed: Packed) -> Float[Array, "*batch d"]:
         """What `packed` stands for, in fp32."""

@@ -26,7 +26,7 @@ TRANSFORMS = (*transforms.NAMES, *FITTED)
 OFFSETS = ("none", "channel_pre_rope", "channel_post_rope")
 SCALES = ("none", "channel")
 ALLOCATIONS = ("even", "greedy")
-GAINS = {"vector": "rms", "none": "none"}
+GAINS = {"vector": "rms", "unbiased": "rms", "none": "none"}
 CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel", "minmax", "minmax_channel")
 TINY = 1e-12
 
@@ -51,7 +51,8 @@ class Recipe:
         power: of the metric of `aligned` axes; 0 ignores it.
         allocation: bits of a component: `even`, or `greedy`, for `fitted_channel`: 0 to 8, each bit
             where it lowers the error most, at the same mean.
-        gain: what fitted levels are relative to: the root mean square of the `vector`, or `none`.
+        gain: what levels are relative to: the root mean square of the `vector`; that made
+            `unbiased` (see there: what is decoded does not shrink); or, fitted ones, `none`.
         group: numbers that share a range of `minmax` (of these, as many as also divide the
             vector), or 0 for the whole vector.
         rope: whether keys are stored `after` or `before` the rotary embedding.
@@ -123,6 +124,11 @@ class Recipe:
             if metric is None:
                 raise ValueError("metric must be given for aligned axes, got None.")
         check_choice("bits", bits, range(2, 9))
+        if self.gain == "unbiased" and (self.sparse or "minmax" in self.codebook):
+            raise ValueError(
+                "codebook of an unbiased gain must have a norm and no sparse numbers, "
+                f"got {self.codebook} and sparse={self.sparse}."
+            )
         if (self.page > 1) != (self.codebook == "minmax_channel"):
             raise ValueError(
                 f"page must be above 1 for minmax_channel and 1 for others, got {self.page} for "
@@ -191,4 +197,6 @@ class Recipe:
             per = "channel" if self.codebook == "minmax_channel" else per
             group = math.gcd(self.group, dim) if per == "group" else 0
             made = quantizers.minmax(bits, per, group, levels="affine")
+        if self.gain == "unbiased":
+            return quantizers.unbiased(made)
         return quantizers.sparse(made, self.sparse) if self.sparse else made

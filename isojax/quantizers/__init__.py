@@ -47,6 +47,8 @@ from isojax.quantizers.packing import unpack_mixed as unpack_mixed
 from isojax.quantizers.rate import rate_bits as rate_bits
 from isojax.quantizers.sparse import Sparse as Sparse
 from isojax.quantizers.sparse import sparse as sparse
+from isojax.quantizers.unbiased import Unbiased as Unbiased
+from isojax.quantizers.unbiased import unbiased as unbiased
 from isojax.quantizers.uniform import Uniform as Uniform
 from isojax.quantizers.uniform import absmax as absmax
 from isojax.quantizers.uniform import minmax as minmax

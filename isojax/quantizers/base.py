@@ -46,6 +46,10 @@ class Quantizer(abc.ABC):
         """
         return self.encode(y)
 
+    def encode_rounded(self, y: Float[Array, "*batch d"], dtype: Any = jnp.float16) -> Codes:
+        """Codes of `y` chosen at its scale and offset as `pack` rounds them."""
+        return self.encode_like(y, self.encode(y).rounded(dtype))
+
     def roundtrip(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """`decode(encode(y))` in the dtype of `y`."""
         return self.decode(self.encode(y)).astype(canonicalize_dtype(y.dtype))
