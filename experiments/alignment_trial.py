@@ -94,17 +94,22 @@ def _unit(key: Array, x: Array, z: Array, *, name: str, rates: tuple[int, ...]) 
 
 def coordinates(key: Array, x: Float[Array, "n d"], name: str) -> tuple[Turn, float]:
     """An isometry of that name, fitted to the vectors where it is not drawn, and bits it adds."""
-    dim = x.shape[-1]
     if name == "local_pca":
-        return _local(key, x), math.log2(CLUSTERS) / dim
+        return _local(key, x), math.log2(CLUSTERS) / x.shape[-1]
+    return axes(key, x, name).apply, 0.0
+
+
+def axes(key: Array, x: Float[Array, "n d"], name: str) -> transforms.Transform:
+    """The transform of that name, fitted to the vectors where it is not drawn."""
+    dim = x.shape[-1]
     if name == "pca":
-        return transforms.pca(x).apply, 0.0
+        return transforms.pca(x)
     if name == "low_rank":
         # the leading quarter of the axes, and what is left of the vector, each flattened by itself
         sizes, keys = (dim // 4, dim - dim // 4), jax.random.split(key)
         parts = [transforms.haar(k, n).matrix() for k, n in zip(keys, sizes, strict=True)]
         whole = jax.scipy.linalg.block_diag(*parts)
-        return transforms.Dense(transforms.pca(x).entries @ whole).apply, 0.0
+        return transforms.Dense(transforms.pca(x).entries @ whole)
     if name == "learned_rotation":
         start = transforms.Dense(transforms.hadamard(key, dim).matrix())
         scale = jnp.mean(jnp.square(x))
@@ -125,12 +130,12 @@ def coordinates(key: Array, x: Float[Array, "n d"], name: str) -> tuple[Turn, fl
             return learn.rate_distortion(t, learn.minibatch(key, x, BATCH), step, weight)
 
         return _learned(key, concentrate, start, 3e-3)
-    return transforms.from_name(key, name, dim).apply, 0.0
+    return transforms.from_name(key, name, dim)
 
 
-def _learned(key: Array, loss: Any, start: transforms.Dense, rate: float) -> tuple[Turn, float]:
+def _learned(key: Array, loss: Any, start: transforms.Dense, rate: float) -> transforms.Dense:
     optimizer = learn.stiefel(optax.adam(rate))
-    return learn.fit(loss, start, optimizer, key=key, steps=STEPS, checks=10)[0].apply, 0.0
+    return learn.fit(loss, start, optimizer, key=key, steps=STEPS, checks=10)[0]
 
 
 def _local(key: Array, x: Float[Array, "n d"]) -> Turn:

@@ -105,7 +105,7 @@ class Trial:
         """Mean nll of text i in nat a token, with parameters of `quantized`."""
         sites, _ = SETTINGS[point.setting]
         quantizer = quantizer_of(point.format, False)
-        return float(_score(params, self.config, online, self.texts[i], sites, quantizer))
+        return float(score(params, self.config, online, self.texts[i], sites, quantizer))
 
     def layers(self, point: Point, seed: int) -> list[dict[str, float]]:
         """What down_proj reads in each layer, on the first text."""
@@ -119,10 +119,12 @@ class Trial:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sites"))
-def _score(
+def score(
     params: Any, config: ModelConfig, online: Any, ids: Array, sites: tuple[str, ...],
     quantizer: quantizers.Quantizer,
 ) -> Float[Array, ""]:  # fmt: skip
+    """Mean nll of a text in nat a token, the inputs at `sites` quantized after `online`."""
+
     def quantize(name: str, layer: Array, x: Array) -> Array:
         return quantizer.roundtrip(x) if name in sites else x
 

@@ -129,13 +129,17 @@ class Trial:
                 found.append(Reading(own | {"prompt": i}, i, "induction_nll", read))
         return found
 
+    def nll(self, i: int, stores: Stores) -> float:
+        """Mean nll of a window in nat a token."""
+        return float(self._score(self.model.params, self.texts[i], *stores).mean())
+
     def window(self, i: int, stores: Stores) -> dict[str, float]:
         """Mean nll of a window in nat a token, and what codes do to its attention.
 
         For the latter the tensors are those of the exact model, and every token is read from its
         codes, sinks and recent ones too, but for a last page that is not full.
         """
-        nll = {"nll": float(self._score(self.model.params, self.texts[i], *stores).mean())}
+        nll = {"nll": self.nll(i, stores)}
         if all(store is None for store in stores):
             return nll
         found = {}

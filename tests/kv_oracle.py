@@ -1,5 +1,6 @@
 """An independent float64 oracle of the key/value cache quantizers, written from the definition."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ Change = Callable[[int, Array, Array, Array], tuple[Array, Array, Mask, Mask]]
 
 OFFSETS, SCALES = ("none", "channel_pre_rope", "channel_post_rope"), ("none", "channel")
 ROPES = ("after", "before")
+GAINS = ("vector", "unbiased", "none")
 CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel", "minmax", "minmax_channel")
 
 
@@ -106,13 +108,80 @@ def lloyd_max_fit(samples: Array, bits: int) -> Array:
     return min(fits, key=lambda fit: fit[0])[1]
 
 
-def code_by_norm(y: Array, levels: Array, unit: float) -> Array:
-    """Code y [T, e] by its float16 size ||y|| / unit and the nearest levels [2^b] or [e, 2^b]."""
+def centre(
+    calibration: Array,
+    *,
+    offset: str,
+    rope: str = "after",
+    theta: float | None = None,
+    sinks: int = 0,
+) -> tuple[Array, Callable[[int], Array]]:
+    """What a codec is fitted to [N, d], and the offset [T, d] as a function of T.
+
+    The first `sinks` tokens of each text are left out; the offset is taken from the rest.
+    """
+    outer = theta if rope == "before" else None
+    inner = theta if rope == "after" and offset == "channel_pre_rope" else None
+    seen = rotary(np.asarray(calibration, np.float64), outer, -1)
+    d = seen.shape[-1]
+    mean = rotary(seen, inner, -1)[:, sinks:].reshape(-1, d).mean(0) * (offset != "none")
+
+    def added(length: int) -> Array:
+        """The offset at positions 0..length-1, in what the codec sees."""
+        return rotary(np.tile(mean, (length, 1)), inner)
+
+    return (seen - added(seen.shape[1]))[:, sinks:].reshape(-1, d), added
+
+
+def aligned_axes(x: Array, metric: Array, power: float) -> tuple[Array, Array]:
+    """Principal axes of x [N, d] in a metric [d, d]: the turn (y = x @ turn) and the way back."""
+    value, vector = np.linalg.eigh(np.asarray(metric, np.float64))
+    size = np.sqrt((np.maximum(value, 0) + 1e-3 * value.mean()) ** power)
+    root, inverse = (vector * size @ vector.T, vector / size @ vector.T)
+    axes = np.linalg.eigh(root @ (x.T @ x / len(x)) @ root)[1][:, ::-1]
+    return root @ axes, axes.T @ inverse
+
+
+@functools.cache
+def gaussian_distortion(bits: int) -> float:
+    """Mean squared error of the Lloyd-Max quantizer of N(0, 1)."""
+    level = gaussian_levels(1, bits)
+    below = [math.erf(edge / math.sqrt(2)) / 2 for edge in (level[1:] + level[:-1]) / 2]
+    return 1 - float(np.diff([-0.5, *below, 0.5]) @ level**2)
+
+
+def greedy_widths(variance: Array, bits: int) -> list[int]:
+    """Bits (0 to 8) of each component, each given where it lowers the distortion most."""
+    worth = -np.diff([gaussian_distortion(b) for b in range(9)])  # of the next bit
+    widths = [0] * len(variance)
+    for _ in range(bits * len(variance)):
+        won = [v * worth[w] if w < 8 else 0 for v, w in zip(variance, widths, strict=True)]
+        widths[int(np.argmax(won))] += 1
+    return widths
+
+
+def unit_rms(y: Array) -> Array:
+    """Each row over its root mean square; rows of zeros are left out."""
+    rms = np.sqrt(np.mean(y**2, axis=-1, keepdims=True))
+    return (y / np.where(rms > 0, rms, 1))[rms[:, 0] > 0]
+
+
+def code_by_norm(y: Array, levels: Array, unit: float, gain: str = "vector") -> Array:
+    """Code y [T, e] by its float16 size ||y|| / unit and the nearest levels [2^b] or [e, n].
+
+    gain none: no size. unbiased: a size for which <y, y_hat> = <y, y>, for the same codes.
+    """
     size = half(np.linalg.norm(y, axis=-1, keepdims=True) / unit)
+    if gain == "none":
+        size = np.ones_like(size)
     u = y / np.where(size > 0, size, 1)
-    if levels.ndim == 1:
-        return nearest(u, levels) * size
-    return np.stack([nearest(u[:, i], row) for i, row in enumerate(levels)], -1) * size
+    rows = np.broadcast_to(levels, (y.shape[1], levels.shape[-1]))
+    u_hat = np.stack([nearest(u[:, i], row) for i, row in enumerate(rows)], -1)
+    if gain == "unbiased":
+        along = np.sum(y * u_hat * size, -1, keepdims=True)
+        square = np.sum(y**2, -1, keepdims=True)
+        size = half(size * np.where(along > 0, square / np.where(along > 0, along, 1), 1))
+    return u_hat * size
 
 
 def code_by_range(y: Array, bits: int, sparse: float) -> Array:
@@ -145,28 +214,28 @@ def reconstruct(
     page: int = 1,
     sparse: float = 0.0,
     levels: Array | None = None,
+    inverse: Array | None = None,
+    gain: str = "vector",
+    sinks: int = 0,
 ) -> Array:
     """What the quantizer gives back for x [T, d], calibrated on texts [n, T', d] from position 0.
 
     theta is None for values. rope: the codec stands "after" or "before" the rotary embedding; x
-    and the result are rotated either way. levels ([2^b] or [e, 2^b]) replace the oracle's fit.
+    and the result are rotated either way. levels ([2^b], or [e, n] with rows padded by inf)
+    replace the oracle's fit. inverse, of the matrix, is its transpose unless given. The first
+    `sinks` tokens are kept in float16.
     """
-    for given, known in (offset, OFFSETS), (scale, SCALES), (rope, ROPES), (codebook, CODEBOOKS):
+    for given, known in (
+        (offset, OFFSETS), (scale, SCALES), (rope, ROPES), (codebook, CODEBOOKS), (gain, GAINS),
+    ):  # fmt: skip
         if given not in known or (sparse and "minmax" not in codebook):
             raise ValueError((given, sparse))
-    x, calibration, matrix = (np.asarray(a, np.float64) for a in (x, calibration, matrix))
+    x, matrix = np.asarray(x, np.float64), np.asarray(matrix, np.float64)
+    inverse = matrix.T if inverse is None else inverse
     d, e = matrix.shape
     outer = theta if rope == "before" else None  # undone before the codec, applied after it
-    inner = theta if rope == "after" and offset == "channel_pre_rope" else None
-    seen = rotary(calibration, outer, -1)
-    mean = rotary(seen, inner, -1).reshape(-1, d).mean(0) * (offset != "none")
-
-    def added(length: int) -> Array:
-        """The offset at positions 0..length-1, in what the codec sees."""
-        return rotary(np.tile(mean, (length, 1)), inner)
-
-    fit = seen - added(calibration.shape[1])
-    deviation = fit.reshape(-1, d).std(0) if scale == "channel" else np.ones(d)
+    fit, added = centre(calibration, offset=offset, rope=rope, theta=theta, sinks=sinks)
+    deviation = fit.std(0) if scale == "channel" else np.ones(d)
     deviation = np.where(deviation > 0, deviation, 1.0)
     y = (rotary(x, outer, -1) - added(len(x))) / deviation @ matrix
 
@@ -178,17 +247,17 @@ def reconstruct(
         y_hat[:full] = code_by_range(pages, bits, sparse).swapaxes(1, 2).reshape(full, e)
     elif codebook in ("sphere", "gaussian"):
         table = sphere_levels(e, bits) if codebook == "sphere" else gaussian_levels(e, bits)
-        y_hat = code_by_norm(y, table, 1.0)
+        y_hat = code_by_norm(y, table, 1.0, gain)
     else:
         if levels is None:
-            z = (fit / deviation).reshape(-1, d) @ matrix
-            rms = np.linalg.norm(z, axis=-1, keepdims=True) / math.sqrt(e)
-            z = (z / np.where(rms > 0, rms, 1))[rms[:, 0] > 0]
+            z = fit / deviation @ matrix
+            z = z if gain == "none" else unit_rms(z)
             sets = [z] if codebook == "fitted" else list(z.T)
             levels = np.squeeze([lloyd_max_fit(part, bits) for part in sets])
-        y_hat = code_by_norm(y, np.asarray(levels, np.float64), math.sqrt(e))
+        y_hat = code_by_norm(y, np.asarray(levels, np.float64), math.sqrt(e), gain)
 
-    return rotary(y_hat @ matrix.T * deviation + added(len(x)), outer)
+    x_hat = rotary(y_hat @ inverse * deviation + added(len(x)), outer)
+    return np.concatenate([half(x[:sinks]), x_hat[sinks:]])
 
 
 def stored_bytes(

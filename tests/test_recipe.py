@@ -37,17 +37,55 @@ KEYS = (
 )  # fmt: skip
 RECIPES = {f"K {n}": ("K", METHODS[n][0]) for n in KEYS}
 RECIPES |= {f"V {n}": ("V", METHODS[n][1]) for n in VALUES}
-
-
-def words(recipe):
-    """The settings that the oracle takes."""
-    own = dataclasses.asdict(recipe)
-    names = ("codebook", "offset", "scale", "rope", "page", "sparse")
-    return {name: own[name] for name in names}
+ALIGNED_NAMES = (
+    "aligned", "aligned-centre", "aligned-metric", "aligned-bits", "aligned-gain", "aligned+half",
+)  # fmt: skip
+RECIPES |= {
+    f"{side} {n}": (side, dataclasses.replace(METHODS[n]["KV".index(side)], sinks=2))
+    for side in "KV"
+    for n in (*ALIGNED_NAMES, "haar+pre+sinks")
+}
+UNBIASED = {
+    "K": ("haar+pre", "pca+gaussian", "haar+fitted", "pca+pre", "aligned", "aligned-bits"),
+    "V": ("haar+pre", "aligned"),
+}
+RECIPES |= {
+    f"{side} {n} unbiased": (side, dataclasses.replace(recipe, gain="unbiased"))
+    for side, names in UNBIASED.items()
+    for n in names
+    for recipe in [RECIPES[f"{side} {n}"][1]]
+}
+QUERIES = RNG.standard_normal((LAYERS, HEADS, 200, DIM)) * np.geomspace(4, 0.1, DIM)
+METRIC = jnp.asarray(np.einsum("lgni,lgnj->lgij", QUERIES, QUERIES) / 200, jnp.float32)
+MANY = keys_like(45)  # enough for the fits of levels to have one optimum
 
 
 def at(tree, *index):
     return jax.tree.map(lambda a: a[index], tree)
+
+
+def inner(codec):
+    """The quantizer that has the levels."""
+    return getattr(codec.quantizer, "inner", codec.quantizer)
+
+
+def words(recipe, codec, samples, metric=None, theta=None):
+    """What the oracle takes: settings, axes and levels; aligned axes are its own, to a sign."""
+    own = dataclasses.asdict(recipe)
+    names = ("codebook", "offset", "scale", "rope", "page", "sparse", "gain", "sinks")
+    known = {name: own[name] for name in names} | {"theta": theta}
+    if theta is None:
+        known["rope"] = "after"
+    if "fitted" in recipe.codebook:
+        known["levels"] = np.asarray(inner(codec).levels, float)
+    matrix = np.asarray(codec.transform.matrix(), float)
+    if recipe.transform != "aligned":
+        return known | {"matrix": matrix}
+    placed = {name: known[name] for name in ("offset", "rope", "theta", "sinks")}
+    x, _ = oracle.centre(samples, **placed)
+    turn, back = oracle.aligned_axes(x, metric, recipe.power)
+    sign = np.sign(np.sum(turn * matrix, axis=0))
+    return known | {"matrix": turn * sign, "inverse": sign[:, None] * back}
 
 
 @jax.jit
@@ -69,23 +107,23 @@ def test_what_comes_back_is_what_the_oracle_makes(name):
     side, recipe = RECIPES[name]
     recipe = dataclasses.replace(recipe, page=8 if recipe.page > 1 else 1)
     frequency, theta = (FREQUENCY, THETA) if side == "K" else (None, None)
-    store = fit(recipe, jax.random.key(1), CALIBRATION, 3, frequency)
+    store = fit(recipe, jax.random.key(1), CALIBRATION, 3, frequency, METRIC)
     got = np.asarray(reread(store, TEXT[:, 0], frequency))
     for layer in range(LAYERS):
         for head in range(HEADS):
-            codec = at(store.codec, layer, head)
-            levels = getattr(codec.quantizer, "levels", None)
-            want = oracle.reconstruct(
-                np.asarray(TEXT[layer, 0, :, head], float),
-                np.asarray(CALIBRATION[layer, :, :, head], float),
-                matrix=np.asarray(codec.transform.matrix(), float), bits=3, theta=theta,
-                levels=np.asarray(levels, float) if "fitted" in recipe.codebook else None,
-                **words(recipe) | ({"rope": "after"} if side == "V" else {}),
-            )  # fmt: skip
-            error = np.abs(got[layer, :, head] - want).max(-1) / np.abs(want).max()
+            codec, samples = at(store.codec, layer, head), CALIBRATION[layer, :, :, head]
+            known = words(recipe, codec, samples, METRIC[layer, head], theta)
+            want = oracle.reconstruct(TEXT[layer, 0, :, head], samples, bits=3, **known)
+            out, n = got[layer, :, head], recipe.sinks
+            assert np.abs(out[:n] - want[:n]).max(initial=0) < 1e-5 * np.abs(want).max()
+            error = np.abs(out - want)[n:].max(-1) / np.abs(want).max()
             # in fp32 a number may fall on the other side of a border
             assert np.mean(error < 1e-4) >= 0.9, f"{layer} {head} {np.sort(error)[::-1]}"
             assert np.mean(error**2) ** 0.5 < 0.05
+
+
+def distortion(column, levels):
+    return np.mean((column - oracle.nearest(column, levels)) ** 2)
 
 
 @pytest.mark.parametrize("codebook", ["fitted", "fitted_channel"])
@@ -96,18 +134,38 @@ def test_fitted_levels_are_as_good_as_the_oracle_s(codebook):
     y /= np.sqrt((y**2).mean(-1, keepdims=True))
     columns = [y.ravel()] if codebook == "fitted" else list(y.T)
     levels = np.asarray(codec.quantizer.levels, float).reshape(len(columns), -1)
-
-    def distortion(column, levels):
-        return np.mean((column - oracle.nearest(column, levels)) ** 2)
-
     ours = np.mean([distortion(*pair) for pair in zip(columns, levels, strict=True)])
     theirs = np.mean([distortion(c, oracle.lloyd_max_fit(c, 2)) for c in columns])
     assert ours == pytest.approx(theirs, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    "name", [*(f"K {n}" for n in ALIGNED_NAMES), "V aligned", "K aligned unbiased"]
+)
+def test_aligned_widths_and_levels_are_the_oracle_s(name):
+    side, recipe = RECIPES[name]
+    frequency, theta = (FREQUENCY, THETA) if side == "K" else (None, None)
+    store = fit(recipe, jax.random.key(1), MANY, 3, frequency, METRIC)
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            codec, samples = at(store.codec, layer, head), MANY[layer, :, :, head]
+            known = words(recipe, codec, samples, METRIC[layer, head], theta)
+            x, _ = oracle.centre(samples, offset=recipe.offset, theta=theta, sinks=recipe.sinks)
+            y = x @ known["matrix"]
+            widths = [3] * DIM
+            if recipe.allocation == "greedy":
+                widths = oracle.greedy_widths(y.var(0), 3)
+                assert np.asarray(inner(codec).widths).tolist() == widths
+            y = y if recipe.gain == "none" else oracle.unit_rms(y)
+            assert np.isfinite(known["levels"]).sum(-1).tolist() == [2**w for w in widths]
+            ours, theirs = (
+                np.mean([distortion(*pair) for pair in zip(y.T, levels, strict=True)])
+                for levels in (known["levels"], map(oracle.lloyd_max_fit, y.T, widths))
+            )
+            assert ours < 1.02 * theirs
+
+
 ALIGNED = METHODS["aligned"][0]
-QUERIES = RNG.standard_normal((LAYERS, HEADS, 200, DIM)) * np.geomspace(4, 0.1, DIM)
-METRIC = jnp.asarray(np.einsum("lgni,lgnj->lgij", QUERIES, QUERIES) / 200, jnp.float32)
 
 
 def logit_error(recipe, bits=2):
@@ -155,25 +213,41 @@ def tiny():
     model = load_model("tiny")
     tokens = encode(model.tokenizer, load_text("tiny"))
     config = model.config
-    sites = tuple(Site(kind, i) for kind in ("key", "value") for i in range(4))
+    sites = tuple(Site(kind, i) for kind in ("query", "key", "value") for i in range(4))
     seen = jax.jit(lambda p, t: forward(p, config, t, capture=sites).captured)(
         model.params, tokens[1000:1256].reshape(2, 128)
     )
     return model, tokens[:80], seen
 
 
-@pytest.mark.parametrize("name", ["kivi", "haar", "rotor+pre", "pca+pre", "haar+pre+minmax"])
+def metrics(model, seen):
+    """[layers, kv_heads, dim, dim]: second moments of queries, and of columns of o_proj."""
+    c = model.config
+    heads = (c.num_key_value_heads, c.num_attention_heads // c.num_key_value_heads)
+    q = np.asarray(seen["query"], float)
+    q = q.reshape(len(q), -1, *heads, c.head_dim)
+    w = np.asarray(model.params["layers"]["o_proj"]["kernel"], float)
+    w = w.reshape(len(w), *heads, c.head_dim, -1)
+    keys = np.einsum("lngad,lngae->lgde", q, q) / (q.shape[1] * heads[1])
+    values = np.einsum("lgadh,lgaeh->lgde", w, w) / (w.shape[-1] * heads[1])
+    return jnp.asarray(keys, jnp.float32), jnp.asarray(values, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "name", ["kivi", "haar", "rotor+pre", "pca+pre", "haar+pre+minmax", "aligned+half"]
+)
 def test_perplexity_through_the_cache_is_the_oracle_s(tiny, name):
     model, tokens, seen = tiny
     config, folder = model.config, importlib.resources.files("isojax.models") / "tiny"
     frequency = rope_frequencies(config.head_dim, config.rope_theta)
     # the oracle knows a range for a whole vector only
     recipes = [dataclasses.replace(recipe, group=0) for recipe in METHODS[name]]
+    metric = metrics(model, seen)
     sides = [
-        (recipes[0], seen["key"], frequency, config.rope_theta),
-        (recipes[1], seen["value"], None, None),
+        (recipes[0], seen["key"], frequency, config.rope_theta, metric[0]),
+        (recipes[1], seen["value"], None, None, metric[1]),
     ]
-    stores = [fit(r, jax.random.key(2), x, 2, f) for r, x, f, _ in sides]
+    stores = [fit(r, jax.random.key(2), x, 2, f, m) for r, x, f, _, m in sides]
 
     def nll(stores):
         cache = None
@@ -183,17 +257,12 @@ def test_perplexity_through_the_cache_is_the_oracle_s(tiny, name):
 
     def change(layer, q, k, v):
         changed, masks = [], []
-        for x, (recipe, samples, _, theta), store in zip((k, v), sides, stores, strict=True):
-            codec = at(store.codec, layer, 0)
-            levels = getattr(codec.quantizer, "levels", None)
-            x_hat = oracle.reconstruct(
-                x[:, 0], np.asarray(samples[layer, :, :, 0], float),
-                matrix=np.asarray(codec.transform.matrix(), float), bits=2, theta=theta,
-                levels=np.asarray(levels, float) if "fitted" in recipe.codebook else None,
-                **words(recipe),
-            )  # fmt: skip
-            changed.append(x_hat[:, None])
-            masks.append(oracle.visible(len(x), page=recipe.page, recent=recipe.recent))
+        for x, (recipe, texts, _, theta, metric), store in zip((k, v), sides, stores, strict=True):
+            codec, samples = at(store.codec, layer, 0), texts[layer, :, :, 0]
+            known = words(recipe, codec, samples, metric[layer, 0], theta)
+            changed.append(oracle.reconstruct(x[:, 0], samples, bits=2, **known)[:, None])
+            own = {"page": recipe.page, "sinks": recipe.sinks, "recent": recipe.recent}
+            masks.append(oracle.visible(len(x), **own))
         return *changed, *masks
 
     want = oracle.torch_nll(str(folder), tokens, change)

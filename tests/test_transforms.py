@@ -312,6 +312,8 @@ def test_joined_names_apply_in_order_with_a_key_each():
         (lambda: tf.block_diagonal(tf.identity(4)), "block must have one leading axis"),
         (lambda: tf.pca(jnp.ones((0, 3))), r"samples must have shape .* got \(0, 3\)"),
         (lambda: tf.from_name(KEY, "haar@givens", 8), "name must be one of identity.*'givens'"),
+        (lambda: tf.from_name(KEY, "haar:4", 8), "name must be one of identity.*'haar:4'"),
+        (lambda: tf.from_name(KEY, "block_hadamard:0", 8), "name must be one of identity.*:0'"),
         (lambda: tf.haar(KEY, 4) @ tf.haar(KEY, 5), "got 4 and 5"),
         (lambda: tf.haar(KEY, 4).apply(jnp.ones(5)), r"last axis of length 4, got shape \(5,\)"),
     ],

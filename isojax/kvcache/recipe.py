@@ -106,9 +106,9 @@ class Recipe:
         Raises:
             ValueError: a word of the recipe is none of the allowed ones, or there is no metric.
         """
-        check_choice("transform", self.transform, TRANSFORMS)
+        check_choice("transform", self.transform.partition(":")[0], TRANSFORMS)
         check_choice("permutation", self.permutation, PERMUTATIONS)
-        if self.permutation != "none":
+        if self.permutation != "none" and ":" not in self.transform:
             check_choice("transform of a permutation", self.transform, BLOCKS)
         check_choice("offset", self.offset, OFFSETS)
         check_choice("scale", self.scale, SCALES)
@@ -173,7 +173,8 @@ class Recipe:
             transform = transforms.from_name(key, self.transform, x.shape[-1])
         permute = PERMUTATIONS[self.permutation]
         if permute is not None:
-            transform = permute(x, BLOCKS[self.transform]) @ transform
+            block = int(self.transform.partition(":")[2] or BLOCKS[self.transform])
+            transform = permute(x, block) @ transform
         return Codec(transform, self._quantizer(transform.apply(x), bits), offset, scale)
 
     def _quantizer(self, y: Array, bits: int) -> Any:

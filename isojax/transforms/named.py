@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import re
 from collections.abc import Callable
 
 import jax
@@ -40,6 +41,7 @@ _MEMBERS: dict[str, tuple[int, Callable[..., Transform]]] = {
 }
 
 NAMES = tuple(_MEMBERS)
+_BLOCK = re.compile(r"block_hadamard:[1-9]\d*")
 
 
 def from_name(key: Key[Array, ""], name: str, dim: int, *, block: int = 0) -> Transform:
@@ -50,7 +52,8 @@ def from_name(key: Key[Array, ""], name: str, dim: int, *, block: int = 0) -> Tr
     Args:
         key: draws the parameters; split over the factors of a composition.
         name: one of `NAMES`, or several joined by "@" in the order applied, such as
-            "permutation@block_hadamard". Each takes the length that the one before it returns.
+            "permutation@block_hadamard". Each takes the length that the one before it returns. In
+            `block_hadamard:32` the name gives the block.
         dim: length of the vectors.
         block: length of the blocks of `block_hadamard`, 0 for the whole vector; others ignore it.
 
@@ -58,7 +61,9 @@ def from_name(key: Key[Array, ""], name: str, dim: int, *, block: int = 0) -> Tr
         ValueError: unknown name, or a length without a Hadamard matrix.
     """
     dim = check_positive("dim", dim)
-    names = [check_choice("name", part.strip(), NAMES) for part in name.split("@")]
+    names = [part.strip() for part in name.split("@")]
+    for part in names:
+        check_choice("name", part.partition(":")[0] if _BLOCK.fullmatch(part) else part, NAMES)
     keys = [key] if len(names) == 1 else jax.random.split(key, len(names))
     factors: list[Transform] = []
     for part, part_key in zip(names, keys, strict=True):
@@ -68,7 +73,9 @@ def from_name(key: Key[Array, ""], name: str, dim: int, *, block: int = 0) -> Tr
 
 
 def _member(key: Array, name: str, dim: int, block: int) -> Transform:
+    name, _, given = name.partition(":")
     multiple, make = _MEMBERS[name]
+    block = int(given or block)
     if multiple == 0:
         multiple = check_positive("block", block or dim)
         make = functools.partial(make, block=multiple)
