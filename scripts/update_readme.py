@@ -20,21 +20,28 @@ from pathlib import Path
 
 import tyro
 
+from experiments import compare_report
 from isojax.report import Row, markdown, paired, read_rows, select, summarize
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
 BENCHES = ("bench_model", "bench_load", "bench_sweep")
-KV = {"target": "KV", "bits": (2, 3)}
+# what is fitted on text of the same kind as that to test on
+OWN = ("valid.tokens.txt", "the windows after them")
 KV_METHODS = (
     "kivi", "kivi+lean", "minmax", "identity", "haar", "hadamard", "quaternion_full", "planar",
     "rotor", "haar+pre", "haar+post", "haar+scale", "haar+pre+minmax", "haar+pre+fitted",
     "quaternion_full+massdiff", "quaternion_full+pre", "quaternion_full+pre+minmax",
     "quaternion_full+pre+fitted", "quaternion_full+pre+massdiff",
-    "quaternion_full+pre+coactivation", "pca+pre", "haar+pre+sinks", "aligned", "aligned+half",
+    "quaternion_full+pre+coactivation", "pca+pre", "haar+pre+sinks", "haar+pre+sinks+unbiased",
+    "aligned", "aligned+half", "aligned+unbiased", "aligned+haar",
 )  # fmt: skip
-REPORTED = ("kv_cache", "block_rotation", "stage1", "isotropic_tradeoff")
+SIDES = (
+    "haar", "quaternion_full", "haar+pre", "quaternion_full+pre", "haar+pre+sinks",
+    "haar+pre+sinks+unbiased", "aligned", "aligned+half", "aligned+unbiased", "kivi",
+)  # fmt: skip
+REPORTED = ("compare", "kv_cache", "block_rotation", "stage1", "isotropic_tradeoff", "alignment")
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
 
 
@@ -43,16 +50,20 @@ def wanted(row: Row) -> bool:
     if row.experiment == "isotropic_tradeoff":
         return row.metric in SHOWN and bool(select([row], **AT3))
     if row.experiment == "kv_cache":
+        if row.metric == "needle_accuracy":
+            return True
         shown = row.metric in ("delta_nll", "key_cosine", "rate_bits")
-        return shown and row.config["method"] in KV_METHODS and bool(select([row], **KV))
+        shown &= row.config.get("bits") in (2, 3)
+        names = KV_METHODS if row.config.get("target") == "KV" else SIDES
+        return shown and row.config["method"] in names
     if row.experiment == "block_rotation":
         return row.metric == "delta_nll" and row.config["format"] == "int4"
-    return row.experiment in ("perplexity", *BENCHES)
+    return row.experiment in ("compare", "perplexity", *BENCHES)
 
 
-def subject(row: Row) -> tuple[str, str]:
+def subject(row: Row) -> tuple[str, ...]:
     """Whose rows a new run replaces."""
-    return row.experiment, row.config.get("model", "")
+    return row.experiment, row.config.get("model", ""), row.config.get("calibration", "")
 
 
 def costs(rows: list[Row]) -> str:
@@ -132,7 +143,7 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
 
 def kv_cache(rows: list[Row]) -> str:
     """What each method loses with keys and values in codes, in the order of the mean at 3 bit."""
-    rows = [r for r in rows if r.experiment == "kv_cache"]
+    rows = select([r for r in rows if r.experiment == "kv_cache"], target="KV", calibration=OWN)
     columns = [
         (model, bits)
         for model in dict.fromkeys(r.config["model"] for r in rows)
@@ -158,6 +169,69 @@ def kv_cache(rows: list[Row]) -> str:
     return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
 
 
+def kv_sides(rows: list[Row]) -> str:
+    """What each method loses with keys alone in codes, and with values alone."""
+    rows = select([r for r in rows if r.experiment == "kv_cache"], "delta_nll", calibration=OWN)
+    columns = [
+        (model, bits, side)
+        for model in dict.fromkeys(r.config["model"] for r in rows)
+        for bits in (3, 2)
+        for side in ("K", "V")
+        if select(rows, model=model, bits=bits, target=side)
+    ]
+    lines = []
+    for name in SIDES:
+        cells = []
+        for model, bits, side in columns:
+            mine = select(rows, model=model, bits=bits, target=side, method=name)
+            cells.append(_loss(mine))
+        lines.append([name, *cells])
+    return markdown(["method", *(f"{m}, {b} bit, {s}" for m, b, s in columns)], lines)
+
+
+def kv_domain(rows: list[Row]) -> str:
+    """What each method loses at 2 bit, fitted on text of the same kind and of another."""
+    rows = [r for r in rows if r.experiment == "kv_cache"]
+    rows = select(rows, "delta_nll", target="KV", bits=2)
+    other = list(
+        dict.fromkeys(r.config["calibration"] for r in rows if not select([r], calibration=OWN))
+    )
+    models = list(dict.fromkeys(r.config["model"] for r in select(rows, calibration=tuple(other))))
+    lines = []
+    for name in dict.fromkeys(r.config["method"] for r in select(rows, calibration=tuple(other))):
+        mine = select(rows, method=name)
+        cells = [
+            _loss(select(mine, model=model, calibration=fitted))
+            for model in models
+            for fitted in (OWN, *other)
+        ]
+        lines.append([name, *cells])
+    head = [f"{model}, on {on}" for model in models for on in ("its own kind", *other)]
+    return markdown(["method", *head], lines)
+
+
+def kv_needles(rows: list[Row]) -> str:
+    """Share of needles that are found, by length of the prompt."""
+    rows = [r for r in rows if r.metric == "needle_accuracy"]
+    lengths = sorted({r.config["probe_length"] for r in rows})
+    lines = []
+    for name in dict.fromkeys(r.config["method"] for r in rows):
+        found = [select(rows, method=name, probe_length=n) for n in lengths]
+        cells = [f"{summarize(f, 'needle_accuracy').mean:.2f}" if f else "-" for f in found]
+        lines.append([name, *cells])
+    return markdown(["method", *(f"{n} tokens" for n in lengths)], lines)
+
+
+def compare(rows: list[Row]) -> str:
+    """Every transform by every measure."""
+    return compare_report.lines([r for r in rows if r.experiment == "compare"])
+
+
+def _loss(rows: list[Row]) -> str:
+    loss = summarize(rows, "delta_nll") if rows else None
+    return f"{loss.mean:.3f} ± {loss.sem:.3f}" if loss else "-"
+
+
 def block_rotation(rows: list[Row]) -> str:
     """Loss over the length of blocks before down_proj, by permutation."""
     rows = [r for r in rows if r.experiment == "block_rotation"]
@@ -171,9 +245,7 @@ def block_rotation(rows: list[Row]) -> str:
                 mine = select(here, permutation=name)
                 cells = []
                 for block in (0, *lengths, full):
-                    at = select(mine, block=block)
-                    loss = summarize(at, "delta_nll") if at else None
-                    cells.append(f"{loss.mean:.3f} ± {loss.sem:.3f}" if loss else "")
+                    cells.append(_loss(select(mine, block=block)))
                 lines.append([model, setting, name, *cells])
     return markdown(["model", "int4", "permutation", "none", *map(str, lengths), "full"], lines)
 
@@ -185,7 +257,9 @@ def keep(folder: Path) -> None:
         raise SystemExit(f"{folder} holds no finished study.")
     first = own[0]
     if first.experiment in REPORTED:
-        to = ROOT / "docs" / "results" / f"{first.experiment}-{first.config['model']}"
+        fitted = first.config.get("calibration", OWN[0])
+        other = "" if fitted in OWN else f"-{Path(fitted).stem}"
+        to = ROOT / "docs" / "results" / f"{first.experiment}-{first.config['model']}{other}"
         to.mkdir(parents=True, exist_ok=True)
         for name in ("table.md", "figure.png"):
             shutil.copy(folder / name, to / name)
@@ -196,8 +270,8 @@ class Config:
     """Settings."""
 
     take: tuple[Path, ...] = ()
-    """Folders of finished studies; their rows replace all of the same experiment and model in
-    docs/rows.jsonl."""
+    """Folders of finished studies; their rows replace all of the same experiment, model and
+    calibration text in docs/rows.jsonl."""
     check: bool = False
     """Change nothing; exit 1 if README.md does not say what the rows say."""
 
@@ -218,7 +292,10 @@ def main(config: Config) -> None:
     path = ROOT / "README.md"
     old = path.read_text(encoding="utf-8")
     rows = read_rows(ROWS)
-    blocks = (bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, block_rotation)
+    blocks = (
+        bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
+        kv_needles, block_rotation, compare,
+    )  # fmt: skip
     makers = {f.__name__: f for f in blocks}
     new = re.sub(
         r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)",

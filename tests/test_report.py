@@ -114,6 +114,22 @@ def test_select_and_summarize_take_values_and_alternatives(stamp):
         summarize(rows, "nll", bits=4)
 
 
+def test_points_that_lack_a_window_are_left_out(stamp):
+    rows = [
+        row
+        for method, windows in (("whole", (0, 1, 2)), ("cut short", (0,)))
+        for window in windows
+        for row in stamp.rows({"method": method, "window": window}, 0, {"nll": 1.0, "cosine": 0.9})
+    ]
+    rows += stamp.rows({"method": "whole"}, None, {"bytes": 8.0})
+    rows += stamp.rows({"method": "cut short"}, None, {"bytes": 8.0})
+    found = report.complete(rows, 2, ["method"])
+    assert {r.config["method"] for r in found} == {"whole"} and len(found) == 5
+    assert {r.config.get("window") for r in found} == {0, 1, None}
+    with pytest.raises(ValueError, match="other recipes of the same name"):
+        report.complete([*rows, *rows], 2, ["method"])
+
+
 def test_a_table_shows_mean_spread_n_and_what_is_missing(stamp):
     rows = rows_of(stamp, [1.0, 3.0], t="haar") + stamp.rows({"t": "a|b"}, None, {"nll": 2.0})
     lines = table(rows, ["t"], {"mse": "MSE", "nll": "nll"}).splitlines()
