@@ -114,6 +114,8 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
         panel.set_xlabel(COLUMNS[one])
         panel.set_ylabel(COLUMNS[other])
     axes[0, 0].set_xscale("log")
+    axes[0, 0].set_xticks([2, 3, 5, 10, 20, 40], ["2", "3", "5", "10", "20", "40"])
+    axes[0, 0].minorticks_off()
     axes[0, 0].legend(fontsize=6, frameon=False)
     return chart
 
