@@ -64,7 +64,7 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Fit, code, and write what the record does not hold yet."""
-    from experiments.alignment_trial import RANDOM, TRANSFORMS, bound, measure
+    from experiments.alignment_trial import CODERS, RANDOM, TRANSFORMS, bound, measure
     from isojax.models import capture_tensors
 
     assert config.out is not None
@@ -112,11 +112,10 @@ def main(config: Config) -> None:
                 for seed in range(config.seeds if name in RANDOM else 1):
                     number = seed if name in RANDOM else None
                     on = here | {"transform": name}
-                    done = [
-                        study.has(on | {"coder": "entropy", "bits": r}, number, ["nmse"])
-                        for r in config.rates
-                    ]
-                    if all(done):
+                    if all(
+                        study.has(on | {"coder": c, "bits": r}, number, ["nmse"])
+                        for c, r in itertools.product(CODERS, config.rates)
+                    ):
                         continue
                     pair = pair or vectors(tensor, layer)
                     for (coder, bits), least in bound(*pair, config.rates).items():

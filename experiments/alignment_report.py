@@ -25,6 +25,7 @@ LOOKS = {
     "top_tenth_energy": "energy in the top tenth",
 }
 Curves = dict[tuple[int, int | None], list[tuple[float, float]]]  # (layer, seed): (rate, dB)
+Distances = dict[tuple[int, int | None], float]
 
 
 def curves(rows: Sequence[Row], transform: str, coder: str) -> Curves:
@@ -38,20 +39,21 @@ def curves(rows: Sequence[Row], transform: str, coder: str) -> Curves:
     return found
 
 
-def above_bound(rows: Sequence[Row], transform: str, coder: str) -> dict[int, list[float]]:
-    """Distance from Shannon's bound in dB, at whole rates; a number for each layer and seed."""
+def above_bound(rows: Sequence[Row], transform: str, coder: str) -> dict[int, Distances]:
+    """Distance from Shannon's bound in dB, at the whole rates that all layers and seeds reach."""
     bound: dict[tuple[int, int], float] = {
         (r.config["layer"], r.config["bits"]): _db(r.value)
         for r in select(rows, "nmse", coder="shannon")
     }
-    found: dict[int, list[float]] = {}
-    for (layer, _), points in curves(rows, transform, coder).items():
+    found: dict[int, Distances] = {}
+    all_points = curves(rows, transform, coder)
+    for (layer, seed), points in all_points.items():
         spent, error = zip(*points, strict=True)
         for rate in sorted({bits for _, bits in bound}):
             if min(spent) <= rate <= max(spent):
                 here = float(np.interp(rate, spent, error)) - bound[layer, rate]
-                found.setdefault(rate, []).append(here)
-    return found
+                found.setdefault(rate, {})[layer, seed] = here
+    return {rate: each for rate, each in found.items() if len(each) == len(all_points)}
 
 
 def text(study: Study, base: dict[str, Any]) -> str:
@@ -63,7 +65,9 @@ def text(study: Study, base: dict[str, Any]) -> str:
         f"bits fitted on {base['calibration']} (of a weight, on every other output). Numbers are "
         "means ± sd over layers and seeds. `above the bound` is the error in dB above Shannon's "
         "bound for Gaussian vectors of the test covariance, at the rate of the column, norms "
-        "counted, interpolated between measured rates; a dash where a coder does not reach it.",
+        "counted, interpolated between measured rates; a dash where a coder does not reach it. "
+        "Axes, levels and code tables, which are stored once, are not counted: for a weight, axes "
+        "that are fitted are as large as the matrix itself.",
     ]
     for tensor in dict.fromkeys(r.config["tensor"] for r in rows):
         here = select(rows, tensor=tensor)
@@ -88,7 +92,7 @@ def table(rows: Sequence[Row], coder: str) -> str:
     if not rates:
         return ""
     lines = [
-        [name, *(stat(found[r]).format(3) if r in found else "-" for r in rates)]
+        [name, *(stat(found[r].values()).format(3) if r in found else "-" for r in rates)]
         for name, found in each.items()
     ]
     head = [f"`{coder}` ({CODERS[coder]}): above the bound, dB", *(f"{r} bit" for r in rates)]
@@ -96,7 +100,7 @@ def table(rows: Sequence[Row], coder: str) -> str:
 
 
 def answers(rows: Sequence[Row]) -> str:
-    """What of the five claims these rows confirm."""
+    """Which coordinates win under which coder, and by how much."""
     names, said = _names(rows), []
     if {"identity", "haar"} <= set(names):
         (k, k0), (p, p0) = (
@@ -111,21 +115,24 @@ def answers(rows: Sequence[Row]) -> str:
     for coder in CODERS:
         each = {n: above_bound(rows, n, coder) for n in names}
         rates = sorted(set.intersection(*(set(found) for found in each.values())))
-        best = {r: min(names, key=lambda n, r=r, each=each: stat(each[n][r]).mean) for r in rates}
+        best = {r: min(names, key=lambda n, r=r, each=each: _level(each[n][r])) for r in rates}
         if best:
             wins = ", ".join(f"{r} bit {n}" for r, n in best.items())
             said.append(f"Least error, `{coder}`: {wins}.")
         if rates and {"haar", "pca"} <= set(names):
             gap = {r: _difference(each["haar"][r], each["pca"][r]) for r in rates}
-            shown = ", ".join(f"{r} bit {g.mean:+.2f} ± {g.sem:.2f}" for r, g in gap.items())
-            said.append(f"Error of haar over that of pca, `{coder}`, dB ± se: {shown}.")
+            shown = ", ".join(f"{r} bit {g.mean:+.2f} ± {g.sd:.2f}" for r, g in gap.items())
+            said.append(f"Error of haar over that of pca, `{coder}`, in dB: {shown}.")
     return "\n".join(f"- {line}" for line in said)
 
 
-def _difference(many: list[float], few: list[float]) -> Stat:
-    """Of layers and seeds against layers, in the same order of layers."""
-    per = len(many) // len(few)
-    return stat([m - few[i // per] for i, m in enumerate(many)])
+def _difference(drawn: Distances, fixed: Distances) -> Stat:
+    """Of layers and seeds against layers."""
+    return stat([value - fixed[layer, None] for (layer, _), value in drawn.items()])
+
+
+def _level(distances: Distances) -> float:
+    return stat(distances.values()).mean
 
 
 def figure(study: Study, base: dict[str, Any]) -> Any:
@@ -139,9 +146,9 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
         here = select(rows, tensor=tensor)
         for panel, coder in zip(line, CODERS, strict=True):
             for name in _names(here):
-                found = {r: stat(v) for r, v in above_bound(here, name, coder).items()}
+                found = {r: stat(v.values()) for r, v in above_bound(here, name, coder).items()}
                 panel.errorbar(
-                    list(found), [s.mean for s in found.values()], [s.sem for s in found.values()],
+                    list(found), [s.mean for s in found.values()], [s.sd for s in found.values()],
                     fmt="o-", ms=3, lw=1.3, capsize=2, label=name,
                     color=COLORS.get(name) or spare[name],
                 )  # fmt: skip

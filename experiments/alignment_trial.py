@@ -74,21 +74,23 @@ def bound(
 def _unit(key: Array, x: Array, z: Array, *, name: str, rates: tuple[int, ...]) -> Any:
     turn, side = coordinates(key, x, name)
     y, w = turn(x), turn(z)
-    variance = jnp.mean(jnp.square(w), 0)
-    share = variance / variance.sum()
+    variance, energy = jnp.mean(jnp.square(w), 0), jnp.mean(jnp.square(z))
     found: dict[Case, dict[str, Array]] = {
         ("", 0): {
             "kurtosis": metrics.kurtosis(w),
             "peak_to_rms": metrics.peak_to_rms(w, "token"),
-            "coding_gain_db": metrics.coding_gain_db(variance),
-            "effective_dims": jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share))),
-            "top_tenth_energy": jnp.sum(jnp.sort(share)[-max(len(share) // 10, 1) :]),
+            # of what clusters leave, and what they took
+            "coding_gain_db": metrics.coding_gain_db(variance)
+            + 10 * jnp.log10(energy / jnp.mean(variance)),
+            "effective_dims": metrics.effective_coordinates(w),
+            "top_tenth_energy": metrics.top_k_coordinates(w, max(w.shape[-1] // 10, 1)),
         }
     }
     for rate in rates:
         for coder in CODERS:
             w_hat, spent = _code(coder, rate, y, w)
-            found[coder, rate] = {"nmse": metrics.nmse(w, w_hat), "rate_bits": spent + side}
+            nmse = metrics.mse(w, w_hat) / energy
+            found[coder, rate] = {"nmse": nmse, "rate_bits": spent + side}
     return found
 
 
@@ -162,7 +164,7 @@ def _local(key: Array, x: Float[Array, "n d"]) -> Turn:
     return turn
 
 
-def _coded_bits(seen: Integer[Array, "n d"], codes: Integer[Array, "m d"]) -> Array:
+def coded_bits(seen: Integer[Array, "n d"], codes: Integer[Array, "m d"]) -> Array:
     """Bits a number of `codes` under the frequencies, component by component, of those `seen`.
 
     What a coder with fixed tables takes: surprises cost. All BINS codes together count as PSEUDO
@@ -180,13 +182,13 @@ def _code(coder: str, rate: int, y: Array, w: Array) -> tuple[Array, Array]:
     if coder == "entropy":
         quantizer = quantizers.ecsq_for_rate(y[:FEW], float(rate), "channel")
         codes = quantizer.encode(w)
-        return quantizer.decode(codes), _coded_bits(quantizer.encode(y).values, codes.values)
+        return quantizer.decode(codes), coded_bits(quantizer.encode(y).values, codes.values)
     if coder == "fixed":
         quantizer = quantizers.lloyd_max_samples(y, rate, normalize="rms")
     else:
         each = metrics.allocate_bits(jnp.var(y, 0), rate)
         quantizer = quantizers.lloyd_max_channels(
-            y, each, total_bytes=dim * rate // 8, normalize="rms"
+            y, each, total_bytes=-(-dim * rate // 8), normalize="rms"
         )
     codes = quantizer.encode(w)
     return quantizer.decode(codes), jnp.asarray(rate + 16 / dim)  # a norm in fp16 beside the codes

@@ -15,14 +15,14 @@ from experiments import alignment_trial, block_merge, block_trial, kv_trial
 from experiments.block_points import DOWN, SITES, quantizer_of
 from experiments.stage1_trial import clock
 from isojax import learn, metrics, quantizers
-from isojax._core.checks import check_last_axis
 from isojax.kvcache import Recipe
+from isojax.kvcache.recipe import block_of
 from isojax.models import LanguageModel, capture_tensors
 from isojax.models.hooks import INPUTS
 from isojax.models.rotate import fold_norms
 from isojax.transforms import Dense, Transform
 
-ALIGNED = ("pca", "learned_alignment")
+BITS = 3
 NMSE = 0.01  # at which rates are compared
 BISECTIONS = 24
 MOST = 4096  # vectors that something is fitted on
@@ -47,9 +47,9 @@ class Trial:
         self.at = metrics.thresholds(self.x)
         self._make = functools.lru_cache(8)(self._made)
         self._samples = functools.cache(self._read)
-        self._rounded = functools.lru_cache(2)(self._round)
+        self._rounded = functools.lru_cache(1)(self._round)  # a whole model
         self._exact = functools.cache(lambda i: self.exact(i)["nll"])
-        self.controls = {"zero": jnp.zeros_like(self.x), "gaussian_noise": self.x + self._noise()}
+        self.controls = ("zero", "gaussian_noise")
 
     def drawn(self, name: str) -> bool:
         """Whether a seed changes the method."""
@@ -86,23 +86,32 @@ class Trial:
     def tensor(self, name: str, seed: int) -> dict[str, Array]:
         """How the coordinates lie, and what quantizing them does to the tensor."""
         transform = self.make(name, seed)
-        return _on_tensor(_square(transform), self.x, self.at)
+        return _on_tensor(_square(transform), self._samples("tensor"), self.x, self.at)
+
+    def check(self, name: str) -> None:
+        """Raise `ValueError` where a method has no form for the tensor."""
+        _exists(name, self.x.shape[-1])
 
     def control(self, name: str) -> dict[str, Array]:
-        """Errors of one of the `controls`."""
-        return _errors(self.x, self.controls[name], self.at)
-
-    def _noise(self) -> Float[Array, "n d"]:
-        """Gaussian, of the error that a random rotation has at 3 bits with a scale a vector."""
+        """Errors of one of the `controls`: a zero predictor, or noise like the error of haar."""
+        if name == "zero":
+            return _errors(self.x, jnp.zeros_like(self.x), self.at)
+        shape = jax.random.normal(jax.random.key(0), self.x.shape)
         y = self.make("haar", 0).apply(self.x)
-        error = quantizers.absmax(3, "token").roundtrip(y) - y
-        size = jnp.sqrt(jnp.mean(jnp.square(error)))
-        return size * jax.random.normal(jax.random.key(0), self.x.shape)
+        # one scale for the tensor as in the columns of outliers, one a vector as in that of NMSE
+        whole, each = (
+            self.x + shape * jnp.sqrt(jnp.mean(jnp.square(q.roundtrip(y) - y)))
+            for q in (quantizers.absmax(BITS), quantizers.absmax(BITS, "token"))
+        )
+        return _errors(self.x, whole, self.at) | {"nmse": metrics.nmse(self.x, each)}
 
     def cost(self, name: str) -> dict[str, float]:
-        """Numbers to store and multiply-adds of one vector."""
-        transform = self.make(name, 0)
-        return {"params": float(transform.params), "fmas": float(transform.fmas)}
+        """Numbers to store and multiply-adds of one vector; bits of a number in the KV cache."""
+        transform, found = self.make(name, 0), {}
+        if "kv_delta_nll" in self.losses(name):
+            recipe = _recipe(name)
+            found["kv_bits"] = self.cache.size(BITS, recipe, recipe)["rate_bits"]
+        return found | {"params": float(transform.params), "fmas": float(transform.fmas)}
 
     def times(self, names: tuple[str, ...], repeats: int) -> dict[str, dict[str, float]]:
         """Of applying each to the tensor, called in turn, medians; beside a pass over it."""
@@ -123,24 +132,29 @@ class Trial:
         }
 
     def losses(self, name: str) -> dict[str, Any]:
-        """What can be measured in the model: of a method, a seed and a text."""
-        # padded blocks do not merge, and a recipe of the cache has no learned axes
-        losses = {} if name.startswith("learned") else {"kv_delta_nll": self.cached}
-        return losses | ({} if name == "rotor" else {"w4a4_delta_nll": self.w4a4})
+        """What can be measured in the model: of a method and a text, drawn with its number."""
+        losses, config = {}, self.config
+        # learned axes are no recipe of the cache, and blocks that need padding do not merge
+        if not name.startswith("learned") and _exists_at(name, (config.head_dim,)):
+            losses["kv_delta_nll"] = self.cached
+        sizes = config.hidden_size, config.head_dim, config.intermediate_size
+        if _exists_at(name, sizes, square=True):
+            losses["w4a4_delta_nll"] = self.w4a4
+        return losses
 
-    def cached(self, name: str, seed: int, i: int) -> dict[str, float]:
+    def cached(self, name: str, i: int) -> dict[str, float]:
         """Loss of text i, nat a token, with centred keys and values of 3 bits in the KV cache."""
         recipe = _recipe(name)
-        nll = self.cache.nll(i, self.cache.fit(seed, 3, recipe, recipe))
+        nll = self.cache.nll(i, self.cache.fit(i, BITS, recipe, recipe))
         return {"kv_delta_nll": nll - self._exact(i)}
 
-    def w4a4(self, name: str, seed: int, i: int) -> dict[str, float]:
+    def w4a4(self, name: str, i: int) -> dict[str, float]:
         """Loss of text i with INT4 weights and activations, a scale a row and a token.
 
         The residual stream, the values and what down_proj reads are in the coordinates of the
-        method; the first two are merged.
+        method, one for all layers and heads; the first two are merged.
         """
-        params, online = self._rounded(name, seed * self.drawn(name))
+        params, online = self._rounded(name, i * self.drawn(name))
         quantizer = quantizer_of("int4", of_weights=False)
         nll = block_trial.score(params, self.folded, online, self.texts[i], SITES, quantizer)
         return {"w4a4_delta_nll": float(nll) - self._exact(i)}
@@ -155,27 +169,47 @@ class Trial:
 
 
 def _recipe(name: str) -> Recipe:
-    """Keys and values in the coordinates of a method, centred, sinks exact."""
-    base = Recipe(offset="channel_pre_rope", sinks=4)
-    replace = functools.partial(Recipe, offset=base.offset, sinks=base.sinks)
+    """Keys and values in the coordinates of a method, centred, sinks exact.
+
+    Principal axes have levels for each coordinate and bits where they matter; others, whose
+    coordinates are alike, fixed levels.
+    """
+    words: dict[str, Any] = {"offset": "channel_pre_rope", "sinks": 4}
     if name == "pca":
-        return replace("pca", codebook="fitted_channel", allocation="greedy")
+        return Recipe("pca", codebook="fitted_channel", allocation="greedy", **words)
     permutation, _, transform = name.rpartition("@")
-    return replace(transform, permutation="mass_diff" if permutation else "none")
+    return Recipe(transform, "mass_diff" if permutation else "none", **words)
+
+
+def _exists(name: str, dim: int) -> Transform:
+    """The shapes of a method for vectors of this length.
+
+    Raises:
+        ValueError: there is no such transform.
+    """
+    if name.startswith("learned"):
+        name = "hadamard"  # where it starts, or what stands for it before down_proj
+    like = jax.eval_shape(lambda: (jax.random.key(0), jnp.zeros((8, dim))))
+    return jax.eval_shape(functools.partial(_axes, name=name), *like)
+
+
+def _exists_at(name: str, sizes: tuple[int, ...], square: bool = False) -> bool:
+    try:
+        made = [_exists(name, dim) for dim in sizes]
+    except ValueError:
+        return False
+    return not square or all(t.dim == t.out_dim for t in made)
 
 
 @functools.partial(jax.jit, static_argnames="name")
 def _axes(key: Array, x: Float[Array, "n d"], name: str) -> Transform:
     permutation, _, rest = name.rpartition("@")
     made = alignment_trial.axes(key, x, rest)
-    if not permutation:
-        return made
-    block = int(rest.partition(":")[2] or 4)
-    return learn.mass_diff(x, block) @ made
+    return learn.mass_diff(x, block_of(rest)) @ made if permutation else made
 
 
 def _few(x: Float[Array, "n d"]) -> Float[Array, "m d"]:
-    return x[:: -(-len(x) // MOST)]
+    return jax.random.permutation(jax.random.key(0), x)[:MOST]
 
 
 def _square(transform: Transform) -> Any:
@@ -186,24 +220,20 @@ def _square(transform: Transform) -> Any:
 
 
 @jax.jit
-def _on_tensor(t: Transform, x: Float[Array, "n d"], at: Any) -> dict[str, Array]:
-    check_last_axis("x", x, t.dim)
+def _on_tensor(
+    t: Transform, sample: Float[Array, "m d"], x: Float[Array, "n d"], at: Any
+) -> dict[str, Array]:
     y = t.apply(x)
-    variance = jnp.mean(jnp.square(y), 0)
-    share = variance / variance.sum()
-    x_hat = t.T.apply(quantizers.absmax(3).roundtrip(y))
-    y_hat = quantizers.absmax(3, "token").roundtrip(y)
-    return (
-        {
-            "kurtosis": metrics.kurtosis(y),
-            "peak_to_rms": metrics.peak_to_rms(y, "token"),
-            "effective_dims": jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share))),
-            "top_tenth_energy": jnp.sum(jnp.sort(share)[-max(len(share) // 10, 1) :]),
-            "rate_bits": _rate(y),
-        }
-        | _errors(x, x_hat, at)
-        | {"nmse": metrics.nmse(y, y_hat)}
-    )
+    x_hat = t.T.apply(quantizers.absmax(BITS).roundtrip(y))
+    y_hat = quantizers.absmax(BITS, "token").roundtrip(y)
+    return _errors(x, x_hat, at) | {
+        "nmse": metrics.nmse(y, y_hat),
+        "kurtosis": metrics.kurtosis(y),
+        "peak_to_rms": metrics.peak_to_rms(y, "token"),
+        "effective_dims": metrics.effective_coordinates(y),
+        "top_tenth_energy": metrics.top_k_coordinates(y, max(y.shape[-1] // 10, 1)),
+        "rate_bits": _rate(t.apply(sample), y) * t.out_dim / t.dim,
+    }
 
 
 @jax.jit
@@ -213,8 +243,11 @@ def _errors(x: Array, x_hat: Array, at: Any) -> dict[str, Array]:
     return {name: found[name] for name in shown}
 
 
-def _rate(y: Float[Array, "n d"]) -> Float[Array, ""]:
-    """Bits a number, a code for each coordinate, with the one step that gives the error NMSE."""
+def _rate(sample: Float[Array, "m e"], y: Float[Array, "n e"]) -> Float[Array, ""]:
+    """Bits a number with the one step that gives the error NMSE.
+
+    Each coordinate has an entropy code of its own, with the frequencies of the sample.
+    """
     top = jnp.log2(jnp.max(jnp.abs(y)))
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -224,4 +257,5 @@ def _rate(y: Float[Array, "n d"]) -> Float[Array, ""]:
         return jnp.where(error > NMSE, low, middle), jnp.where(error > NMSE, middle, high)
 
     step = jnp.exp2(jax.lax.fori_loop(0, BISECTIONS, halve, (top + FLOOR, top))[0])
-    return metrics.code_entropy_bits(quantizers.ecsq(step).encode(y).values, "channel")
+    seen, codes = (quantizers.ecsq(step).encode(a).values for a in (sample, y))
+    return alignment_trial.coded_bits(seen, codes)

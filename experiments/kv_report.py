@@ -171,19 +171,20 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     rows = complete(study.rows(**base), windows, POINT)
     targets = [t for t in ("K", "V", "KV") if select(rows, "delta_nll", target=t)]
     chart, axes = new_figure(1, max(len(targets), 1), f"KV cache of {base['model']}")
+    colors, spare = dict(COLORS), itertools.cycle(MORE_COLORS)
     for panel, target in zip(axes[0], targets, strict=False):
         mine = select(rows, target=target)
         names = dict.fromkeys(r.config["method"] for r in select(mine, "delta_nll"))
         curves = {name: _curve(select(mine, method=name)) for name in names}
         best = sorted(curves, key=lambda n: min(loss.mean for _, loss in curves[n]))
         shown = dict.fromkeys([n for n in ALWAYS if n in curves] + best[:4])
-        spare = itertools.cycle(MORE_COLORS)
         for name in shown:
             rate, loss = zip(*curves[name], strict=True)
-            color = COLORS.get(name) or next(spare)
+            if name not in colors:
+                colors[name] = next(spare)
             panel.errorbar(
                 rate, [s.mean for s in loss], [s.sem for s in loss], fmt="o-", ms=3.5, lw=1.3,
-                capsize=2, color=color, label=name,
+                capsize=2, color=colors[name], label=name,
             )  # fmt: skip
         panel.set_yscale("symlog", linthresh=0.01)
         panel.set_title(f"{target} in codes", fontsize=10)

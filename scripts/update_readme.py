@@ -50,12 +50,11 @@ def wanted(row: Row) -> bool:
     if row.experiment == "isotropic_tradeoff":
         return row.metric in SHOWN and bool(select([row], **AT3))
     if row.experiment == "kv_cache":
-        if row.metric == "needle_accuracy":
-            return True
-        shown = row.metric in ("delta_nll", "key_cosine", "rate_bits")
-        shown &= row.config.get("bits") in (2, 3)
-        names = KV_METHODS if row.config.get("target") == "KV" else SIDES
-        return shown and row.config["method"] in names
+        if row.config["method"] == "none":
+            return row.metric == "needle_accuracy"
+        shown = row.metric in ("delta_nll", "key_cosine", "rate_bits", "needle_accuracy")
+        names = KV_METHODS if row.config["target"] == "KV" else SIDES
+        return shown and row.config["bits"] in (2, 3) and row.config["method"] in names
     if row.experiment == "block_rotation":
         return row.metric == "delta_nll" and row.config["format"] == "int4"
     return row.experiment in ("compare", "perplexity", *BENCHES)
@@ -63,7 +62,8 @@ def wanted(row: Row) -> bool:
 
 def subject(row: Row) -> tuple[str, ...]:
     """Whose rows a new run replaces."""
-    return row.experiment, row.config.get("model", ""), row.config.get("calibration", "")
+    fitted = row.config.get("calibration", "")
+    return row.experiment, row.config.get("model", ""), "" if fitted in OWN else fitted
 
 
 def costs(rows: list[Row]) -> str:
@@ -144,6 +144,7 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
 def kv_cache(rows: list[Row]) -> str:
     """What each method loses with keys and values in codes, in the order of the mean at 3 bit."""
     rows = select([r for r in rows if r.experiment == "kv_cache"], target="KV", calibration=OWN)
+    rows = [r for r in rows if r.metric != "needle_accuracy"]
     columns = [
         (model, bits)
         for model in dict.fromkeys(r.config["model"] for r in rows)
@@ -213,18 +214,25 @@ def kv_domain(rows: list[Row]) -> str:
 def kv_needles(rows: list[Row]) -> str:
     """Share of needles that are found, by length of the prompt."""
     rows = [r for r in rows if r.metric == "needle_accuracy"]
+    cases = dict.fromkeys(
+        (r.config["model"], r.config["method"], r.config.get("bits", 16)) for r in rows
+    )
     lengths = sorted({r.config["probe_length"] for r in rows})
     lines = []
-    for name in dict.fromkeys(r.config["method"] for r in rows):
-        found = [select(rows, method=name, probe_length=n) for n in lengths]
-        cells = [f"{summarize(f, 'needle_accuracy').mean:.2f}" if f else "-" for f in found]
-        lines.append([name, *cells])
-    return markdown(["method", *(f"{n} tokens" for n in lengths)], lines)
+    for model, name, bits in cases:
+        mine = [
+            r for r in select(rows, model=model, method=name) if r.config.get("bits", 16) == bits
+        ]
+        found = [[r.value for r in select(mine, probe_length=n)] for n in lengths]
+        cells = [f"{sum(f):.0f} of {len(f)}" if f else "-" for f in found]
+        lines.append([model, name, bits, *cells])
+    return markdown(["model", "method", "bits", *(f"{n} tokens" for n in lengths)], lines)
 
 
 def compare(rows: list[Row]) -> str:
     """Every transform by every measure."""
-    return compare_report.lines([r for r in rows if r.experiment == "compare"])
+    rows = [r for r in rows if r.experiment == "compare"]
+    return compare_report.lines(select(rows, model="tiny", tensor="hidden:final"))
 
 
 def _loss(rows: list[Row]) -> str:

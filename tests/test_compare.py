@@ -61,7 +61,13 @@ def test_it_goes_on_and_says_what_it_found(call, study):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--methods", "spin"), ("--seeds", 0), ("--repeats", 0), ("--tensor", "hidden:99")],
+    [
+        ("--methods", "spin"),
+        ("--seeds", 0),
+        ("--repeats", 0),
+        ("--tensor", "hidden:99"),
+        ("--tensor", "weight:q_proj:0"),
+    ],
 )
 def test_it_refuses_what_it_does_not_know(refuses, flag, value):
     refuses(str(value), compare, flag, value)

@@ -35,6 +35,8 @@ ALONE = {
     "peak_to_rms": m.peak_to_rms,
     "effective_rank": m.effective_rank,
     "top_k_energy": lambda x: m.top_k_energy(x, 3),
+    "effective_coordinates": m.effective_coordinates,
+    "top_k_coordinates": lambda x: m.top_k_coordinates(x, 3),
     "rms": m.rms,
 }
 METRICS = PAIRS | {name: lambda x, h, f=f: f(x) for name, f in ALONE.items()}
@@ -211,6 +213,21 @@ def test_effective_rank_counts_equal_directions():
     assert_allclose(m.effective_rank(basis[:5]), 5, rtol=1e-4)
     assert_allclose(m.effective_rank(basis), 16, rtol=1e-4)
     assert_allclose(m.top_k_energy(basis[:5], 2), 0.4, rtol=1e-4)
+
+
+def test_coordinates_are_as_concentrated_as_the_axes_only_along_them():
+    x = np.random.default_rng(3).standard_normal((500, 8)) * np.geomspace(1, 5, 8)
+    axes = np.linalg.eigh(x.T @ x)[1]
+    aligned = jnp.asarray(x @ axes)
+    assert_allclose(m.effective_coordinates(aligned), m.effective_rank(aligned), rtol=1e-4)
+    assert_allclose(m.top_k_coordinates(aligned, 3), m.top_k_energy(aligned, 3), rtol=1e-4)
+    turned = jnp.asarray(x @ np.linalg.qr(axes + 1)[0])
+    assert m.effective_coordinates(turned) > m.effective_rank(aligned)
+    share = np.sort((x**2).mean(0)) / (x**2).mean(0).sum()
+    assert_allclose(
+        m.effective_coordinates(jnp.asarray(x)), np.exp(stats.entropy(share)), rtol=1e-4
+    )
+    assert_allclose(m.top_k_coordinates(jnp.asarray(x), 2), share[-2:].sum(), rtol=1e-4)
 
 
 def test_effective_rank_by_numpy():

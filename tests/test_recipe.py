@@ -202,7 +202,7 @@ def test_aligned_axes_need_a_metric_and_a_greedy_allocation_its_codebook():
         (Recipe("pca", gain="channel"), "gain must be"),
         (Recipe(codebook="minmax", gain="unbiased"), "unbiased gain must have a norm"),
         (Recipe("block_hadamard:0"), "name must be one of"),
-        (Recipe("planar:4", permutation="mass_diff"), "name must be one of"),
+        (Recipe("planar:4", permutation="mass_diff"), "transform of a permutation must be"),
     ):
         with pytest.raises(ValueError, match=message):
             recipe.fit(jax.random.key(0), CALIBRATION, 2, FREQUENCY)

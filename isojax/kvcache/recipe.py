@@ -31,6 +31,18 @@ CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel", "minmax", "minmax
 TINY = 1e-12
 
 
+def block_of(transform: str) -> int:
+    """Length of the blocks of a transform, in which a permutation before it is worth something.
+
+    Raises:
+        ValueError: it has none.
+    """
+    name, _, length = transform.partition(":")
+    if name == "block_hadamard" and length.isdecimal():
+        return int(length)
+    return BLOCKS[check_choice("transform of a permutation", transform, BLOCKS)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How to store keys or values, in the words of rows.
@@ -38,8 +50,8 @@ class Recipe:
     Attributes:
         transform: a name of `isojax.transforms` (drawn for each layer and head), `pca`, or
             `aligned`: the axes of `isojax.learn.aligned` in the metric of what reads the vectors.
-        permutation: of channels before planar and quaternion blocks, `mass_diff` or `co_activation`
-            of `isojax.learn`, or `none`.
+        permutation: of channels before planar and quaternion blocks or `block_hadamard:N`,
+            `mass_diff` or `co_activation` of `isojax.learn`, or `none`.
         offset: what is subtracted first: nothing, the mean of keys before the rotary embedding
             (and its rotation added back), or the mean of what the codec sees. Values have no
             positions: for them both means are the same.
@@ -108,8 +120,8 @@ class Recipe:
         """
         check_choice("transform", self.transform.partition(":")[0], TRANSFORMS)
         check_choice("permutation", self.permutation, PERMUTATIONS)
-        if self.permutation != "none" and ":" not in self.transform:
-            check_choice("transform of a permutation", self.transform, BLOCKS)
+        if self.permutation != "none":
+            block_of(self.transform)
         check_choice("offset", self.offset, OFFSETS)
         check_choice("scale", self.scale, SCALES)
         check_choice("codebook", self.codebook, CODEBOOKS)
@@ -173,8 +185,7 @@ class Recipe:
             transform = transforms.from_name(key, self.transform, x.shape[-1])
         permute = PERMUTATIONS[self.permutation]
         if permute is not None:
-            block = int(self.transform.partition(":")[2] or BLOCKS[self.transform])
-            transform = permute(x, block) @ transform
+            transform = permute(x, block_of(self.transform)) @ transform
         return Codec(transform, self._quantizer(transform.apply(x), bits), offset, scale)
 
     def _quantizer(self, y: Array, bits: int) -> Any:

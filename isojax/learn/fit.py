@@ -79,7 +79,7 @@ def fit(
         value = judge(learner[0])
         if callback is not None:
             jax.debug.callback(callback, numbers[-1] + 1, value)
-        better = value < lowest
+        better = (value < lowest) | jnp.isnan(lowest)
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), learner[0], best)
         return (learner, best, jnp.where(better, value, lowest)), values
 

@@ -34,9 +34,11 @@ from isojax.metrics.rate_distortion import distance_to_shannon_db as distance_to
 from isojax.metrics.rate_distortion import gaussian_entropy_bits as gaussian_entropy_bits
 from isojax.metrics.rate_distortion import shannon_distortion as shannon_distortion
 from isojax.metrics.rate_distortion import shannon_rate as shannon_rate
+from isojax.metrics.shape import effective_coordinates as effective_coordinates
 from isojax.metrics.shape import effective_rank as effective_rank
 from isojax.metrics.shape import kurtosis as kurtosis
 from isojax.metrics.shape import peak_to_rms as peak_to_rms
+from isojax.metrics.shape import top_k_coordinates as top_k_coordinates
 from isojax.metrics.shape import top_k_energy as top_k_energy
 from isojax.metrics.summary import Thresholds as Thresholds
 from isojax.metrics.summary import measure as measure

@@ -53,6 +53,32 @@ def top_k_energy(x: Float[Array, "*batch d"], k: int) -> Float[Array, ""]:
     return jnp.sum(_energy_shares(x)[-check_positive("k", k) :])
 
 
+def effective_coordinates(x: Float[Array, "*batch d"]) -> Float[Array, ""]:
+    """Exponential of the entropy of the coordinates' shares of the energy.
+
+    d where all have the same; `effective_rank` in the axes of PCA, where it is least.
+    """
+    share = _coordinate_shares(x)
+    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
+
+
+def top_k_coordinates(x: Float[Array, "*batch d"], k: int) -> Float[Array, ""]:
+    """Share of the energy of `x` in the `k` coordinates that have most of it.
+
+    `top_k_energy` in the axes of PCA, where it is largest.
+
+    Raises:
+        ValueError: `k` is not a whole number of at least 1.
+    """
+    return jnp.sum(jnp.sort(_coordinate_shares(x))[-check_positive("k", k) :])
+
+
+def _coordinate_shares(x: Float[Array, "*batch d"]) -> Float[Array, "d"]:
+    (x,) = computed(x)
+    energy = jnp.mean(jnp.square(x.reshape(-1, x.shape[-1])), 0)
+    return energy / jnp.sum(energy)
+
+
 def _energy_shares(x: Float[Array, "*batch d"]) -> Float[Array, "d"]:
     """Eigenvalues of the second moment in increasing order, over their sum."""
     (x,) = computed(x)

@@ -118,6 +118,9 @@ class StraightThrough(Quantizer):
     def encode_like(self, y: Float[Array, "*batch d"], codes: Codes) -> Codes:  # noqa: D102
         return self.inner.encode_like(y, codes)
 
+    def encode_rounded(self, y: Float[Array, "*batch d"], dtype: Any = jnp.float16) -> Codes:  # noqa: D102
+        return self.inner.encode_rounded(y, dtype)
+
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
         return self.inner.decode(codes)
 
