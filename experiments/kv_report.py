@@ -22,7 +22,7 @@ from isojax.report.figure import COLORS, MORE_COLORS
 
 ALWAYS = (
     "kivi", "identity", "haar", "quaternion_full", "planar", "haar+pre", "haar+pre+sinks",
-    "aligned",
+    "aligned", "aligned+haar",
 )  # fmt: skip
 BLOCKWISE = ("quaternion_full", "quaternion_fast", "planar", "rotor")
 POINT = ("method", "bits", "target")

@@ -21,7 +21,7 @@ from pathlib import Path
 import tyro
 
 from experiments import compare_report
-from isojax.report import Row, markdown, paired, read_rows, select, summarize
+from isojax.report import Row, complete, markdown, paired, read_rows, select, summarize
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
@@ -242,7 +242,9 @@ def _loss(rows: list[Row]) -> str:
 
 def block_rotation(rows: list[Row]) -> str:
     """Loss over the length of blocks before down_proj, by permutation."""
+    point = ("model", "setting", "format", "block", "permutation")
     rows = [r for r in rows if r.experiment == "block_rotation"]
+    rows = complete(rows, 8, point, "delta_nll")
     lengths = sorted({r.config["block"] for r in select(rows, permutation="massdiff")})
     lines = []
     for model in dict.fromkeys(r.config["model"] for r in rows):
