@@ -32,7 +32,7 @@ from experiments.common import Calibrated, run
 from isojax._core.checks import check_choice, check_positive
 from isojax.report import Study
 
-TENSORS = ("key", "value", "input:q_proj", "weight:q_proj")
+TENSORS = ("key", "value", "input:q_proj", "weight:gate_proj")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -126,17 +126,22 @@ def answers(rows: Sequence[Row]) -> str:
     return "\n".join(f"- {line}" for line in said)
 
 
-def _difference(drawn: Distances, fixed: Distances) -> Stat:
-    """Of layers and seeds against layers."""
-    return stat([value - fixed[layer, None] for (layer, _), value in drawn.items()])
+def _difference(mine: Distances, other: Distances) -> Stat:
+    """Of layers and seeds against the mean of the other over seeds, layer by layer."""
+    return stat(value - _level(other, layer) for (layer, _), value in mine.items())
 
 
-def _level(distances: Distances) -> float:
-    return stat(distances.values()).mean
+def _level(distances: Distances, layer: int | None = None) -> float:
+    """The mean, of one layer if it is given; 0 of none."""
+    kept = [v for (at, _), v in distances.items() if layer in (None, at)]
+    return stat(kept).mean if kept else 0.0
 
 
 def figure(study: Study, base: dict[str, Any]) -> Any:
-    """Distance from the bound over the rate: a line of panels a tensor, a panel a coder."""
+    """Error against that of haar, layer by layer: a line of panels a tensor, a panel a coder.
+
+    Without haar, the distance from the bound.
+    """
     rows = study.rows(**base)
     tensors = list(dict.fromkeys(r.config["tensor"] for r in rows))
     title = f"Rotate or align: {base['model']}"
@@ -144,19 +149,26 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
     spare = dict(zip([n for n in _names(rows) if n not in COLORS], itertools.cycle(MORE_COLORS)))
     for line, tensor in zip(axes, tensors, strict=True):
         here = select(rows, tensor=tensor)
+        against = "haar" in _names(here)
+        line[0].set_ylabel("error in dB, against haar" if against else "dB above the bound")
         for panel, coder in zip(line, CODERS, strict=True):
+            level = above_bound(here, "haar", coder)
             for name in _names(here):
-                found = {r: stat(v.values()) for r, v in above_bound(here, name, coder).items()}
+                found = {
+                    r: _difference(mine, level.get(r, {}))
+                    for r, mine in above_bound(here, name, coder).items()
+                    if r in level or not level
+                }
                 panel.errorbar(
                     list(found), [s.mean for s in found.values()], [s.sd for s in found.values()],
                     fmt="o-", ms=3, lw=1.3, capsize=2, label=name,
                     color=COLORS.get(name) or spare[name],
                 )  # fmt: skip
             panel.set_title(f"{tensor}, {coder}", fontsize=9)
-        line[0].set_ylabel("dB above the bound")
     for panel in axes[-1]:
         panel.set_xlabel("bits a number")
-    axes[0, 0].legend(fontsize=6, frameon=False)
+    marks = axes[0, 0].get_legend_handles_labels()
+    chart.legend(*marks, loc="outside right upper", fontsize=8, frameon=False)
     return chart
 
 
