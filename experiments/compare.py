@@ -57,9 +57,7 @@ class Config(Calibrated):
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         methods = ("identity", "haar", "hadamard", "block_hadamard:32",
                    "massdiff@block_hadamard:32", "quaternion_full", "pca")  # fmt: skip
-        return {
-            "methods": methods, "seeds": 2, "windows": 2, "calibration_windows": 2, "repeats": 11,
-        }  # fmt: skip
+        return {"methods": methods, "seeds": 2, "windows": 2, "repeats": 11}
 
 
 def main(config: Config) -> None:
