@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
 BENCHES = ("bench_model", "bench_load", "bench_sweep")
+WINDOWS = 8  # that a point must have read
 # what is fitted on text of the same kind as that to test on
 OWN = ("valid.tokens.txt", "the windows after them")
 KV_METHODS = (
@@ -143,8 +144,7 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
 
 def kv_cache(rows: list[Row]) -> str:
     """What each method loses with keys and values in codes, in the order of the mean at 3 bit."""
-    rows = select([r for r in rows if r.experiment == "kv_cache"], target="KV", calibration=OWN)
-    rows = [r for r in rows if r.metric != "needle_accuracy"]
+    rows = select(_whole(rows), target="KV", calibration=OWN)
     columns = [
         (model, bits)
         for model in dict.fromkeys(r.config["model"] for r in rows)
@@ -172,7 +172,7 @@ def kv_cache(rows: list[Row]) -> str:
 
 def kv_sides(rows: list[Row]) -> str:
     """What each method loses with keys alone in codes, and with values alone."""
-    rows = select([r for r in rows if r.experiment == "kv_cache"], "delta_nll", calibration=OWN)
+    rows = select(_whole(rows), "delta_nll", calibration=OWN)
     columns = [
         (model, bits, side)
         for model in dict.fromkeys(r.config["model"] for r in rows)
@@ -192,8 +192,7 @@ def kv_sides(rows: list[Row]) -> str:
 
 def kv_domain(rows: list[Row]) -> str:
     """What each method loses at 2 bit, fitted on text of the same kind and of another."""
-    rows = [r for r in rows if r.experiment == "kv_cache"]
-    rows = select(rows, "delta_nll", target="KV", bits=2)
+    rows = select(_whole(rows), "delta_nll", target="KV", bits=2)
     other = list(
         dict.fromkeys(r.config["calibration"] for r in rows if not select([r], calibration=OWN))
     )
@@ -235,6 +234,14 @@ def compare(rows: list[Row]) -> str:
     return compare_report.lines(select(rows, model="tiny", tensor="hidden:final"))
 
 
+def _whole(rows: list[Row]) -> list[Row]:
+    """Rows of the points of `kv_cache` that have read all windows."""
+    rows = [r for r in rows if r.experiment == "kv_cache" and r.metric != "needle_accuracy"]
+    return complete(
+        rows, WINDOWS, ("model", "calibration", "method", "bits", "target"), "delta_nll"
+    )
+
+
 def _loss(rows: list[Row]) -> str:
     loss = summarize(rows, "delta_nll") if rows else None
     return f"{loss.mean:.3f} ± {loss.sem:.3f}" if loss else "-"
@@ -244,7 +251,7 @@ def block_rotation(rows: list[Row]) -> str:
     """Loss over the length of blocks before down_proj, by permutation."""
     point = ("model", "setting", "format", "block", "permutation")
     rows = [r for r in rows if r.experiment == "block_rotation"]
-    rows = complete(rows, 8, point, "delta_nll")
+    rows = complete(rows, WINDOWS, point, "delta_nll")
     lengths = sorted({r.config["block"] for r in select(rows, permutation="massdiff")})
     lines = []
     for model in dict.fromkeys(r.config["model"] for r in rows):
