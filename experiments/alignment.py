@@ -117,10 +117,11 @@ def main(config: Config) -> None:
                         for c, r in itertools.product(CODERS, config.rates)
                     ):
                         continue
-                    pair = pair or vectors(tensor, layer)
-                    for (coder, bits), least in bound(*pair, config.rates).items():
-                        shannon = {"nmse": float(least["nmse"])}
-                        study.add(here | {"coder": coder, "bits": bits}, None, shannon)
+                    if pair is None:
+                        pair = vectors(tensor, layer)
+                        for (coder, bits), least in bound(*pair, config.rates).items():
+                            shannon = {"nmse": float(least["nmse"])}
+                            study.add(here | {"coder": coder, "bits": bits}, None, shannon)
                     found = measure(jax.random.key(seed), *pair, name, config.rates)
                     for (coder, bits), values in found.items():
                         own = {"coder": coder, "bits": bits} if coder else {}

@@ -181,6 +181,7 @@ def _recipe(name: str) -> Recipe:
     return Recipe(transform, "mass_diff" if permutation else "none", **words)
 
 
+@functools.cache
 def _exists(name: str, dim: int) -> Transform:
     """The shapes of a method for vectors of this length.
 

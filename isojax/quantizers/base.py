@@ -103,14 +103,10 @@ def _half(bits: int) -> int:
     return (1 << bits) >> 1
 
 
-@pytree
-class StraightThrough(Quantizer):
-    """Wraps a quantizer so that `roundtrip` has the gradient of the identity (Bengio et al. 2013).
+class Wrapped(Quantizer):
+    """A quantizer that does what `inner` does, save for what a subclass changes."""
 
-    The values are those of the wrapped quantizer; use it inside a loss that is to be minimised.
-    """
-
-    inner: Quantizer
+    inner: Any
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
         return self.inner.encode(y)
@@ -129,6 +125,16 @@ class StraightThrough(Quantizer):
 
     def unpack(self, packed: Packed) -> Codes:  # noqa: D102
         return self.inner.unpack(packed)
+
+
+@pytree
+class StraightThrough(Wrapped):
+    """Wraps a quantizer so that `roundtrip` has the gradient of the identity (Bengio et al. 2013).
+
+    The values are those of the wrapped quantizer; use it inside a loss that is to be minimised.
+    """
+
+    inner: Quantizer
 
     def roundtrip(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:  # noqa: D102
         return y + jax.lax.stop_gradient(self.inner.roundtrip(y) - y)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isojax._core.pytree import pytree
-from isojax.quantizers.base import Quantizer
+from isojax.quantizers.base import Quantizer, Wrapped
 from isojax.quantizers.codebook import Codebook
-from isojax.quantizers.codes import Codes, Packed
+from isojax.quantizers.codes import Codes
 from isojax.quantizers.granularity import scale_axes, split
 
 
 @pytree
-class Unbiased(Quantizer):
+class Unbiased(Wrapped):
     """The codes of `inner` with scales such that `<y, y_hat> == <y, y>`; made by `unbiased`."""
 
     inner: Codebook
@@ -26,18 +26,6 @@ class Unbiased(Quantizer):
 
     def encode_rounded(self, y: Float[Array, "*batch d"], dtype: Any = jnp.float16) -> Codes:  # noqa: D102
         return self._lengthen(y, self.inner.encode_rounded(y, dtype)).rounded(dtype)
-
-    def encode_like(self, y: Float[Array, "*batch d"], codes: Codes) -> Codes:  # noqa: D102
-        return self.inner.encode_like(y, codes)
-
-    def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
-        return self.inner.decode(codes)
-
-    def pack(self, codes: Codes, dtype: Any = jnp.float16) -> Packed:  # noqa: D102
-        return self.inner.pack(codes, dtype)
-
-    def unpack(self, packed: Packed) -> Codes:  # noqa: D102
-        return self.inner.unpack(packed)
 
     def _lengthen(self, y: Array, codes: Codes) -> Codes:
         assert codes.scale is not None
