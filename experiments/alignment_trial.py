@@ -113,16 +113,7 @@ def axes(key: Array, x: Float[Array, "n d"], name: str) -> transforms.Transform:
         whole = jax.scipy.linalg.block_diag(*parts)
         return transforms.Dense(transforms.pca(x).entries @ whole)
     if name == "learned_rotation":
-        start = transforms.Dense(transforms.hadamard(key, dim).matrix())
-        scale = jnp.mean(jnp.square(x))
-        quantizer = quantizers.absmax(3, "token")
-
-        def flatten(t: Any, key: Array) -> Array:
-            batch = learn.minibatch(key, x, BATCH)
-            error = learn.quantization_error(t, batch, quantizer, rounding="straight_through")
-            return error / scale
-
-        return _learned(key, flatten, start, 1e-2)
+        return learn.learned_rotation(key, x, steps=STEPS, batch=BATCH)
     if name == "learned_alignment":
         start = transforms.pca(x)
         step = quantizers.ecsq_for_rate(start.apply(x), 3.0, "channel").step
@@ -131,13 +122,9 @@ def axes(key: Array, x: Float[Array, "n d"], name: str) -> transforms.Transform:
         def concentrate(t: Any, key: Array) -> Array:
             return learn.rate_distortion(t, learn.minibatch(key, x, BATCH), step, weight)
 
-        return _learned(key, concentrate, start, 3e-3)
+        optimizer = learn.stiefel(optax.adam(3e-3))
+        return learn.fit(concentrate, start, optimizer, key=key, steps=STEPS, checks=10)[0]
     return transforms.from_name(key, name, dim)
-
-
-def _learned(key: Array, loss: Any, start: transforms.Dense, rate: float) -> transforms.Dense:
-    optimizer = learn.stiefel(optax.adam(rate))
-    return learn.fit(loss, start, optimizer, key=key, steps=STEPS, checks=10)[0]
 
 
 def _local(key: Array, x: Float[Array, "n d"]) -> Turn:

@@ -69,6 +69,10 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 HALF = dataclasses.replace(ALIGNED, power=0.5)
 UNBIASED = dataclasses.replace(HALF, gain="unbiased")
 FLAT = Recipe("haar", **REPAIRS["+pre+sinks+unbiased"])
+# Rotations learned from a random one in place of it.
+LEARNED = {
+    name: Recipe("learned", **REPAIRS[name]) for name in ("+pre+sinks", "+pre+sinks+unbiased")
+}
 METHODS: dict[str, tuple[Recipe, Recipe]] = {
     "kivi": KIVI,
     "kivi+lean": LEAN,
@@ -81,6 +85,7 @@ METHODS: dict[str, tuple[Recipe, Recipe]] = {
         if t in BLOCKS or "permutation" not in r
     },
     **{f"aligned{name}": both(dataclasses.replace(ALIGNED, **r)) for name, r in LEFT_OUT.items()},
+    **{f"learned{name}": both(recipe) for name, recipe in LEARNED.items()},
     "aligned+half": both(HALF),
     "aligned+unbiased": both(UNBIASED),
     "aligned+haar": (UNBIASED, FLAT),
@@ -94,7 +99,7 @@ DEFAULT = (
     *(f"{t}{r}" for t in ("haar", "quaternion_full") for r in REPAIRS if r and t + r in METHODS),
     *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
     *(f"aligned{name}" for name in LEFT_OUT), "aligned+half", "aligned+unbiased",
-    "aligned+haar",
+    "aligned+haar", *(f"learned{name}" for name in LEARNED),
 )  # fmt: skip
 
 

@@ -67,6 +67,22 @@ def test_what_is_learned_is_better_than_its_start_on_all_samples(loss):
     assert gap(fitted.matrix()) < 1e-5
 
 
+def test_a_learned_rotation_lowers_the_peaks_of_vectors_it_has_not_seen():
+    # few strong directions with signs of their own, so that their sums peak
+    signs = jax.random.rademacher(OTHER, (2048, DIM), jnp.float32)
+    x = signs * jnp.geomspace(30, 0.3, DIM) @ tf.haar(KEY, DIM).matrix()
+    keys = jax.random.split(KEY, 4)
+    learned = quick_jit(jax.vmap(lambda k: learn.learned_rotation(k, x[:1024], steps=100)))(keys)
+
+    def error(t):
+        return float(learn.quantization_error(t, x[1024:], quantizers.absmax(3, "token")))
+
+    for i, key in enumerate(keys):
+        rotation = jax.tree.map(lambda a, i=i: a[i], learned)
+        assert gap(rotation.entries) < 1e-5
+        assert error(rotation) < 0.9 * error(tf.hadamard(key, DIM))
+
+
 @pytest.mark.parametrize("make, optimizer", FULL.values(), ids=FULL)
 def test_the_least_log_variance_is_that_of_pca(make, optimizer):
     root = learn.moment_root(X[:, :6])

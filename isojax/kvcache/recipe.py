@@ -15,14 +15,14 @@ from isojax._core.checks import check_choice
 from isojax.codec import Codec
 from isojax.kvcache.attention import apply_rope
 from isojax.kvcache.store import Store, mean_at, store
-from isojax.learn import aligned, co_activation, mass_diff, second_moment
+from isojax.learn import aligned, co_activation, learned_rotation, mass_diff, second_moment
 from isojax.metrics import allocate_bits
 
 # length of the blocks that a permutation shares channels out to
 BLOCKS = {"planar": 2, "quaternion_full": 4, "quaternion_fast": 4}
 PERMUTATIONS = {"none": None, "mass_diff": mass_diff, "co_activation": co_activation}
 FITTED = ("pca", "aligned")
-TRANSFORMS = (*transforms.NAMES, *FITTED)
+TRANSFORMS = (*transforms.NAMES, "learned", *FITTED)
 OFFSETS = ("none", "channel_pre_rope", "channel_post_rope")
 SCALES = ("none", "channel")
 ALLOCATIONS = ("even", "greedy")
@@ -48,8 +48,9 @@ class Recipe:
     """How to store keys or values, in the words of rows.
 
     Attributes:
-        transform: a name of `isojax.transforms` (drawn for each layer and head), `pca`, or
-            `aligned`: the axes of `isojax.learn.aligned` in the metric of what reads the vectors.
+        transform: a name of `isojax.transforms` (drawn for each layer and head), `pca`, `learned`:
+            the `learned_rotation` of `isojax.learn`, or `aligned`: its axes of that name in the
+            metric of what reads the vectors.
         permutation: of channels before planar and quaternion blocks or `block_hadamard:N`,
             `mass_diff` or `co_activation` of `isojax.learn`, or `none`.
         offset: what is subtracted first: nothing, the mean of keys before the rotary embedding
@@ -181,6 +182,8 @@ class Recipe:
             transform = transforms.pca(x)
         elif self.transform == "aligned":
             transform = aligned(second_moment(x), metric, power=self.power)
+        elif self.transform == "learned":
+            transform = learned_rotation(key, x, bits)
         else:
             transform = transforms.from_name(key, self.transform, x.shape[-1])
         permute = PERMUTATIONS[self.permutation]

@@ -6,7 +6,8 @@ share one is a free choice, and none at inference, where the permutation merges 
 `absmax_order` are what they are compared with.
 
 By gradients, `fit` learns any pytree: rotations with free parameters, or dense ones that `stiefel`
-keeps orthogonal, by a loss of `isojax.learn.objectives`.
+keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes need no descent;
+`learned_rotation` is their counterpart, axes that flatten.
 """
 
 from isojax.learn.alignment import aligned as aligned
@@ -27,6 +28,7 @@ from isojax.learn.permutation import absmax_order as absmax_order
 from isojax.learn.permutation import co_activation as co_activation
 from isojax.learn.permutation import mass_diff as mass_diff
 from isojax.learn.permutation import zigzag as zigzag
+from isojax.learn.rotation import learned_rotation as learned_rotation
 from isojax.learn.smoothquant import smooth as smooth
 from isojax.learn.smoothquant import smooth_scale as smooth_scale
 from isojax.learn.stiefel import stiefel as stiefel
