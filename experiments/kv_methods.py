@@ -69,6 +69,15 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 HALF = dataclasses.replace(ALIGNED, power=0.5)
 UNBIASED = dataclasses.replace(HALF, gain="unbiased")
 FLAT = Recipe("haar", **REPAIRS["+pre+sinks+unbiased"])
+# After published systems, as far as codes of a head and whole bits go; centred, and with exact
+# sinks, as all that they stand beside. SMAQ: the logarithm of the metric. KVTC: principal axes
+# before the rotary embedding, bits where they matter, no norm (not across heads, nor deflated).
+# Block-GTQ: bits where the frequencies of the rotary embedding need them, values rotated.
+GREEDY = {"codebook": "fitted_channel", "allocation": "greedy", "sinks": 4}
+CENTRED = REPAIRS["+pre"]
+SMAQ = dataclasses.replace(ALIGNED, spectrum="log")
+KVTC = Recipe("pca", rope="before", gain="none", **CENTRED, **GREEDY)
+GTQ = (Recipe(**CENTRED, **GREEDY), Recipe("haar", **REPAIRS["+pre+sinks"]))
 # Rotations learned from a random one in place of it.
 LEARNED = {
     name: Recipe("learned", **REPAIRS[name]) for name in ("+pre+sinks", "+pre+sinks+unbiased")
@@ -86,6 +95,9 @@ METHODS: dict[str, tuple[Recipe, Recipe]] = {
     },
     **{f"aligned{name}": both(dataclasses.replace(ALIGNED, **r)) for name, r in LEFT_OUT.items()},
     **{f"learned{name}": both(recipe) for name, recipe in LEARNED.items()},
+    "smaq": both(SMAQ),
+    "kvtc": both(KVTC),
+    "gtq": GTQ,
     "aligned+half": both(HALF),
     "aligned+unbiased": both(UNBIASED),
     "aligned+haar": (UNBIASED, FLAT),
@@ -100,6 +112,7 @@ DEFAULT = (
     *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
     *(f"aligned{name}" for name in LEFT_OUT), "aligned+half", "aligned+unbiased",
     "aligned+haar", *(f"learned{name}" for name in LEARNED),
+    "smaq", "kvtc", "gtq",
 )  # fmt: skip
 
 

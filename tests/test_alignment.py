@@ -97,6 +97,12 @@ def test_without_a_metric_or_at_power_zero_it_is_pca():
         assert_allclose(jnp.abs(got.T @ want), np.eye(DIM), atol=5e-3)
 
 
+def test_the_log_spectrum_is_the_matrix_logarithm():
+    metric = np.asarray(moment(3), float)
+    want = scipy.linalg.logm(np.eye(DIM) + metric / (np.trace(metric) / DIM)).real
+    assert_allclose(quick_jit(learn.log_spectrum)(jnp.asarray(metric)), want, atol=1e-4)
+
+
 def test_ridge_spares_directions_that_calibration_never_read():
     blind = jnp.diag(jnp.array([1.0, 1, 1, 1, 0, 0]))
     t = learn.aligned(jnp.eye(DIM), blind, ridge=1e-2)

@@ -34,6 +34,7 @@ VALUES = ("kivi", "haar+pre", "pca+pre")
 KEYS = (
     *VALUES, "kivi+sparse", "minmax", "haar+scale", "rotor", "identity", "pca+before",
     "pca+gaussian", "quaternion_full+pre+massdiff", "learned+pre+sinks",
+    "kvtc", "gtq",
     *(n for n in METHODS if n.startswith("haar") and n not in VALUES and "sinks" not in n),
 )  # fmt: skip
 RECIPES = {f"K {n}": ("K", METHODS[n][0]) for n in KEYS}

@@ -15,7 +15,14 @@ from isojax._core.checks import check_choice
 from isojax.codec import Codec
 from isojax.kvcache.attention import apply_rope
 from isojax.kvcache.store import Store, mean_at, store
-from isojax.learn import aligned, co_activation, learned_rotation, mass_diff, second_moment
+from isojax.learn import (
+    aligned,
+    co_activation,
+    learned_rotation,
+    log_spectrum,
+    mass_diff,
+    second_moment,
+)
 from isojax.metrics import allocate_bits
 
 # length of the blocks that a permutation shares channels out to
@@ -25,6 +32,7 @@ FITTED = ("pca", "aligned")
 TRANSFORMS = (*transforms.NAMES, "learned", *FITTED)
 OFFSETS = ("none", "channel_pre_rope", "channel_post_rope")
 SCALES = ("none", "channel")
+SPECTRA = ("power", "log")
 ALLOCATIONS = ("even", "greedy")
 GAINS = {"vector": "rms", "unbiased": "rms", "none": "none"}
 CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel", "minmax", "minmax_channel")
@@ -61,7 +69,9 @@ class Recipe:
             Lloyd-Max on the rotated calibration vectors of a head, `fitted_channel` on each
             coordinate; or a minimum and a maximum: `minmax` a vector or `group`, `minmax_channel` a
             channel and page.
-        power: of the metric of `aligned` axes; 0 ignores it.
+        spectrum: of the metric of `aligned` axes: raised to a `power`, or its `log` (SMAQ), see
+            `isojax.learn.log_spectrum`.
+        power: of the spectrum; 0 ignores the metric.
         allocation: bits of a component: `even`, or `greedy`, for `fitted_channel`: 0 to 8, each bit
             where it lowers the error most, at the same mean.
         gain: what levels are relative to: the root mean square of the `vector`; that made
@@ -81,6 +91,7 @@ class Recipe:
     offset: str = "none"
     scale: str = "none"
     codebook: str = "sphere"
+    spectrum: str = "power"
     power: float = 1.0
     allocation: str = "even"
     gain: str = "vector"
@@ -126,6 +137,7 @@ class Recipe:
         check_choice("offset", self.offset, OFFSETS)
         check_choice("scale", self.scale, SCALES)
         check_choice("codebook", self.codebook, CODEBOOKS)
+        check_choice("spectrum", self.spectrum, SPECTRA)
         check_choice("allocation", self.allocation, ALLOCATIONS)
         check_choice("gain", self.gain, GAINS)
         if self.allocation == "greedy":
@@ -181,6 +193,7 @@ class Recipe:
         if self.transform == "pca":
             transform = transforms.pca(x)
         elif self.transform == "aligned":
+            metric = log_spectrum(metric) if self.spectrum == "log" else metric
             transform = aligned(second_moment(x), metric, power=self.power)
         elif self.transform == "learned":
             transform = learned_rotation(key, x, bits)

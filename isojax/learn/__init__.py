@@ -11,6 +11,7 @@ keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes need no
 """
 
 from isojax.learn.alignment import aligned as aligned
+from isojax.learn.alignment import log_spectrum as log_spectrum
 from isojax.learn.fit import fit as fit
 from isojax.learn.fit import minibatch as minibatch
 from isojax.learn.gptq import gptq as gptq

@@ -30,7 +30,7 @@ def aligned(
         moment: C, the second moment of the vectors, see `second_moment`; centre them first.
         metric: S, in which errors count: symmetric, positive semidefinite. None for plain PCA.
         power: eigenvalues of the metric are raised to this power: 1 takes it as it is, 0 ignores
-            it. In between it lets fewer components starve at low rates (as SMAQ's logarithm does).
+            it. In between it lets fewer components starve at low rates (as `log_spectrum` does).
         ridge: share of the mean eigenvalue that is added to all of the metric, so that nothing is
             free of charge because calibration never read it.
 
@@ -51,6 +51,17 @@ def aligned(
     _, turn = jnp.linalg.eigh(_product(_product(root, moment), root))
     turn = turn[:, ::-1]
     return Oblique(_product(root, turn), _product(turn.T, back))
+
+
+def log_spectrum(metric: Float[Array, "d d"]) -> Float[Array, "d d"]:
+    """The metric with log(1 + s) in place of each eigenvalue s, in units of their mean.
+
+    Directions that are read much then count for less, those that are read little for as much: at
+    low rates the metric itself gathers too much (SMAQ).
+    """
+    size, axes = jnp.linalg.eigh(metric.astype(compute_dtype(metric.dtype)))
+    size = jnp.maximum(size, 0)
+    return _product(axes * jnp.log1p(size / jnp.mean(size)), axes.T)
 
 
 def _product(a: Array, b: Array) -> Array:
