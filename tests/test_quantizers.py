@@ -170,6 +170,21 @@ def test_straight_through_has_the_gradient_of_the_identity(quantizer):
     assert_allclose(value, roundtrip(quantizer, Y), atol=1e-5)
 
 
+def test_learned_scales_move_the_error_with_the_peak():
+    y, weight = jnp.array([0.3, -1.1, 2.0, 7.3]), jnp.array([1.0, -2.0, 0.5, 3.0])
+    through = q.straight_through(q.absmax(3), scales="learned")
+    error = through.roundtrip(y) - y
+    # the peak is 3 steps: a larger one lengthens every error in proportion
+    want = np.asarray(weight) + np.array([0, 0, 0, error @ weight / y[3]])
+    got = jax.grad(lambda y: through.roundtrip(y) @ weight)(y)
+    assert_allclose(got, want, rtol=1e-5)
+    assert_allclose(through.roundtrip(y), q.absmax(3).roundtrip(y), rtol=1e-6)
+    with pytest.raises(ValueError, match="scales must be real numbers"):
+        q.straight_through(q.ecsq(1.0), "learned").roundtrip(y)
+    with pytest.raises(ValueError, match="scales must be one of held, learned"):
+        q.straight_through(q.absmax(3), "free")
+
+
 @pytest.mark.parametrize("by, group", GRANULARITIES.items())
 @pytest.mark.parametrize(
     "make, levels", [(q.absmax, "restricted"), (q.minmax, "zero_point"), (q.minmax, "affine")]

@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isojax._core.checks import check_choice
 from isojax.metrics.error import computed
 from isojax.metrics.shape import kurtosis
-from isojax.quantizers.base import Quantizer
-from isojax.quantizers.codes import Codes
+from isojax.quantizers.base import Quantizer, relative_to_scale
 from isojax.transforms.base import Transform
 
 UNIFORM = 1.8
@@ -64,21 +62,11 @@ def quantization_error(
     codes = quantizer.encode(y)
     error = quantizer.decode(codes) - y
     if check_choice("rounding", rounding, ROUNDING) == "straight_through":
-        error = _relative_to_scale(jax.lax.stop_gradient(error), codes)
+        error = relative_to_scale(error, codes)
     if metric is None:
         return jnp.mean(jnp.square(error))
     error = transform.T.apply(error)
     return jnp.mean(error * jnp.matmul(error, metric.astype(x.dtype), precision="highest"))
-
-
-def _relative_to_scale(error: Array, codes: Codes) -> Array:
-    """`error`, growing with the scale that it was made at."""
-    if codes.scale is None or codes.scale.dtype != error.dtype:
-        raise ValueError("rounding must be 'exact' for a quantizer without real scales.")
-    held = jax.lax.stop_gradient(codes.scale)
-    growth = codes.scale / jnp.where(held == 0, 1, held)
-    groups = (*growth.shape[:-1], -1) if growth.ndim > error.ndim else error.shape
-    return (error.reshape(groups) * growth).reshape(error.shape)
 
 
 def kurtosis_loss(

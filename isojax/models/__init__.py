@@ -25,6 +25,7 @@ from isojax.models.hooks import WEIGHTS as WEIGHTS
 from isojax.models.hooks import Hooks as Hooks
 from isojax.models.hooks import Site as Site
 from isojax.models.hooks import parse_site as parse_site
+from isojax.models.likelihood import token_kl as token_kl
 from isojax.models.likelihood import token_nll as token_nll
 from isojax.models.load import LanguageModel as LanguageModel
 from isojax.models.load import load_model as load_model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -35,20 +37,58 @@ def token_nll(
         cache: read the tokens through it, from an empty one: with a packed cache this is what
             its codes make of the likelihood.
     """
-    check_positive("chunk", chunk)
     hidden = forward(params, config, tokens, hooks=hooks, cache=cache).hidden[:, :-1]
-    batch, length, width = hidden.shape
-    total = batch * length
-    steps = -(-total // chunk)
-    pad = steps * chunk - total
-    rows = jnp.pad(hidden.reshape(total, width), ((0, pad), (0, 0)))
-    targets = jnp.pad(tokens[:, 1:].reshape(total), (0, pad))
 
-    def nll(step: tuple[Array, Array]) -> Array:
-        rows, targets = step
-        scores = logits(params, rows)
+    def nll(hidden: Array, targets: Array) -> Array:
+        scores = logits(params, hidden)
         target = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
         return jax.nn.logsumexp(scores, axis=-1) - target
 
-    values = jax.lax.map(nll, (rows.reshape(steps, chunk, width), targets.reshape(steps, chunk)))
+    return _by_chunks(nll, chunk, hidden, tokens[:, 1:])
+
+
+def token_kl(
+    params: Params,
+    config: ModelConfig,
+    hidden: Float[Array, "b t width"],
+    tokens: Int[Array, "b t"],
+    hooks: Hooks = Hooks(),  # noqa: B008
+    chunk: int = 256,
+) -> Float[Array, "b t"]:
+    """Kullback-Leibler divergence of what is predicted with `hooks` from what `hidden` predicts.
+
+    KL(p || q) after every token, in nats, p by `hidden` and q with hooks: the loss of learning a
+    quantized model from itself (Liu et al. 2023, LLM-QAT, arXiv 2305.17888). Gradients reach what
+    the hooks close over, and logits are computed again for them rather than kept.
+
+    Args:
+        params: the tree of `init_params`, of both.
+        config: static.
+        hidden: what `forward` returns for the tokens without hooks.
+        tokens: texts.
+        hooks: as for `forward`.
+        chunk: tokens a step; static.
+    """
+    own = forward(params, config, tokens, hooks=hooks).hidden
+
+    @jax.checkpoint
+    def kl(exact: Array, own: Array) -> Array:
+        p, q = (jax.nn.log_softmax(logits(params, h)) for h in (exact, own))
+        return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+    return _by_chunks(kl, chunk, hidden, own)
+
+
+def _by_chunks(f: Callable[..., Array], chunk: int, *parts: Array) -> Array:
+    """`f` of rows of the parts [b, t, ...], `chunk` of them at once: [b, t]."""
+    batch, length = parts[0].shape[:2]
+    total = batch * length
+    steps = -(-total // check_positive("chunk", chunk))
+
+    def split(part: Array) -> Array:
+        rows = part.reshape(total, *part.shape[2:])
+        pads = [(0, steps * chunk - total), *[(0, 0)] * (rows.ndim - 1)]
+        return jnp.pad(rows, pads).reshape(steps, chunk, *rows.shape[1:])
+
+    values = jax.lax.map(lambda rows: f(*rows), tuple(map(split, parts)))
     return values.reshape(-1)[:total].reshape(batch, length)

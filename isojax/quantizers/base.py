@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float, UInt8
 
-from isojax._core.pytree import pytree
+from isojax._core.checks import check_choice
+from isojax._core.pytree import pytree, static
 from isojax.quantizers.codes import Codes, Packed, loaded, stored
 from isojax.quantizers.packing import pack_bits, unpack_bits
 
@@ -127,19 +128,53 @@ class Wrapped(Quantizer):
         return self.inner.unpack(packed)
 
 
+SCALES = ("held", "learned")
+
+
 @pytree
 class StraightThrough(Wrapped):
     """Wraps a quantizer so that `roundtrip` has the gradient of the identity (Bengio et al. 2013).
 
     The values are those of the wrapped quantizer; use it inside a loss that is to be minimised.
+
+    Attributes:
+        inner: the quantizer.
+        scales: see `straight_through`.
     """
 
     inner: Quantizer
+    scales: str = static(default="held")
 
     def roundtrip(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:  # noqa: D102
-        return y + jax.lax.stop_gradient(self.inner.roundtrip(y) - y)
+        if self.scales == "held":
+            return y + jax.lax.stop_gradient(self.inner.roundtrip(y) - y)
+        codes = self.inner.encode(y)
+        error = relative_to_scale(self.inner.decode(codes) - y, codes)
+        return (y + error).astype(canonicalize_dtype(y.dtype))
 
 
-def straight_through(quantizer: Quantizer) -> StraightThrough:
-    """`quantizer` with the gradient of the identity through `roundtrip`."""
-    return StraightThrough(quantizer)
+def straight_through(quantizer: Quantizer, scales: str = "held") -> StraightThrough:
+    """`quantizer` with the gradient of the identity through its rounding.
+
+    Args:
+        quantizer: of any kind.
+        scales: `held`: the error is a constant. `learned`: it grows with the scale that it was made
+            at, through which gradients pass to what sets it (as in LSQ, Esser et al. 2020, arXiv
+            1902.08153): a peak, for `absmax`. Where scales are a norm they do not respond to
+            rotations, and nothing more is learned.
+
+    Raises:
+        ValueError: `scales` is neither; on use, scales are to be learned and are no real numbers.
+    """
+    return StraightThrough(quantizer, check_choice("scales", scales, SCALES))
+
+
+def relative_to_scale(error: Array, codes: Codes) -> Array:
+    """`error`, a constant, growing with the scale that it was made at."""
+    error = jax.lax.stop_gradient(error)
+    if codes.scale is None or codes.scale.dtype != error.dtype:
+        raise ValueError("scales must be real numbers to be learned, got a quantizer without.")
+    held = jax.lax.stop_gradient(codes.scale)
+    growth = codes.scale / jnp.where(held == 0, 1, held)
+    groups = (*growth.shape[:-1], -1) if growth.ndim > error.ndim else error.shape
+    return (error.reshape(groups) * growth).reshape(error.shape)
