@@ -54,9 +54,10 @@ def test_oblique_obeys_the_laws_that_are_not_of_norms(law):
         lambda key: tf.haar(key, DIM) @ oblique(key),
         lambda key: tf.repeat(oblique(key), 2),
         lambda key: tf.padded(oblique(key), DIM - 2),
+        lambda key: tf.strided(tf.repeat(oblique(key), 2), DIM, 2),
         lambda key: tf.rotor(key, DIM),
     ],
-    ids=["oblique", "composed", "repeat", "padded", "rotor"],
+    ids=["oblique", "composed", "repeat", "padded", "strided", "rotor"],
 )
 def test_inner_products_are_kept_by_the_dual(make):
     t = make(laws.KEY)

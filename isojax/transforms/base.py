@@ -1,8 +1,10 @@
-"""The contract of a transform, and the two members that make the family closed."""
+"""The contract of a transform, the two members that make the family closed, and wrappers."""
 
 from __future__ import annotations
 
 import abc
+import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jax.dtypes import canonicalize_dtype
@@ -157,6 +159,25 @@ class Composed(Transform):
         for factor in self.factors:
             x = factor.apply(x)
         return x
+
+
+class Wrapped(Transform):
+    """A transform that gives its numbers to another, `inner`, and costs what that does."""
+
+    inner: Any
+
+    @property
+    def dual(self) -> Transform:  # noqa: D102
+        wrapped: Any = self
+        return dataclasses.replace(wrapped, inner=self.inner.dual)
+
+    @property
+    def params(self) -> int:  # noqa: D102
+        return self.inner.params
+
+    @property
+    def fmas(self) -> int:  # noqa: D102
+        return self.inner.fmas
 
 
 def _factors(t: Transform) -> tuple[Transform, ...]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Key
 
 from isojax._core.checks import check_choice, check_divides, check_positive
 from isojax._core.pytree import pytree, static
-from isojax.transforms.base import Transform, identity
+from isojax.transforms.base import Transform, Wrapped, identity
 from isojax.transforms.block_diagonal import block_diagonal
 from isojax.transforms.cayley import Cayley, cayley
 from isojax.transforms.planar import Planar, planar
@@ -21,7 +21,7 @@ RADIX = {"planar": 2, "quaternion": 4}
 
 
 @pytree
-class Strided(Transform):
+class Strided(Wrapped):
     """`inner` on blocks whose coordinates lie `stride` apart, in place of neighbours.
 
     Attributes:
@@ -41,14 +41,6 @@ class Strided(Transform):
     @property
     def T(self) -> Strided:  # noqa: D102
         return Strided(self.inner.T, self.block, self.stride)
-
-    @property
-    def params(self) -> int:  # noqa: D102
-        return self.inner.params
-
-    @property
-    def fmas(self) -> int:  # noqa: D102
-        return self.inner.fmas
 
     def _apply(self, x: Array) -> Array:
         count = self.dim // (self.block * self.stride)

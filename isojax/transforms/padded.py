@@ -6,11 +6,11 @@ from jaxtyping import Array
 
 from isojax._core.checks import check_positive
 from isojax._core.pytree import pytree, static
-from isojax.transforms.base import Transform
+from isojax.transforms.base import Transform, Wrapped
 
 
 @pytree
-class Padded(Transform):
+class Padded(Wrapped):
     """Appends zeros up to `inner.dim`, then applies `inner`; or its adjoint, which crops.
 
     An isometry into a longer space: `t.T.apply(t.apply(x)) == x` holds, and the other order is
@@ -37,18 +37,6 @@ class Padded(Transform):
     @property
     def T(self) -> Padded:  # noqa: D102
         return Padded(self.inner.T, self.size, not self.transposed)
-
-    @property
-    def dual(self) -> Padded:  # noqa: D102
-        return Padded(self.inner.dual, self.size, self.transposed)
-
-    @property
-    def params(self) -> int:  # noqa: D102
-        return self.inner.params
-
-    @property
-    def fmas(self) -> int:  # noqa: D102
-        return self.inner.fmas
 
     def _apply(self, x: Array) -> Array:
         return self.inner._resized(x, self.out_dim)
