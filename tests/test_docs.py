@@ -12,7 +12,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 
 
 def test_the_tables_of_the_readme_are_made_from_its_rows():
-    command = [sys.executable, ROOT / "scripts" / "update_readme.py", "--check"]
+    command = [sys.executable, ROOT / "scripts" / "update_docs.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

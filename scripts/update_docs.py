@@ -1,10 +1,10 @@
-"""Fill the tables of README.md from rows.
+"""Fill the tables of README.md and docs/findings.md from rows.
 
-    python scripts/update_readme.py                       # from docs/rows.jsonl
-    python scripts/update_readme.py --take results/A results/B    # first take rows from there
-    python scripts/update_readme.py --check               # exit 1 if README.md is out of date
+    python scripts/update_docs.py                               # from docs/rows.jsonl
+    python scripts/update_docs.py --take results/A results/B    # first take rows from there
+    python scripts/update_docs.py --check                       # exit 1 if one is out of date
 
-A block of README.md between `<!-- rows: NAME -->` and `<!-- end -->` is made by the function NAME.
+A block of either page between `<!-- rows: NAME -->` and `<!-- end -->` is made by the function NAME.
 Reports and figures of what is taken go to docs/results.
 """
 
@@ -25,6 +25,7 @@ from isojax.report import Row, complete, markdown, paired, read_rows, select, su
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md")
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
 BENCHES = ("bench_model", "bench_load", "bench_sweep")
 WINDOWS = 8  # that a point must have read
@@ -46,8 +47,13 @@ REPORTED = ("compare", "kv_cache", "block_rotation", "stage1", "isotropic_tradeo
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
 
 
+def short(model: str) -> str:
+    """The name of a model without its tuning, its quantization and its file."""
+    return re.sub(r"[-.](instruct|q\d).*", "", model, flags=re.I)
+
+
 def wanted(row: Row) -> bool:
-    """Whether README.md shows something of this row."""
+    """Whether a page shows something of this row."""
     if row.experiment == "isotropic_tradeoff":
         return row.metric in SHOWN and bool(select([row], **AT3))
     if row.experiment == "kv_cache":
@@ -95,7 +101,7 @@ def bench_model(rows: list[Row]) -> str:
                 for m in ("tokens_per_s", "peak_rss_bytes", "nll")
             )
             cells = [speed.format(3), f"{peak.mean / 1e9:.2f}", f"{nll.mean:.4f}", speed.n]
-            lines.append([model, name, *cells])
+            lines.append([short(model), name, *cells])
         for name in others:
             sides = {"implementation": "isojax"}, {"implementation": name}
             ratios = [
@@ -103,7 +109,7 @@ def bench_model(rows: list[Row]) -> str:
                 for m in ("tokens_per_s", "peak_rss_bytes")
             ]
             label = "**ratio**" if len(others) == 1 else f"**ratio to {name}**"
-            lines.append([model, label, *(f"**{r:.2f}x**" for r in ratios), "", ""])
+            lines.append([short(model), label, *(f"**{r:.2f}x**" for r in ratios), "", ""])
     head = ["model", "", "tokens a second", "peak memory, GB", "nll", "processes"]
     return markdown(head, lines)
 
@@ -111,10 +117,11 @@ def bench_model(rows: list[Row]) -> str:
 def perplexity(rows: list[Row]) -> str:
     """Perplexities."""
     found = [r for r in rows if r.experiment == "perplexity" and r.metric == "perplexity"]
-    names = ("model", "text", "windows", "length", "dtype")
-    return markdown(
-        [*names, "perplexity"], [[*(r.config[n] for n in names), f"{r.value:.3f}"] for r in found]
-    )
+    names = ("text", "windows", "length", "dtype")
+    lines = [
+        [short(r.config["model"]), *(r.config[n] for n in names), f"{r.value:.3f}"] for r in found
+    ]
+    return markdown(["model", *names, "perplexity"], lines)
 
 
 def isotropic_tradeoff(rows: list[Row]) -> str:
@@ -136,7 +143,7 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
                 found = select(mine, metric, transform=transform)
                 stats.append(summarize(found, metric).format() if found else "-")
             n = len(select(mine, "outlier_mse", transform=transform))
-            lines.append([model, transform, *changes, *stats, n])
+            lines.append([short(model), transform, *changes, *stats, n])
     head = ["model", "transform", "outlier MSE", "noise floor MSE", "false firings",
             "missed firings", "F1", "n"]  # fmt: skip
     return markdown(head, lines)
@@ -166,7 +173,7 @@ def kv_cache(rows: list[Row]) -> str:
         found.append((statistics.fmean(losses), [method, " to ".join(ends), *cells]))
     head = ["method", "bits at 3"]
     for model, bits in columns:
-        head += [f"{model}, {bits} bit", *(["K cosine"] if bits == 3 else [])]
+        head += [f"{short(model)}, {bits} bit", *(["K cosine"] if bits == 3 else [])]
     return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
 
 
@@ -187,7 +194,7 @@ def kv_sides(rows: list[Row]) -> str:
             mine = select(rows, model=model, bits=bits, target=side, method=name)
             cells.append(_loss(mine))
         lines.append([name, *cells])
-    return markdown(["method", *(f"{m}, {b} bit, {s}" for m, b, s in columns)], lines)
+    return markdown(["method", *(f"{short(m)}, {s} at {b}" for m, b, s in columns)], lines)
 
 
 def kv_domain(rows: list[Row]) -> str:
@@ -206,7 +213,7 @@ def kv_domain(rows: list[Row]) -> str:
             for fitted in (OWN, *other)
         ]
         lines.append([name, *cells])
-    head = [f"{model}, on {on}" for model in models for on in ("its own kind", *other)]
+    head = [f"{short(model)}, on {on}" for model in models for on in ("its own kind", *other)]
     return markdown(["method", *head], lines)
 
 
@@ -224,7 +231,7 @@ def kv_needles(rows: list[Row]) -> str:
         ]
         found = [[r.value for r in select(mine, probe_length=n)] for n in lengths]
         cells = [f"{sum(f):.0f} of {len(f)}" if f else "-" for f in found]
-        lines.append([model, name, bits, *cells])
+        lines.append([short(model), name, bits, *cells])
     return markdown(["model", "method", "bits", *(f"{n} tokens" for n in lengths)], lines)
 
 
@@ -263,7 +270,7 @@ def block_rotation(rows: list[Row]) -> str:
                 cells = []
                 for block in (0, *lengths, full):
                     cells.append(_loss(select(mine, block=block)))
-                lines.append([model, setting, name, *cells])
+                lines.append([short(model), setting, name, *cells])
     return markdown(["model", "int4", "permutation", "none", *map(str, lengths), "full"], lines)
 
 
@@ -290,7 +297,7 @@ class Config:
     """Folders of finished studies; their rows replace all of the same experiment, model and
     calibration text in docs/rows.jsonl."""
     check: bool = False
-    """Change nothing; exit 1 if README.md does not say what the rows say."""
+    """Change nothing; exit 1 if a page does not say what the rows say."""
 
 
 def main(config: Config) -> None:
@@ -306,23 +313,23 @@ def main(config: Config) -> None:
         rows = {r.identity: r for r in [*(r for r in old if subject(r) not in subjects), *taken]}
         lines = [json.dumps(dataclasses.asdict(r)) + "\n" for r in rows.values()]
         ROWS.write_text("".join(lines), encoding="utf-8")
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
     rows = read_rows(ROWS)
     blocks = (
         bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
         kv_needles, block_rotation, compare,
     )  # fmt: skip
     makers = {f.__name__: f for f in blocks}
-    new = re.sub(
-        r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)",
-        lambda m: f"{m[1]}{makers[m[2]](rows)}\n{m[3]}",
-        old,
-        flags=re.S,
-    )
-    if config.check and new != old:
-        raise SystemExit("README.md is out of date: run python scripts/update_readme.py.")
-    path.write_text(new, encoding="utf-8")
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = re.sub(
+            r"(<!-- rows: (\w+) -->\n).*?(<!-- end -->)",
+            lambda m: f"{m[1]}{makers[m[2]](rows)}\n{m[3]}",
+            old,
+            flags=re.S,
+        )
+        if config.check and new != old:
+            raise SystemExit(f"{page.name} is out of date: run python scripts/update_docs.py.")
+        page.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":
