@@ -46,14 +46,14 @@ class Config(Calibrated):
     """Of kivi, kivi+lean, kivi+sparse, minmax, pca+pre, pca+before, pca+gaussian, aligned (axes
     and bits for what reads them) or that with one ingredient left out (aligned-centre, -metric,
     -bits, -gain, -sinks), with half the power of the metric (aligned+half), scales without
-    shrinkage too (aligned+unbiased), and values rotated in place of aligned (aligned+haar),
-    by learned rotations (aligned+learned); smaq, kvtc, gtq: aligned after those systems;
-    learned+pre+sinks or learned+pre+sinks+unbiased (rotations learned to flatten); or a rotation
-    (identity haar hadamard quaternion_full quaternion_fast planar rotor) alone or with a repair:
-    +pre and +post (K's mean removed before or after RoPE), +scale, +minmax, +fitted, +pre+scale,
-    +pre+minmax, +pre+fitted, +pre+recent (the last 32 tokens exact), +pre+sinks (the first 4),
-    +pre+sinks+unbiased (scales without shrinkage), and, for planar and quaternions, +massdiff,
-    +pre+massdiff, +pre+coactivation (channels permuted first)."""
+    shrinkage too (aligned+unbiased), and values rotated in place of aligned (aligned+haar; not
+    centred: aligned+haar-centre; by learned rotations: aligned+learned); smaq, kvtc, gtq: aligned
+    after those systems; learned+pre+sinks or learned+pre+sinks+unbiased (rotations learned to
+    flatten); or a rotation (identity haar hadamard quaternion_full quaternion_fast planar rotor)
+    alone or with a repair: +pre and +post (K's mean removed before or after RoPE), +scale, +minmax,
+    +fitted, +pre+scale, +pre+minmax, +pre+fitted, +pre+recent (the last 32 tokens exact),
+    +pre+sinks (the first 4), +pre+sinks+unbiased (scales without shrinkage), and, for planar and
+    quaternions, +massdiff, +pre+massdiff, +pre+coactivation (channels permuted first)."""
     bits: tuple[int, ...] = (2, 3, 4)
     """Bits a code."""
     targets: tuple[str, ...] = TARGETS

@@ -101,6 +101,7 @@ METHODS: dict[str, tuple[Recipe, Recipe]] = {
     "aligned+half": both(HALF),
     "aligned+unbiased": both(UNBIASED),
     "aligned+haar": (UNBIASED, FLAT),
+    "aligned+haar-centre": (UNBIASED, dataclasses.replace(FLAT, offset="none")),
     "aligned+learned": (UNBIASED, LEARNED["+pre+sinks+unbiased"]),
     "pca+pre": both(CENTRED_PCA),
     "pca+before": both(dataclasses.replace(CENTRED_PCA, rope="before")),
@@ -112,8 +113,8 @@ DEFAULT = (
     *(f"{t}{r}" for t in ("haar", "quaternion_full") for r in REPAIRS if r and t + r in METHODS),
     *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
     *(f"aligned{name}" for name in LEFT_OUT), "aligned+half", "aligned+unbiased",
-    "aligned+haar", "aligned+learned", *(f"learned{name}" for name in LEARNED),
-    "smaq", "kvtc", "gtq",
+    "aligned+haar", "aligned+haar-centre", "aligned+learned",
+    *(f"learned{name}" for name in LEARNED), "smaq", "kvtc", "gtq",
 )  # fmt: skip
 
 

@@ -4,8 +4,8 @@
     python scripts/update_docs.py --take results/A results/B    # first take rows from there
     python scripts/update_docs.py --check                       # exit 1 if one is out of date
 
-A block of either page between `<!-- rows: NAME -->` and `<!-- end -->` is made by the function NAME.
-Reports and figures of what is taken go to docs/results.
+A block of either page, between `<!-- rows: NAME -->` and `<!-- end -->`, is made by the function
+NAME. Reports and figures of what is taken go to docs/results.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ KV_METHODS = (
     "quaternion_full+massdiff", "quaternion_full+pre", "quaternion_full+pre+minmax",
     "quaternion_full+pre+fitted", "quaternion_full+pre+massdiff",
     "quaternion_full+pre+coactivation", "pca+pre", "haar+pre+sinks", "haar+pre+sinks+unbiased",
-    "aligned", "aligned+half", "aligned+unbiased", "aligned+haar",
+    "aligned", "aligned+half", "aligned+unbiased", "aligned+haar", "aligned+haar-centre",
+    "aligned+learned", "learned+pre+sinks", "learned+pre+sinks+unbiased", "smaq", "kvtc", "gtq",
 )  # fmt: skip
 SIDES = (
     "haar", "quaternion_full", "haar+pre", "quaternion_full+pre", "haar+pre+sinks",
-    "haar+pre+sinks+unbiased", "aligned", "aligned+half", "aligned+unbiased", "kivi",
+    "haar+pre+sinks+unbiased", "aligned", "aligned+half", "aligned+unbiased",
+    "learned+pre+sinks", "learned+pre+sinks+unbiased", "kivi",
 )  # fmt: skip
 REPORTED = ("compare", "kv_cache", "block_rotation", "stage1", "isotropic_tradeoff", "alignment")
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
