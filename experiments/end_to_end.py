@@ -2,16 +2,17 @@
 
     python -m experiments.end_to_end
     python -m experiments.end_to_end --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
-        --calibration-text valid.txt --length 512 --out results/end_to_end
+        --calibration-text valid.txt --length 256 --out results/end_to_end
 
 SpinQuant (2405.16406) learns the rotation of the residual stream (R1) and those of the values of
 each head (R2) by gradient descent on the model's own loss, inputs of linear layers in INT4 with a
 scale a token. Here the loss is the KL divergence from the unquantized model on the calibration
 text, one window a step, gradients straight through the rounding and into the scales, Adam on the
-orthogonal group. Rotations start at random ones, and each is compared with its own start: merged
-into the weights, which stay as they are (W16A4) or are rounded too (W4A4, to nearest). Before
-down_proj a random Hadamard transform (R4) runs in all of them. Every window of the test text is
-read with the rotations of one seed, in turn; `delta_nll` is against the model as it is.
+orthogonal group. Each start, random or none, is compared with what it became: merged into the
+weights, which stay as they are (W16A4) or are rounded too (W4A4, to nearest). Before down_proj a
+random Hadamard transform (R4) runs in all of them, and is not learned. Every seed draws and learns
+its own and reads all windows of the test text; `delta_nll` is against the model as it is.
+A step needs memory for the gradients of all layers: SmolLM2-135M 1.7 GB at 512 tokens.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ from isojax._core.checks import check_choice, check_positive
 from isojax.report import (
     Row,
     Study,
-    complete,
     draw_lines,
     markdown,
     new_figure,
-    paired,
     select,
+    stat,
     summarize,
 )
 
 STARTS = ("identity", "hadamard", "haar")
 SETTINGS = ("W16A4", "W4A4")
 CHECKS = 10
-POINT = ("setting", "start", "learned")
+
+Means = dict[tuple[str, str, bool], dict[int | None, float]]  # by setting, start, learned; by seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,16 @@ class Config(Calibrated):
 
     starts: tuple[str, ...] = STARTS
     """Where learning starts: identity, hadamard or haar."""
-    seeds: int = 4
-    """Seeds of the starts and of learning; window i has seed i modulo this."""
+    seeds: int = 5
+    """Seeds of the starts, of the rotation before down_proj, and of learning."""
     steps: int = 100
     """Of descent, a multiple of 10."""
     rate: float = 0.003
     """Learning rate of Adam, in radians a step; it falls to 0 as a cosine."""
+
+    @property
+    def tokens(self) -> int:  # noqa: D102
+        return self.length or 512
 
     @property
     def texts(self) -> int:  # noqa: D102
@@ -84,7 +89,7 @@ def main(config: Config) -> None:
         raise ValueError(f"steps must be a multiple of {CHECKS}, got {config.steps}.")
     if not 0 < config.rate < math.inf:
         raise ValueError(f"rate must be above 0 and finite, got {config.rate}.")
-    grows = ("starts", "windows") if config.calibration_text else ("starts",)
+    grows = ("starts", "seeds", "windows") if config.calibration_text else ("starts", "seeds")
     study = Study("end_to_end", config.out, config, grows=grows)
     model, texts, fit_on, base = config.load()
     width = model.config.intermediate_size
@@ -98,86 +103,101 @@ def main(config: Config) -> None:
         plain = [study.rows("nll", **exact, window=i)[0].value for i in range(config.texts)]
         task = bar.add_task("learning", total=config.steps)
 
-        def tell(step: Any, loss: Any) -> None:
+        def tell(step: Any, kl: Any) -> None:
             bar.update(task, completed=int(step))
+            told[int(step)] = float(kl)
 
-        for name, seed in itertools.product(config.starts, range(min(config.seeds, config.texts))):
-            read = range(seed, config.texts, config.seeds)
-            rows = [
+        for name, seed in itertools.product(config.starts, range(config.seeds)):
+            cases = [
                 base | {"setting": setting, "start": name, "learned": learned, "window": i}
-                for learned, setting, i in itertools.product((False, True), SETTINGS, read)
+                for learned, setting in itertools.product((False, True), SETTINGS)
+                for i in range(config.texts)
             ]
-            if all(study.has(row, seed, ["nll", "delta_nll"]) for row in rows):
+            if all(study.has(case, seed, ["nll", "delta_nll"]) for case in cases):
                 continue
             bar.reset(task, description=f"{name}, seed {seed}")
-            rotations, trace = trial.start(name, seed), base | {"start": name}
-            learned, losses = trial.learned(rotations, seed, config.steps, config.rate, tell)
-            span = config.steps // CHECKS
-            for first in range(0, config.steps, span):
-                kl = float(losses[first : first + span].mean())
-                if not study.has(trace | {"step": first + span}, seed, ["kl"]):
-                    study.add(trace | {"step": first + span}, seed, {"kl": kl})
+            start = trial.start(name, seed)
+            told = {0: trial.divergence(start)}
+            learned = trial.learned(start, seed, config.steps, config.rate, tell)
+            for step, kl in told.items():
+                if not study.has(base | {"start": name, "step": step}, seed, ["kl"]):
+                    study.add(base | {"start": name, "step": step}, seed, {"kl": kl})
             for turned, setting in itertools.product((False, True), SETTINGS):
-                nlls = trial.quantized(learned if turned else rotations, setting, read)
-                for i, nll in zip(read, nlls, strict=True):
+                nlls = trial.quantized(learned if turned else start, setting)
+                for i, nll in enumerate(nlls):
                     row = base | {"setting": setting, "start": name, "learned": turned, "window": i}
                     if not study.has(row, seed, ["nll", "delta_nll"]):
                         study.add(row, seed, {"nll": nll, "delta_nll": nll - plain[i]})
-    study.finish(text(study, base, config), figure(study, base))
+    study.finish(text(study, base, config), figure(study, base, config))
     print((config.out / "table.md").read_text(encoding="utf-8"))
+
+
+def losses(rows: Sequence[Row], windows: int) -> Means:
+    """Mean delta nll over the windows, of the seeds that have read them all."""
+    found: dict[Any, list[float]] = {}
+    for row in select(rows, "delta_nll"):
+        if row.config["window"] < windows:
+            point = *(row.config[k] for k in ("setting", "start", "learned")), row.seed
+            found.setdefault(point, []).append(row.value)
+    means: Means = {}
+    for (*point, seed), values in found.items():
+        if len(values) == windows:
+            means.setdefault((point[0], point[1], point[2]), {})[seed] = stat(values).mean
+    return means
 
 
 def text(study: Study, base: dict[str, Any], config: Config) -> str:
     """The report in Markdown."""
     rows = study.rows(**base)
-    whole = complete(rows, config.texts, POINT)
-    exact = summarize(whole, "nll", setting="exact")
+    means, exact = losses(rows, config.texts), summarize(rows, "nll", setting="exact")
+    names = dict.fromkeys(start for _, start, _ in means)
+    heads = [f"{s}{c}" for s in SETTINGS for c in ("", ", learned", ", change")]
     return "\n\n".join([
         f"# Rotations learned end to end in {base['model']}",
         f"{config.texts} windows of {base['length']} tokens of {base['text']}; unquantized nll "
-        f"{exact.mean:.4f} nat a token. Learned on {base['calibration']}, "
-        f"{config.calibration_windows} windows, {config.steps} steps of one each at a rate of "
-        f"{config.rate}, {config.seeds} seeds. Cells are delta nll ± standard error over windows; "
-        "`change` is that of the same window by learning from its start. KL is that of the steps, "
-        "means of the first and the last tenth, nat a token.",
-        markdown(
-            ["start", "KL", *(f"{s}{c}" for s in SETTINGS for c in ("", ", learned", ", change"))],
-            [line(rows, whole, name) for name in dict.fromkeys(r.config["start"] for r in whole
-             if "start" in r.config)],
-        ),
+        f"{exact.mean:.4f} nat a token. Learned on {config.calibration_windows} windows of "
+        f"{base['calibration']}, {config.steps} steps of one window each at a rate of "
+        f"{config.rate}. Cells are delta nll, nat a token, mean ± sd over seeds, each over all "
+        "windows; `change` is that by learning, seed by seed. KL is that on all calibration "
+        "windows, at the start and at the best of ten checks, which is the one that is kept.",
+        markdown(["start", "seeds", "KL", *heads], [line(rows, means, name) for name in names]),
     ])  # fmt: skip
 
 
-def line(rows: Sequence[Row], whole: Sequence[Row], name: str) -> list[str]:
+def line(rows: Sequence[Row], means: Means, name: str) -> list[Any]:
     """Of one start."""
-    steps = [r.config["step"] for r in select(rows, "kl", start=name)]
-    first, last = (summarize(rows, "kl", start=name, step=f(steps)) for f in (min, max))
-    cells = [name, f"{first.mean:.4f} to {last.mean:.4f}"]
+    seeds = sorted(means[SETTINGS[-1], name, True], key=str)
+    each = [select(rows, "kl", start=name) for _ in seeds]
+    each = [[r for r in mine if r.seed == s] for mine, s in zip(each, seeds, strict=True)]
+    first = stat(r.value for mine in each for r in mine if r.config["step"] == 0)
+    last = stat(min(r.value for r in mine) for mine in each)
+    cells = [name, len(seeds), f"{first.format(3)} to {last.format(3)}"]
     for setting in SETTINGS:
-        mine = select(whole, "delta_nll", setting=setting, start=name)
-        found = [summarize(mine, "delta_nll", learned=learned) for learned in (False, True)]
-        found.append(paired(mine, "delta_nll", {"learned": True}, {"learned": False}))
-        cells += [f"{s.mean:.4f} ± {s.sem:.4f}" for s in found]
+        before, after = (means[setting, name, learned] for learned in (False, True))
+        found = [[before[s] for s in seeds], [after[s] for s in seeds]]
+        found.append([b - a for a, b in zip(*found, strict=True)])
+        cells += [stat(values).format(3) for values in found]
     return cells
 
 
-def figure(study: Study, base: dict[str, Any]) -> Any:
-    """The descent of the KL divergence, and the loss of each window before and after."""
+def figure(study: Study, base: dict[str, Any], config: Config) -> Any:
+    """The descent of the KL divergence, and the loss of each seed before and after."""
     rows = study.rows(**base)
+    means = losses(rows, config.texts)
     chart, grid = new_figure(1, 1 + len(SETTINGS), f"Learned end to end: {base['model']}")
     draw_lines(grid[0, 0], rows, "kl", "step", "start")
     grid[0, 0].set_ylabel("KL on the calibration text, nat a token")
     grid[0, 0].legend(fontsize=7, frameon=False)
+    names = dict.fromkeys(start for _, start, _ in means)
+    colors = {line.get_label(): line.get_color() for line in grid[0, 0].get_lines()}
     for axes, setting in zip(grid[0, 1:], SETTINGS, strict=True):
-        scored = [r for r in select(rows, "delta_nll", setting=setting)]
-        renamed = [
-            dataclasses.replace(r, config=r.config | {"rotation": "after" if r.config["learned"]
-                                                      else "before"})
-            for r in scored
-        ]  # fmt: skip
-        draw_lines(axes, renamed, "delta_nll", "rotation", "start", order=("before", "after"))
-        axes.set_title(f"delta nll, {setting}", fontsize=10)
-        axes.set_xlabel("learning")
+        for name in names:
+            before, after = (means.get((setting, name, learned), {}) for learned in (False, True))
+            for seed in set(before) & set(after):
+                axes.plot([before[seed], after[seed]], "o-", ms=3, lw=1, color=colors[name])
+        axes.set_xticks([0, 1], ["start", "learned"])
+        axes.set_xlim(-0.3, 1.3)
+        axes.set_title(f"delta nll, {setting}, a line a seed", fontsize=10)
     return chart
 
 

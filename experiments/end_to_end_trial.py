@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +42,7 @@ class Trial:
         """Take the calibration windows [n, tokens]; `texts` [m, tokens] are those to test on."""
         self.params, self.config = fold_norms(model.params, model.config)
         self.calibration, self.texts = jnp.asarray(calibration), jnp.asarray(texts)
+        self.exact = _hidden(self.params, self.config, self.calibration)
 
     def nll(self, i: int) -> float:
         """Mean nll of text i in nat a token, nothing quantized."""
@@ -62,25 +63,28 @@ class Trial:
             transforms.hadamard(keys[2], config.intermediate_size),
         )  # fmt: skip
 
+    def divergence(self, rotations: Rotations) -> float:
+        """Mean KL on all calibration windows, in nat a token."""
+        return float(_divergence(self.params, self.config, self.calibration, self.exact, rotations))
+
     def learned(
         self, start: Rotations, seed: int, steps: int, rate: float, tell: Callable[..., None]
-    ) -> tuple[Rotations, Float[Array, " steps"]]:
-        """Rotations learned from a start, and the loss of each step."""
-        exact = _hidden(self.params, self.config, self.calibration)
+    ) -> Rotations:
+        """Those of the least divergence met; `tell` hears (step, divergence) ten times."""
         key = jax.random.fold_in(jax.random.key(seed), 3)
-        given = (self.params, self.calibration, exact, start, key, rate)
+        given = (self.params, self.calibration, self.exact, start, key, rate)
         return _learn(*given, config=self.config, steps=steps, tell=tell)
 
-    def quantized(self, rotations: Rotations, setting: str, texts: Sequence[int]) -> list[float]:
-        """Mean nll of these texts in nat a token, rotations merged, weights rounded for W4A4."""
+    def quantized(self, rotations: Rotations, setting: str) -> list[float]:
+        """Mean nll of each text in nat a token, rotations merged, weights rounded for W4A4."""
         params = block_merge.merge_fused(self.params, self.config, *rotations[:2])
         params = block_merge.merge_down(params, self.config, None, rotations.down)
         if setting == "W4A4":
             params = block_merge.round_weights(params, quantizer_of("int4", True), tuple(INPUTS))
         inputs = quantizer_of("int4", False)
         return [
-            float(score(params, self.config, rotations.down, self.texts[i], SITES, inputs))
-            for i in texts
+            float(score(params, self.config, rotations.down, ids, SITES, inputs))
+            for ids in self.texts
         ]
 
 
@@ -112,29 +116,42 @@ def _hidden(
     return jax.lax.map(lambda ids: forward(params, config, ids[None]).hidden[0], texts)
 
 
+def _kl(
+    params: Any, config: ModelConfig, ids: Array, exact: Array, rotations: Rotations
+) -> Float[Array, ""]:
+    """Of one text, by the hooks; gradients reach the rotations."""
+    quantizer = quantizers.straight_through(quantizer_of("int4", False), scales="learned")
+    hooks = rotated_inputs(config, rotations, quantizer)
+    return token_kl(params, config, exact[None], ids[None], hooks).mean()
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _divergence(
+    params: Any, config: ModelConfig, texts: Array, exact: Array, rotations: Rotations
+) -> Float[Array, ""]:
+    each = jax.lax.map(lambda at: _kl(params, config, at[0], at[1], rotations), (texts, exact))
+    return each.mean()
+
+
 @functools.partial(jax.jit, static_argnames=("config", "steps", "tell"))
 def _learn(
     params: Any, texts: Array, exact: Array, start: Rotations, key: Key[Array, ""], rate: float, *,
     config: ModelConfig, steps: int, tell: Callable[..., None],
-) -> tuple[Rotations, Float[Array, " steps"]]:  # fmt: skip
-    """The rotations with the least KL divergence from the exact model on all texts."""
-    quantizer = quantizers.straight_through(quantizer_of("int4", False), scales="learned")
+) -> Rotations:  # fmt: skip
 
-    def kl(free: Any, exact: Array, ids: Array) -> Array:
-        own = start._replace(residual=free[0], values=free[1])
-        hooks = rotated_inputs(config, own, quantizer)
-        return token_kl(params, config, exact[None], ids[None], hooks).mean()
+    def own(free: Any) -> Rotations:
+        return start._replace(residual=free[0], values=free[1])
 
     def loss(free: Any, key: Array) -> Array:
         i = jax.random.randint(key, (), 0, len(texts))
-        return kl(free, exact[i], texts[i])
+        return _kl(params, config, texts[i], exact[i], own(free))
 
     def on_all(free: Any) -> Array:
-        return jax.lax.map(lambda pair: kl(free, *pair), (exact, texts)).mean()
+        return _divergence(params, config, texts, exact, own(free))
 
     optimizer = learn.stiefel(optax.adam(optax.cosine_decay_schedule(rate, steps)))
-    free, trace = learn.fit(
+    free, _ = learn.fit(
         loss, start[:2], optimizer, key=key, steps=steps, checks=10, objective=on_all,
         callback=tell,
     )  # fmt: skip
-    return start._replace(residual=free[0], values=free[1]), trace
+    return own(free)

@@ -17,7 +17,7 @@ nat a token: SmolLM2-135M haar 0.28, haar+pre 0.19, quaternion_full 1.1, kivi (4
 aligned 0.11; Qwen2.5-Coder-0.5B, whose keys have a bias, haar 2.8 at a cosine of 0.984, haar+pre
 0.10, quaternion_full+pre 0.30, kivi 0.02, aligned 0.01. At 2 bit haar+pre+sinks loses 0.46 and
 0.25, aligned keys with rotated values (aligned+haar) 0.18 and 0.08. A method takes about 15 s and
-45 s there on 2 CPU cores; the tiny model half a minute with `--quick`.
+45 s there on 2 CPU cores, one that learns longer; the tiny model half a minute with `--quick`.
 Sources: IsoQuant (2603.28430), TurboQuant (2504.19874), KIVI (2402.02750), KVQuant (2401.18079),
 KVTC (2511.01815).
 """
@@ -47,13 +47,15 @@ class Config(Calibrated):
     and bits for what reads them) or that with one ingredient left out (aligned-centre, -metric,
     -bits, -gain, -sinks), with half the power of the metric (aligned+half), scales without
     shrinkage too (aligned+unbiased), and values rotated in place of aligned (aligned+haar; not
-    centred: aligned+haar-centre; by learned rotations: aligned+learned); smaq, kvtc, gtq: aligned
-    after those systems; learned+pre+sinks or learned+pre+sinks+unbiased (rotations learned to
-    flatten); or a rotation (identity haar hadamard quaternion_full quaternion_fast planar rotor)
-    alone or with a repair: +pre and +post (K's mean removed before or after RoPE), +scale, +minmax,
-    +fitted, +pre+scale, +pre+minmax, +pre+fitted, +pre+recent (the last 32 tokens exact),
-    +pre+sinks (the first 4), +pre+sinks+unbiased (scales without shrinkage), and, for planar and
-    quaternions, +massdiff, +pre+massdiff, +pre+coactivation (channels permuted first)."""
+    centred: aligned+haar-centre; by learned rotations: aligned+learned); smaq-like (the logarithm
+    of the metric), kvtc-like (principal axes before RoPE, bits where they matter), gtq-like (bits
+    by channel, values rotated): see `experiments/kv_methods.py`; learned+pre+sinks or
+    learned+pre+sinks+unbiased (rotations learned to flatten); or a rotation (identity haar hadamard
+    quaternion_full quaternion_fast planar rotor) alone or with a repair: +pre and +post (K's mean
+    removed before or after RoPE), +scale, +minmax, +fitted, +pre+scale, +pre+minmax, +pre+fitted,
+    +pre+recent (the last 32 tokens exact), +pre+sinks (the first 4), +pre+sinks+unbiased (scales
+    without shrinkage), and, for planar and quaternions, +massdiff, +pre+massdiff,
+    +pre+coactivation (channels permuted first)."""
     bits: tuple[int, ...] = (2, 3, 4)
     """Bits a code."""
     targets: tuple[str, ...] = TARGETS

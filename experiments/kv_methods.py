@@ -69,10 +69,11 @@ LEFT_OUT: dict[str, dict[str, Any]] = {
 HALF = dataclasses.replace(ALIGNED, power=0.5)
 UNBIASED = dataclasses.replace(HALF, gain="unbiased")
 FLAT = Recipe("haar", **REPAIRS["+pre+sinks+unbiased"])
-# After published systems, as far as codes of a head and whole bits go; centred, and with exact
-# sinks, as all that they stand beside. SMAQ: the logarithm of the metric. KVTC: principal axes
-# before the rotary embedding, bits where they matter, no norm (not across heads, nor deflated).
-# Block-GTQ: bits where the frequencies of the rotary embedding need them, values rotated.
+# Like published systems, as far as codes of one head and whole bits go; centred before RoPE, and
+# with exact sinks, as all that they stand beside. SMAQ: the logarithm of the metric. KVTC (arXiv
+# 2511.01815): principal axes before the rotary embedding, bits where they matter, no norm; there
+# across heads, deflated, and with 128 recent tokens. Block-GTQ (arXiv 2606.24033): keys as they
+# are, with bits by the variance of each channel after RoPE, there of each pair; values rotated.
 GREEDY = {"codebook": "fitted_channel", "allocation": "greedy", "sinks": 4}
 CENTRED = REPAIRS["+pre"]
 SMAQ = dataclasses.replace(ALIGNED, spectrum="log")
@@ -80,7 +81,8 @@ KVTC = Recipe("pca", rope="before", gain="none", **CENTRED, **GREEDY)
 GTQ = (Recipe(**CENTRED, **GREEDY), Recipe("haar", **REPAIRS["+pre+sinks"]))
 # Rotations learned from a random one in place of it.
 LEARNED = {
-    name: Recipe("learned", **REPAIRS[name]) for name in ("+pre+sinks", "+pre+sinks+unbiased")
+    name: Recipe("learned_rotation", **REPAIRS[name])
+    for name in ("+pre+sinks", "+pre+sinks+unbiased")
 }
 METHODS: dict[str, tuple[Recipe, Recipe]] = {
     "kivi": KIVI,
@@ -95,9 +97,9 @@ METHODS: dict[str, tuple[Recipe, Recipe]] = {
     },
     **{f"aligned{name}": both(dataclasses.replace(ALIGNED, **r)) for name, r in LEFT_OUT.items()},
     **{f"learned{name}": both(recipe) for name, recipe in LEARNED.items()},
-    "smaq": both(SMAQ),
-    "kvtc": both(KVTC),
-    "gtq": GTQ,
+    "smaq-like": both(SMAQ),
+    "kvtc-like": both(KVTC),
+    "gtq-like": GTQ,
     "aligned+half": both(HALF),
     "aligned+unbiased": both(UNBIASED),
     "aligned+haar": (UNBIASED, FLAT),
@@ -114,7 +116,8 @@ DEFAULT = (
     *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
     *(f"aligned{name}" for name in LEFT_OUT), "aligned+half", "aligned+unbiased",
     "aligned+haar", "aligned+haar-centre", "aligned+learned",
-    *(f"learned{name}" for name in LEARNED), "smaq", "kvtc", "gtq",
+    *(f"learned{name}" for name in LEARNED), "smaq-like", "kvtc-like",
+    "gtq-like",
 )  # fmt: skip
 
 
@@ -132,9 +135,13 @@ def recipes(name: str, target: str, sinks: int, recent: int) -> list[Recipe | No
 
 
 def words(keys: Recipe | None, values: Recipe | None) -> dict[str, Any]:
-    """How rows name a pair of recipes: the words of one, and where they differ, of the values."""
+    """How rows name a pair of recipes: the words of one, and where they differ, of the values.
+
+    Rows are older than `spectrum`, and say nothing of the one that all had.
+    """
     first, second = (dataclasses.asdict(r) for r in (keys or values, values or keys) if r)
-    return first | {f"value_{k}": v for k, v in second.items() if v != first[k]}
+    found = first | {f"value_{k}": v for k, v in second.items() if v != first[k]}
+    return {k: v for k, v in found.items() if (k, v) != ("spectrum", "power")}
 
 
 def random(name: str) -> bool:

@@ -102,6 +102,7 @@ def test_the_log_spectrum_is_the_matrix_logarithm():
     metric = np.asarray(moment(3), float)
     want = scipy.linalg.logm(np.eye(DIM) + metric / (np.trace(metric) / DIM)).real
     assert_allclose(quick_jit(learn.log_spectrum)(jnp.asarray(metric)), want, atol=1e-4)
+    assert not learn.log_spectrum(jnp.zeros((DIM, DIM))).any()
 
 
 def test_ridge_spares_directions_that_calibration_never_read():

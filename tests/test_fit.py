@@ -80,7 +80,18 @@ def test_a_learned_rotation_lowers_the_peaks_of_vectors_it_has_not_seen():
     for i, key in enumerate(keys):
         rotation = jax.tree.map(lambda a, i=i: a[i], learned)
         assert gap(rotation.entries) < 1e-5
-        assert error(rotation) < 0.9 * error(tf.hadamard(key, DIM))
+        assert error(rotation) < 0.9 * error(tf.hadamard(jax.random.split(key)[0], DIM))
+
+
+def test_zeros_teach_no_rotation_and_bad_numbers_are_refused():
+    learned = quick_jit(lambda: learn.learned_rotation(KEY, jnp.zeros((4, DIM)), steps=3))()
+    assert gap(learned.entries) < 1e-5
+    for words, message in (
+        ({"steps": 0}, "steps must be a whole number of at least 1"),
+        ({"rate": -1.0}, "rate must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learn.learned_rotation(KEY, X, **words)
 
 
 @pytest.mark.parametrize("make, optimizer", FULL.values(), ids=FULL)

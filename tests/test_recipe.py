@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import kv_oracle as oracle
 import numpy as np
 import pytest
+import scipy.linalg
 
 from experiments.kv_methods import METHODS
 from isojax.data import load_text
@@ -34,13 +35,14 @@ VALUES = ("kivi", "haar+pre", "pca+pre")
 KEYS = (
     *VALUES, "kivi+sparse", "minmax", "haar+scale", "rotor", "identity", "pca+before",
     "pca+gaussian", "quaternion_full+pre+massdiff", "learned+pre+sinks",
-    "kvtc", "gtq",
+    "kvtc-like", "gtq-like",
     *(n for n in METHODS if n.startswith("haar") and n not in VALUES and "sinks" not in n),
 )  # fmt: skip
 RECIPES = {f"K {n}": ("K", METHODS[n][0]) for n in KEYS}
 RECIPES |= {f"V {n}": ("V", METHODS[n][1]) for n in VALUES}
 ALIGNED_NAMES = (
     "aligned", "aligned-centre", "aligned-metric", "aligned-bits", "aligned-gain", "aligned+half",
+    "smaq-like",
 )  # fmt: skip
 RECIPES |= {
     f"{side} {n}": (side, dataclasses.replace(METHODS[n]["KV".index(side)], sinks=2))
@@ -82,6 +84,9 @@ def words(recipe, codec, samples, metric=None, theta=None):
         return known | {"matrix": matrix}
     placed = {name: known[name] for name in ("offset", "rope", "theta", "sinks")}
     x, _ = oracle.centre(samples, **placed)
+    if recipe.spectrum == "log":
+        metric = np.asarray(metric, float)
+        metric = scipy.linalg.logm(np.eye(DIM) + metric / (np.trace(metric) / DIM)).real
     turn, back = oracle.aligned_axes(x, metric, recipe.power)
     sign = np.sign(np.sum(turn * matrix, axis=0))
     return known | {"matrix": turn * sign, "inverse": sign[:, None] * back}
@@ -138,7 +143,9 @@ def test_fitted_levels_are_as_good_as_the_oracle_s(codebook):
     assert ours == pytest.approx(theirs, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["K aligned+half", "V aligned", "K aligned unbiased"])
+@pytest.mark.parametrize(
+    "name", ["K aligned+half", "V aligned", "K aligned unbiased", "K gtq-like"]
+)
 def test_aligned_widths_and_levels_are_the_oracle_s(name):
     side, recipe = RECIPES[name]
     frequency, theta = (FREQUENCY, THETA) if side == "K" else (None, None)
@@ -180,6 +187,21 @@ def test_aligned_axes_with_all_ingredients_keep_logits_best():
     assert best < 0.3 * rotation
 
 
+def test_learned_rotations_lose_less_than_random_ones_of_keys_they_have_not_seen():
+    def error(transform):
+        recipe = Recipe(transform, offset="channel_pre_rope")
+        store = fit(recipe, jax.random.key(1), MANY, 2, FREQUENCY, METRIC)
+        return float(jnp.mean((reread(store, TEXT[:, 0], FREQUENCY) - TEXT[:, 0]) ** 2))
+
+    assert error("learned_rotation") < 0.97 * error("haar")
+
+
+def test_methods_like_published_ones_are_what_they_say():
+    kvtc, (keys, values) = METHODS["kvtc-like"][0], METHODS["gtq-like"]
+    assert (kvtc.transform, kvtc.rope, kvtc.allocation) == ("pca", "before", "greedy")
+    assert (keys.transform, keys.allocation, values.transform) == ("identity", "greedy", "haar")
+
+
 @pytest.mark.parametrize("bits", [2, 3])
 def test_a_greedy_allocation_takes_the_bytes_of_an_even_one(bits):
     stores = [
@@ -203,6 +225,8 @@ def test_aligned_axes_need_a_metric_and_a_greedy_allocation_its_codebook():
         (Recipe(codebook="minmax", gain="unbiased"), "unbiased gain must have a norm"),
         (Recipe("block_hadamard:0"), "name must be one of"),
         (Recipe("planar:4", permutation="mass_diff"), "transform of a permutation must be"),
+        (Recipe("pca:3"), "transform must be one of .*; got 'pca:3'"),
+        (Recipe("pca", spectrum="log"), "spectrum without aligned axes must be"),
     ):
         with pytest.raises(ValueError, match=message):
             recipe.fit(jax.random.key(0), CALIBRATION, 2, FREQUENCY)

@@ -28,8 +28,8 @@ from isojax.metrics import allocate_bits
 # length of the blocks that a permutation shares channels out to
 BLOCKS = {"planar": 2, "quaternion_full": 4, "quaternion_fast": 4}
 PERMUTATIONS = {"none": None, "mass_diff": mass_diff, "co_activation": co_activation}
-FITTED = ("pca", "aligned")
-TRANSFORMS = (*transforms.NAMES, "learned", *FITTED)
+FITTED = ("pca", "aligned", "learned_rotation")
+TRANSFORMS = (*transforms.NAMES, *FITTED)
 OFFSETS = ("none", "channel_pre_rope", "channel_post_rope")
 SCALES = ("none", "channel")
 SPECTRA = ("power", "log")
@@ -56,9 +56,9 @@ class Recipe:
     """How to store keys or values, in the words of rows.
 
     Attributes:
-        transform: a name of `isojax.transforms` (drawn for each layer and head), `pca`, `learned`:
-            the `learned_rotation` of `isojax.learn`, or `aligned`: its axes of that name in the
-            metric of what reads the vectors.
+        transform: a name of `isojax.transforms` (drawn for each layer and head), `pca`, or what
+            `isojax.learn` makes: a `learned_rotation`, or axes `aligned` in the metric of what
+            reads the vectors.
         permutation: of channels before planar and quaternion blocks or `block_hadamard:N`,
             `mass_diff` or `co_activation` of `isojax.learn`, or `none`.
         offset: what is subtracted first: nothing, the mean of keys before the rotary embedding
@@ -106,7 +106,7 @@ class Recipe:
     @property
     def random(self) -> bool:
         """Whether a seed changes it."""
-        return self.transform not in ("identity", *FITTED)
+        return self.transform not in ("identity", "pca", "aligned")
 
     def fit(
         self,
@@ -130,7 +130,8 @@ class Recipe:
         Raises:
             ValueError: a word of the recipe is none of the allowed ones, or there is no metric.
         """
-        check_choice("transform", self.transform.partition(":")[0], TRANSFORMS)
+        name = self.transform.partition(":")[0]
+        check_choice("transform", self.transform if name in FITTED else name, TRANSFORMS)
         check_choice("permutation", self.permutation, PERMUTATIONS)
         if self.permutation != "none":
             block_of(self.transform)
@@ -142,7 +143,9 @@ class Recipe:
         check_choice("gain", self.gain, GAINS)
         if self.allocation == "greedy":
             check_choice("codebook of a greedy allocation", self.codebook, ("fitted_channel",))
-        if self.transform == "aligned":
+        if self.transform != "aligned":
+            check_choice("spectrum without aligned axes", self.spectrum, ("power",))
+        else:
             # the metric is that of keys as queries meet them, channel by channel
             check_choice("scale of aligned axes", self.scale, ("none",))
             check_choice("rope of aligned axes", self.rope, ("after",))
@@ -195,7 +198,7 @@ class Recipe:
         elif self.transform == "aligned":
             metric = log_spectrum(metric) if self.spectrum == "log" else metric
             transform = aligned(second_moment(x), metric, power=self.power)
-        elif self.transform == "learned":
+        elif self.transform == "learned_rotation":
             transform = learned_rotation(key, x, bits)
         else:
             transform = transforms.from_name(key, self.transform, x.shape[-1])

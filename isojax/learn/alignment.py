@@ -54,14 +54,18 @@ def aligned(
 
 
 def log_spectrum(metric: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """The metric with log(1 + s) in place of each eigenvalue s, in units of their mean.
+    """The metric with log(1 + s) in place of each eigenvalue s, in units of their mean; fp32.
 
-    Directions that are read much then count for less, those that are read little for as much: at
-    low rates the metric itself gathers too much (SMAQ).
+    Directions that are read much then count for less: at low rates the metric itself gathers too
+    many bits in too few components. The logarithm is that of SMAQ, as far as we know it.
+
+    Args:
+        metric: as for `aligned`; zeros stay zeros.
     """
     size, axes = jnp.linalg.eigh(metric.astype(compute_dtype(metric.dtype)))
     size = jnp.maximum(size, 0)
-    return _product(axes * jnp.log1p(size / jnp.mean(size)), axes.T)
+    mean = jnp.mean(size)
+    return _product(axes * jnp.log1p(size / jnp.where(mean == 0, 1, mean)), axes.T)
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
 from isojax import quantizers, transforms
+from isojax._core.checks import check_positive, compute_dtype
 from isojax.learn.fit import fit, minibatch
 from isojax.learn.objectives import quantization_error
 from isojax.learn.stiefel import stiefel
@@ -28,8 +31,8 @@ def learned_rotation(
     Adam on the orthogonal group (see `stiefel`), from a random Hadamard transform, minimises the
     error of integers with a scale a vector from its peak (`quantizers.absmax`), straight through
     the rounding: the setting of SpinQuant (Liu et al. 2024, arXiv 2405.16406), with the error of
-    the vectors themselves in place of the model's loss. What levels are used afterwards is open:
-    lower peaks serve all that are shared by the coordinates.
+    the vectors themselves in place of the model's loss. Computed and returned in fp32 for bf16 and
+    fp16. Zeros learn nothing.
 
     Args:
         key: draws the start and the minibatches.
@@ -37,17 +40,24 @@ def learned_rotation(
         bits: of the integers.
         steps: of descent.
         batch: vectors a step, drawn with replacement.
-        rate: the learning rate.
+        rate: of Adam, above 0: about as many radians as a plane turns by in a step.
 
     Raises:
-        ValueError: `d` is no order of a Hadamard matrix, or another argument is not allowed.
+        ValueError: `d` is no order of a Hadamard matrix, the dtype of `x` is not floating, or
+            another argument is not allowed.
     """
-    start = transforms.Dense(transforms.hadamard(key, x.shape[-1]).matrix())
+    if isinstance(rate, int | float) and not rate > 0:
+        raise ValueError(f"rate must be above 0, got {rate!r}.")
+    x = x.astype(compute_dtype(x.dtype))
+    first, key = jax.random.split(key)
+    start = transforms.Dense(transforms.hadamard(first, x.shape[-1]).matrix())
     quantizer = quantizers.absmax(bits, "token")
-    scale = jnp.mean(jnp.square(x.astype(jnp.float32)))
+    energy = jnp.mean(jnp.square(x))
+    energy = jnp.where(energy == 0, 1, energy)
 
     def loss(rotation: Any, key: Array) -> Array:
         some = minibatch(key, x, batch)
-        return quantization_error(rotation, some, quantizer, rounding="straight_through") / scale
+        return quantization_error(rotation, some, quantizer, rounding="straight_through") / energy
 
-    return fit(loss, start, stiefel(optax.adam(rate)), key=key, steps=steps, checks=10)[0]
+    checks = math.gcd(check_positive("steps", steps), 10)
+    return fit(loss, start, stiefel(optax.adam(rate)), key=key, steps=steps, checks=checks)[0]

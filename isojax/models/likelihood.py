@@ -36,6 +36,9 @@ def token_nll(
         chunk: tokens a step; static.
         cache: read the tokens through it, from an empty one: with a packed cache this is what
             its codes make of the likelihood.
+
+    Raises:
+        ValueError: `chunk` is not a whole number of at least 1.
     """
     hidden = forward(params, config, tokens, hooks=hooks, cache=cache).hidden[:, :-1]
 
@@ -58,8 +61,8 @@ def token_kl(
     """Kullback-Leibler divergence of what is predicted with `hooks` from what `hidden` predicts.
 
     KL(p || q) after every token, in nats, p by `hidden` and q with hooks: the loss of learning a
-    quantized model from itself (Liu et al. 2023, LLM-QAT, arXiv 2305.17888). Gradients reach what
-    the hooks close over, and logits are computed again for them rather than kept.
+    quantized model from itself (Liu et al. 2023, LLM-QAT, arXiv 2305.17888). In fp32. Gradients
+    reach what the hooks close over, and logits are computed again for them rather than kept.
 
     Args:
         params: the tree of `init_params`, of both.
@@ -68,8 +71,13 @@ def token_kl(
         tokens: texts.
         hooks: as for `forward`.
         chunk: tokens a step; static.
+
+    Raises:
+        ValueError: `hidden` is not of these tokens, or `chunk` not a whole number of at least 1.
     """
     own = forward(params, config, tokens, hooks=hooks).hidden
+    if hidden.shape != own.shape:
+        raise ValueError(f"hidden must have shape {own.shape}, got {hidden.shape}.")
 
     @jax.checkpoint
     def kl(exact: Array, own: Array) -> Array:
