@@ -15,14 +15,14 @@ from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
 from isojax.transforms.block_diagonal import block_product
 
-# _TABLE[i, j] is the product e_i e_j of two of 1, i, j, k; _SIGNS conjugates.
+# PRODUCT[i, j] is the product e_i e_j of two of 1, i, j, k; _SIGNS conjugates.
 _SIGNS = np.array([1, -1, -1, -1], np.float32)
-_TABLE = np.zeros((4, 4, 4), np.float32)
+PRODUCT = np.zeros((4, 4, 4), np.float32)
 for _i, _j, _k in ((1, 2, 3), (2, 3, 1), (3, 1, 2)):
-    _TABLE[0, _i, _i] = _TABLE[_i, 0, _i] = _TABLE[_i, _j, _k] = 1
-    _TABLE[_j, _i, _k] = _TABLE[_i, _i, 0] = -1
-_TABLE[0, 0, 0] = 1
-_SANDWICH = np.einsum("ijm,mkl,k->jlik", _TABLE, _TABLE, _SIGNS)  # e_i e_j conj(e_k)
+    PRODUCT[0, _i, _i] = PRODUCT[_i, 0, _i] = PRODUCT[_i, _j, _k] = 1
+    PRODUCT[_j, _i, _k] = PRODUCT[_i, _i, 0] = -1
+PRODUCT[0, 0, 0] = 1
+SANDWICH = np.einsum("ijm,mkl,k->jlik", PRODUCT, PRODUCT, _SIGNS)  # e_i e_j conj(e_k)
 
 
 def hamilton(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "... 4"]:
@@ -58,7 +58,7 @@ def sandwich(left: Float[Array, "n 4"], right: Float[Array, "n 4"]) -> Float[Arr
     As a matrix product, so that `block_product` finds them ready.
     """
     pairs = normalize(left)[:, :, None] * normalize(right)[:, None, :]
-    return jnp.einsum("jlik,nik->jln", _SANDWICH.astype(left.dtype), pairs, precision="highest")
+    return jnp.einsum("jlik,nik->jln", SANDWICH.astype(left.dtype), pairs, precision="highest")
 
 
 @pytree

@@ -1,0 +1,146 @@
+"""Where the numbers of a vector lie in the lanes of a tile [rows, lanes].
+
+Values in a Triton kernel have lengths that are powers of two, vectors and blocks do not. So a tile
+takes `width` lanes for every `pitch` numbers of memory, and masks what is in excess.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from isojax.kernels._pallas import Span, load, store
+
+ELEMENTS = 16  # of a tile for each thread
+THREADS = 32  # a warp
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least `n`."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """The lanes of vectors: lane `width * g + j` is number `pitch * g + j`, for j below `pitch`.
+
+    Attributes:
+        groups: groups of `pitch` numbers.
+        pitch: numbers a group in memory.
+        min_rows: rows that a tile must have at least.
+        min_warps: warps that it must have at least.
+    """
+
+    groups: int
+    pitch: int = 1
+    min_rows: int = 1
+    min_warps: int = 4
+
+    @property
+    def width(self) -> int:
+        """Lanes a group."""
+        return power_of_two(self.pitch)
+
+    @property
+    def size(self) -> int:
+        """Numbers in all groups."""
+        return self.groups * self.pitch
+
+    @property
+    def count(self) -> int:
+        """Lanes a vector."""
+        return power_of_two(self.groups) * self.width
+
+    @property
+    def warps(self) -> int:
+        """Warps a tile: the least, or as many as one row fills."""
+        return min(max(self.count // (ELEMENTS * THREADS), self.min_warps), 32)
+
+    @property
+    def rows(self) -> int:
+        """Rows a tile: such that each thread holds 16 numbers."""
+        return max(self.min_rows, ELEMENTS * THREADS * self.warps // self.count)
+
+    def places(self, span: Span, size: int) -> tuple[tuple[Array, Array], Any]:
+        """Row and column of every lane of a tile, and which of them are there; None if all are.
+
+        Args:
+            span: the rows of the tile.
+            size: numbers a vector in memory, at most `size` of the lanes.
+        """
+        row, lane = indices(span.rows, self.count)
+        column, masks = lane, []
+        if self.pitch < self.width:
+            column = lane // self.width * self.pitch + lane % self.width
+            masks.append(lane % self.width < self.pitch)
+        if size < power_of_two(self.groups) * self.pitch:
+            masks.append(column < size)
+        return placed(span, row, column, masks)
+
+
+ONE = Span(1, 0, None)
+
+
+def indices(rows: int, columns: int) -> tuple[Array, Array]:
+    """Row and column of every element of a matrix."""
+    row, column = (lax.broadcasted_iota(jnp.int32, (rows, columns), i) for i in (0, 1))
+    return row, column
+
+
+def placed(
+    span: Span, row: Array, column: Array, masks: Sequence[Array] = ()
+) -> tuple[tuple[Array, Array], Any]:
+    """Places in the block of a program, and the conjunction of `masks` and of rows that exist."""
+    row = row if isinstance(span.start, int) and span.start == 0 else row + span.start
+    both = [*masks] if span.live is None else [row < span.live, *masks]
+    return (row, column), functools.reduce(operator.and_, both) if both else None
+
+
+def read(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0) -> Array:
+    """What `ref` holds there, in fp32 if floating; `other` where masked."""
+    at = ref.at[places]
+    value = load(at) if mask is None else load(at, mask=mask, other=jnp.array(other, ref.dtype))
+    return value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def write(ref: Any, places: tuple[Array, ...], mask: Any, value: Array) -> None:
+    """Put `value` there, in the dtype of `ref`."""
+    store(ref.at[places], value.astype(ref.dtype), mask=mask)
+
+
+def rows_of(span: Span) -> tuple[tuple[Array, Array], Any]:
+    """The places of the one column of a tile, [rows, 1]."""
+    return placed(span, *indices(span.rows, 1))
+
+
+def parts(v: Array, width: int) -> list[Array]:
+    """`v[..., i::width]` for each i below `width`, a power of two.
+
+    By halves, since these are what a Triton kernel can take out of registers as they lie.
+    """
+    if width == 1:
+        return [v]
+    pair = v.reshape(*v.shape[:-1], -1, 2)
+    a, b = (parts(half.reshape(pair.shape[:-1]), width // 2) for half in jnp.split(pair, 2, -1))
+    return [part for pair in zip(a, b, strict=True) for part in pair]
+
+
+def joined(values: list[Array]) -> Array:
+    """The inverse of `parts`."""
+    if len(values) == 1:
+        return values[0]
+    pair = jnp.stack([joined(values[0::2]), joined(values[1::2])], axis=-1)
+    return pair.reshape(*pair.shape[:-2], -1)
+
+
+def flat(x: jax.Array) -> jax.Array:
+    """`x` as rows of vectors."""
+    return x.reshape(-1, x.shape[-1])

@@ -1,0 +1,322 @@
+"""Triton kernels by the interpreter, against the plain JAX beside them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_members import CODECS, codec_of, vectors
+from numpy.testing import assert_allclose, assert_array_equal
+
+from isojax import Codec, kernels, quantizers, transforms
+
+KEY = jax.random.key(5)
+# the least share of codes on which fp32 and a kernel agree: all but near ties; bf16 products less
+AGREE = {"float32": 0.999, "bfloat16": 0.999, "float16": 0.999, "dense": 0.985}
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def everything(codec, x, implementation):
+    packed = codec.store(x)
+    return {
+        "roundtrip": kernels.roundtrip(codec, x, implementation),
+        "store": kernels.store(codec, x, implementation=implementation),
+        "load": kernels.load(codec, packed, x.dtype, implementation),
+    }
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def scores(codec, x, query, implementation):
+    return kernels.scores(codec, query, codec.store(x), implementation)
+
+
+roundtrip = jax.jit(kernels.roundtrip, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def stored(codec, x, implementation):
+    """Packed codes, and what is read of them."""
+    packed = kernels.pack(codec, x, implementation=implementation)
+    return packed, kernels.load(codec, packed, implementation=implementation)
+
+
+def wide(x):
+    return np.asarray(x, np.float64)
+
+
+def mse(a, b):
+    return float(np.mean((wide(a) - wide(b)) ** 2))
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_kernels_are_what_plain_jax_is(name):
+    codec, x = codec_of(name), vectors(name)
+    found, want = everything(codec, x, "interpret"), everything(codec, x, "xla")
+    product = isinstance(codec.transform, transforms.Dense)
+    dense = product and x.dtype != jnp.float32
+    agree = AGREE["dense" if dense else x.dtype.name]
+    unit = float(jnp.finfo(x.dtype).eps) * float(jnp.abs(x).max())
+
+    assert found["roundtrip"].dtype == x.dtype
+    near = (
+        np.abs(wide(found["roundtrip"]) - wide(want["roundtrip"]))
+        <= 4 * unit + 1e-5 + 2e-4 * product
+    )
+    if not dense:
+        assert near.mean() >= agree
+    exact = mse(x, want["roundtrip"])
+    assert mse(x, found["roundtrip"]) == pytest.approx(exact, rel=0.02 if dense else 2e-3)
+
+    mine, theirs = found["store"], want["store"]
+    assert jax.tree.structure(mine) == jax.tree.structure(theirs)
+    assert mine.data.shape == theirs.data.shape
+    unpack = codec.quantizer.unpack
+    assert np.mean(unpack(mine).values == unpack(theirs).values) >= agree
+    if mine.scale is not None:
+        assert mine.scale.dtype == theirs.scale.dtype
+        assert_allclose(wide(mine.scale), wide(theirs.scale), rtol=4e-3 if dense else 1e-3)
+    size = np.abs(wide(want["load"])).max()
+    loose = 2**-5 if dense else 4 * float(jnp.finfo(x.dtype).eps) + 3e-5
+    assert_allclose(wide(found["load"]), wide(want["load"]), atol=loose * size)
+
+
+@pytest.mark.parametrize("name", ["full-32", "full-102", "full-1024"])  # 2, 3 and 4 bits
+def test_scores_are_products_with_the_keys(name):
+    codec, x = codec_of(name), vectors(name)
+    query = jnp.asarray(np.random.default_rng(0).standard_normal((2, x.shape[-1]), np.float32))
+    keys = wide(jax.jit(lambda codec, x: codec.load(codec.store(x)))(codec, x))
+    found = scores(codec, x, query, "interpret")
+    assert_allclose(found, wide(query) @ keys.T, atol=1e-5 * np.abs(keys).sum(-1).max())
+
+
+HADAMARDS = {
+    "float32-128": (transforms.hadamard(KEY, 128), "float32"),
+    "bfloat16-inverse-96": (transforms.hadamard(KEY, 96).T, "bfloat16"),  # 8 * 12
+    "float16-448": (transforms.hadamard(KEY, 448), "float16"),  # 16 * 28
+    "float32-blocks-320": (transforms.block_hadamard(KEY, 320, 64), "float32"),
+    "bfloat16-4096": (transforms.hadamard(None, 4096), "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", HADAMARDS)
+def test_hadamard_kernel_is_the_matrix_product(name):
+    t, dtype = HADAMARDS[name]
+    x = jax.random.normal(KEY, (3, t.dim)).astype(dtype)
+    found = jax.jit(lambda t, x: kernels.apply(t, x, "interpret"))(t, x)
+    assert found.dtype == x.dtype
+    want = wide(x) @ wide(t.matrix())
+    assert_allclose(wide(found), want, atol=4 * float(jnp.finfo(dtype).eps) + 2e-6, rtol=1e-2)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(1, 150), st.integers(0, 2))
+def test_ragged_batches(batch, lead):
+    codec = Codec(transforms.planar(KEY, 32), quantizers.lloyd_max_gaussian(2, 32))
+    x = jax.random.normal(jax.random.key(batch), (*[1] * lead, batch, 32))
+    found = roundtrip(codec, x, "interpret")
+    assert found.shape == x.shape
+    assert_allclose(found, roundtrip(codec, x, "xla"), atol=1e-5)
+
+
+def test_the_bytes_are_those_of_the_codes():
+    # vectors that are levels themselves, on which any rounding gives the same codes
+    t = transforms.planar(KEY, 40)
+    for bits in (2, 3, 4):
+        q = quantizers.nearest_level(jnp.arange(2.0**bits) - 2**bits / 2, "none")
+        codes = np.random.default_rng(bits).integers(0, 2**bits, (21, 40), np.uint8)
+        x = wide(q.levels)[codes] @ wide(t.matrix()).T
+        packed, loaded = stored(Codec(t, q), jnp.asarray(x, jnp.float32), "interpret")
+        assert packed.scale is None and packed.data.shape == (21, 5 * bits)
+        stream = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
+        assert_array_equal(packed.data, np.packbits(stream.reshape(21, -1), -1, "little"))
+        assert_allclose(loaded, x, atol=1e-5)
+
+
+def test_many_rows_go_by_several_tiles_a_program(monkeypatch):
+    monkeypatch.setattr("isojax.kernels._pallas.PROGRAMS", 1)
+    codec = Codec(transforms.planar(KEY, 64), quantizers.lloyd_max_gaussian(3, 64))
+    x = jax.random.normal(KEY, (32 * 5 + 3, 64))  # two programs of four tiles, the last one ragged
+    found, want = (everything(codec, x, way) for way in ("interpret", "xla"))
+    assert_allclose(found["roundtrip"], want["roundtrip"], atol=1e-5)
+    assert_array_equal(found["store"].data, want["store"].data)
+    assert_allclose(found["load"], want["load"], atol=1e-5)
+    assert_allclose(scores(codec, x, x[0], "interpret"), want["load"] @ x[0], atol=1e-4)
+
+
+def test_a_zero_vector_stays_zero_and_a_nan_spreads_over_its_vector_alone():
+    codec = Codec(transforms.quaternion(KEY, 32), quantizers.lloyd_max_gaussian(3))
+    x = jnp.ones((3, 32)).at[0].set(0).at[1, 5].set(jnp.nan)
+    found = roundtrip(codec, x, "interpret")
+    assert_array_equal(found[0], 0)
+    assert np.isnan(found[1]).all() and np.isfinite(found[2]).all()
+
+
+@pytest.mark.parametrize("implementation", ["interpret", "xla", None])
+def test_gradients_are_those_of_straight_through(implementation):
+    t = transforms.quaternion(KEY, 32)
+    q = quantizers.lloyd_max_gaussian(2, 32, normalize="norm")
+    x, w = jax.random.normal(KEY, (2, 5, 32))
+
+    def loss(run, codec, x):
+        return jnp.sum(w * run(codec, x))
+
+    def mine(codec, x):
+        return kernels.roundtrip(codec, x, implementation)
+
+    by_codec, by_x = jax.jit(jax.grad(functools.partial(loss, mine), (0, 1)))(Codec(t, q), x)
+    assert_allclose(by_x, w, atol=1e-5)  # the identity: rotated back what was rotated
+    assert_array_equal(by_codec.quantizer.levels, 0)
+    through = Codec(t, quantizers.straight_through(q))
+    want = jax.jit(jax.grad(functools.partial(loss, lambda c, x: c.roundtrip(x))))(through, x)
+    assert np.abs(want.transform.left).max() > 1e-2
+    assert_allclose(by_codec.transform.left, want.transform.left, atol=1e-4)
+    assert_allclose(by_codec.transform.right, want.transform.right, atol=1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["interpret", None])
+def test_gradients_of_what_is_linear_are_exact(implementation):
+    t, book = transforms.hadamard(KEY, 32), quantizers.lloyd_max_gaussian(3)
+    codec, (x, w) = Codec(t, book), jax.random.normal(KEY, (2, 6, 32))
+    packed, _ = stored(codec, x, "xla")
+
+    def losses(t, inverse, levels, x, query):
+        how = implementation
+        codec = Codec(t, quantizers.Codebook(levels, "rms", "token", 0))
+        return {
+            "apply": jnp.sum(w * kernels.apply(t, x, how)),
+            "inverse": jnp.sum(w * kernels.apply(inverse, x, how)),
+            "load": jnp.sum(w * kernels.load(codec, packed, jnp.float32, how)),
+            "scores": kernels.scores(codec, query, packed, how).sum(),
+            "store": kernels.store(codec, x, implementation=how).scale.sum(),
+        }
+
+    found = jax.jit(jax.jacrev(losses, (0, 1, 2, 3, 4)))(t, t.T, book.levels, x, w[0])
+    matrix, inverse = wide(t.matrix()), wide(t.T.matrix())
+    bare = wide(transforms.hadamard(None, 32).matrix())
+    assert_allclose(found["apply"][3], wide(w) @ matrix.T, atol=1e-5)
+    assert_allclose(found["inverse"][3], wide(w) @ inverse.T, atol=1e-5)
+    assert_allclose(found["apply"][0].signs, np.sum((wide(w) @ bare.T) * wide(x), 0), atol=1e-4)
+    assert_allclose(found["inverse"][1].signs, np.sum((wide(x) @ bare.T) * wide(w), 0), atol=1e-4)
+    values, scale = book.unpack(packed).values, wide(packed.scale)
+    turned = wide(w) @ matrix * scale
+    assert_allclose(found["load"][2], [turned[values == i].sum() for i in range(8)], atol=1e-3)
+    keys = wide(book.levels)[np.asarray(values)] * scale @ inverse
+    assert_allclose(found["scores"][4], keys.sum(0), atol=1e-4)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(found["store"]))
+
+
+def test_vmap_over_codecs_is_a_loop():
+    keys = jax.random.split(KEY, 3)
+
+    def make(key):
+        levels = jnp.sort(jax.random.normal(key, 8))
+        return Codec(transforms.planar(key, 32), quantizers.nearest_level(levels, "rms"))
+
+    codecs = jax.vmap(make)(keys)
+    x = jax.random.normal(KEY, (3, 5, 32))
+
+    def run(codec, x):
+        packed = kernels.store(codec, x, implementation="interpret")
+        return (
+            kernels.roundtrip(codec, x, "interpret"),
+            packed.data,
+            kernels.load(codec, packed, implementation="interpret"),
+            kernels.scores(codec, x[0], packed, "interpret"),
+        )
+
+    found = jax.jit(jax.vmap(run))(codecs, x)
+    for i, key in enumerate(keys):
+        want = everything(make(key), x[i], "xla")
+        assert_allclose(found[0][i], want["roundtrip"], atol=1e-5)
+        assert_array_equal(found[1][i], want["store"].data)
+        assert_allclose(found[2][i], want["load"], atol=1e-5)
+        assert_allclose(found[3][i], want["load"] @ x[i][0], atol=1e-4)
+    by_signs = jax.vmap(lambda key, x: kernels.apply(transforms.hadamard(key, 32), x, "interpret"))
+    want = [transforms.hadamard(k, 32).apply(v) for k, v in zip(keys, x, strict=True)]
+    assert_allclose(by_signs(keys, x), want, atol=1e-5)
+
+
+def test_new_levels_and_rotations_do_not_recompile():
+    traces = []
+
+    @jax.jit
+    def run(codec, x):
+        traces.append(codec)
+        return kernels.roundtrip(codec, x, "interpret")
+
+    x = jax.random.normal(KEY, (4, 32))
+    for key in jax.random.split(KEY, 2):
+        book = quantizers.nearest_level(jax.random.normal(key, 4), "norm")
+        codec = Codec(transforms.planar(key, 32), book)
+        assert_allclose(run(codec, x), codec.roundtrip(x), atol=1e-5)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("q", [quantizers.absmax(3), quantizers.lloyd_max_gaussian(3)])
+def test_by_default_a_cpu_gets_plain_jax_of_any_codec(q):
+    x, codec = jax.random.normal(KEY, (4, 33)), Codec(transforms.haar(KEY, 33), q)
+    found, plain = everything(codec, x, None), jax.jit(codec.store)(x)
+    assert_array_equal(found["store"].data, plain.data)
+    assert_allclose(found["roundtrip"], jax.jit(codec.roundtrip)(x), atol=1e-6)
+    loaded = jax.jit(codec.load)(plain)
+    assert_allclose(found["load"], loaded, atol=1e-6)
+    assert_allclose(scores(codec, x, x[0], None), loaded @ x[0], atol=1e-4)
+    t = transforms.planar(KEY, 32)
+    assert_allclose(kernels.apply(t, x[:, :32]), x[:, :32] @ t.matrix(), atol=1e-5)
+
+
+SPHERE = quantizers.lloyd_max_sphere(3, 32)
+PLANAR = transforms.planar(KEY, 32)
+BAD = {
+    "pallas": (Codec(PLANAR, SPHERE), "float32", "pallas", "implementation must be one of"),
+    "butterfly": (Codec(transforms.identity(32), SPHERE), "float32", "triton", "got Identity"),
+    "dense": (Codec(transforms.haar(KEY, 96), SPHERE), "float32", "triton", "up to dim 64"),
+    "uniform": (Codec(PLANAR, quantizers.absmax(3)), "float32", "triton", "a Codebook"),
+    "group": (
+        Codec(PLANAR, quantizers.lloyd_max_gaussian(3, granularity="group", group=8)),
+        "float32", "triton", "granularity 'token'",
+    ),
+    "levels": (Codec(PLANAR, quantizers.lloyd_max_gaussian(5)), "float32", "triton", "16 levels"),
+    "offset": (Codec(PLANAR, SPHERE, jnp.ones(32)), "float32", "triton", "without offset"),
+    "length": (Codec(transforms.planar(KEY, 6), SPHERE), "float32", "triton", "9 to 16384"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_the_kernels_do_not_support_is_said(name):
+    codec, dtype, implementation, words = BAD[name]
+    x = jnp.ones((2, codec.transform.dim), dtype)
+    for call in (
+        lambda: kernels.roundtrip(codec, x, implementation),
+        lambda: kernels.store(codec, x, implementation=implementation),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_no_vectors_go_by_plain_jax():
+    codec, none = Codec(PLANAR, SPHERE), jnp.ones((0, 32))
+    assert kernels.roundtrip(codec, none).shape == (0, 32)
+    with pytest.raises(ValueError, match=r"non-empty arrays .*, got float32 \(0, 32\)"):
+        kernels.roundtrip(codec, none, "triton")
+
+
+def test_bad_codes_and_queries_are_refused():
+    codec = Codec(PLANAR, SPHERE)
+    packed = jax.jit(codec.store)(jnp.ones((2, 32)))
+    with pytest.raises(ValueError, match="query must have a last axis of length 32"):
+        kernels.scores(codec, jnp.ones(31), packed)
+    with pytest.raises(ValueError, match=r"keys must be packed codes \[s, n\]"):
+        kernels.scores(codec, jnp.ones(32), jax.tree.map(lambda a: a[None], packed))
+    with pytest.raises(ValueError, match="1 to 16 queries, got 17"):
+        kernels.scores(codec, jnp.ones((17, 32)), packed, "triton")
+    other = Codec(transforms.planar(KEY, 64), SPHERE)
+    with pytest.raises(ValueError, match="64 of 3 bits, got 32 of 3 bits"):
+        kernels.load(other, packed, implementation="triton")
+    with pytest.raises(ValueError, match="a Hadamard, got Planar"):
+        kernels.apply(PLANAR, jnp.ones(32), "triton")
+    with pytest.raises(ValueError, match="x must have a last axis of length 32"):
+        kernels.apply(PLANAR, jnp.ones(31))
