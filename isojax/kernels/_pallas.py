@@ -42,6 +42,7 @@ def over_rows(
     whole: Sequence[Array],
     outs: Sequence[jax.ShapeDtypeStruct],
     *,
+    name: str,
     block_rows: int,
     warps: int,
     interpret: bool,
@@ -55,6 +56,7 @@ def over_rows(
         tiled: arrays [rows, n], of which a tile is read.
         whole: arrays that `body` gets whole.
         outs: shapes [rows, m] of the results.
+        name: of the kernel, as profiles show it.
         block_rows: rows a tile, a power of two.
         warps: warps of 32 threads a tile.
         interpret: run by the interpreter of Pallas, on any platform.
@@ -87,6 +89,7 @@ def over_rows(
         out_shape=list(outs),
         compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
+        name=f"isojax_{name}",
     )(*tiled, *whole)
 
 

@@ -87,5 +87,5 @@ def _kernel(t: Hadamard, x: Array, *, interpret: bool) -> Array:
 
     rows = flat(x)
     shape = jax.ShapeDtypeStruct(rows.shape, x.dtype)
-    call = functools.partial(over_rows, interpret=interpret, **tuning(turn.lanes))
+    call = functools.partial(over_rows, name="hadamard", interpret=interpret, **tuning(turn.lanes))
     return call(body, [rows], turn.operands, [shape])[0].reshape(x.shape)

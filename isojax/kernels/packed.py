@@ -124,7 +124,7 @@ def _pack_kernel(codec: Codec, x: Array, *, dtype: Any, rounded: bool, interpret
     shapes = [(packed_bytes(turn.codes, bits), jnp.uint8)]
     shapes += [] if book.normalize == "none" else [(1, dtype)]
     outs = [jax.ShapeDtypeStruct((len(rows), n), dtype) for n, dtype in shapes]
-    call = functools.partial(over_rows, interpret=interpret, **tuning(turn.lanes))
+    call = functools.partial(over_rows, name="store", interpret=interpret, **tuning(turn.lanes))
     made = call(body, [rows], (*turn.operands, book.levels), outs)
     data, *scale = (a.reshape(*x.shape[:-1], a.shape[-1]) for a in made)
     return Packed(data, scale[0] if scale else None, None, None, None, bits, turn.codes, False)
@@ -192,6 +192,6 @@ def _load_kernel(codec: Codec, packed: Packed, *, dtype: Any, interpret: bool) -
 
     tiled = [flat(packed.data)] + ([] if packed.scale is None else [flat(packed.scale)])
     shape = jax.ShapeDtypeStruct((len(tiled[0]), turn.size), dtype)
-    call = functools.partial(over_rows, interpret=interpret, **tuning(turn.lanes))
+    call = functools.partial(over_rows, name="load", interpret=interpret, **tuning(turn.lanes))
     made = call(body, tiled, (*turn.operands, book.levels), [shape])[0]
     return made.reshape(*packed.data.shape[:-1], turn.size)

@@ -115,5 +115,5 @@ def _kernel(codec: Codec, x: Array, interpret: bool) -> Array:
     rows = flat(x)
     shape = jax.ShapeDtypeStruct(rows.shape, x.dtype)
     whole = (*turn.operands, jnp.asarray(book.levels))
-    call = functools.partial(over_rows, interpret=interpret, **tuning(turn.lanes))
+    call = functools.partial(over_rows, name="roundtrip", interpret=interpret, **tuning(turn.lanes))
     return call(body, [rows], whole, [shape])[0].reshape(x.shape)

@@ -109,6 +109,6 @@ def _kernel(codec: Codec, query: Array, keys: Packed, *, interpret: bool) -> Arr
 
     tiled = [keys.data] + ([] if keys.scale is None else [keys.scale])
     shape = jax.ShapeDtypeStruct((len(keys.data), len(queries)), jnp.float32)
-    call = functools.partial(over_rows, interpret=interpret, **tuning(words.lanes))
+    call = functools.partial(over_rows, name="scores", interpret=interpret, **tuning(words.lanes))
     made = call(body, tiled, (queries, book_of(codec).levels), [shape])[0]
     return made.T.reshape(*query.shape[:-1], len(keys.data))

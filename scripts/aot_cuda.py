@@ -1,0 +1,240 @@
+"""Compile every kernel for GPUs that are not there, and read what the compiler made of it.
+
+    pip install jax==0.10.2 jaxtyping
+    pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12
+    python scripts/aot_cuda.py                         # all kernels, sm80 to sm120
+    python scripts/aot_cuda.py --targets sm90 --kernels roundtrip
+
+In an environment of its own: the plugin takes 570 MB, and complains where no driver is. A line of
+the table is a kernel on a target: registers a thread, bytes
+spilled, machine instructions, accesses to shared memory, barriers, and the widest loads and stores
+of global memory in bytes. It ends with code 1 unless nothing spills and vectors move 16 bytes at a
+time, save where `EXEMPT` says why not. It says nothing about numbers or speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+WIDE = 16
+
+# name: compute capability, cores, shared memory a block, L2, memory bandwidth, clock, memory
+TARGETS: dict[str, tuple[int, int, int, int, int, int, float, int]] = {
+    "sm80": (8, 0, 108, 166_912, 40 << 20, 2_039_000_000_000, 1.41, 80 << 30),
+    "sm89": (8, 9, 128, 101_376, 72 << 20, 1_008_000_000_000, 2.52, 24 << 30),
+    "sm90": (9, 0, 132, 232_448, 50 << 20, 3_352_000_000_000, 1.98, 80 << 30),
+    "sm100": (10, 0, 148, 232_448, 126 << 20, 8_000_000_000_000, 1.96, 180 << 30),
+    "sm120": (12, 0, 170, 101_376, 96 << 20, 1_792_000_000_000, 2.41, 32 << 30),
+}
+
+
+def description(target: str) -> str:
+    """The target as XLA takes it, a text proto."""
+    major, minor, cores, shared, cache, bandwidth, clock, memory = TARGETS[target]
+    fields = {
+        "threads_per_block_limit": 1024,
+        "threads_per_warp": 32,
+        "shared_memory_per_block": 48 << 10,
+        "shared_memory_per_block_optin": shared,
+        "shared_memory_per_core": shared + 1024,
+        "threads_per_core_limit": 2048 if minor == 0 and major < 12 else 1536,
+        "core_count": cores,
+        "fpus_per_core": 128,
+        "block_dim_limit_x": 2**31 - 1,
+        "block_dim_limit_y": 65535,
+        "block_dim_limit_z": 65535,
+        "memory_bandwidth": bandwidth,
+        "l2_cache_size": cache,
+        "clock_rate_ghz": clock,
+        "device_memory_size": memory,
+        "registers_per_core_limit": 65536,
+        "registers_per_block_limit": 65536,
+    }
+    lines = "\n".join(f"  {name}: {value}" for name, value in fields.items())
+    capability = f"  cuda_compute_capability {{ major: {major} minor: {minor} }}"
+    info = f"gpu_device_info {{\n{lines}\n{capability}\n}}"
+    versions = "dnn_version_info { major: 9 minor: 8 }"
+    return f'{info}\nplatform_name: "CUDA"\n{versions}\ndevice_description_str: "{target}"\n'
+
+
+# Whose vectors need not move 16 bytes at a time, and why.
+EXEMPT = {
+    "rotor": "three of four lanes hold numbers, so neighbours in memory are not so in registers",
+    "hadamard of m * 2^k": "m of a power of two of lanes hold numbers; bits move at the end",
+}
+NUMBERS = 2**27  # of all vectors; so many that a program takes several tiles
+
+
+def complaint(case: Any, found: Found) -> str:
+    """What is wrong with what the compiler made of a case; empty if nothing."""
+    wrong = [f"{found.spills} bytes spilled"] if found.spills else []
+    exempt = "rotor" if case.transform == "rotor" else ""
+    if case.transform == "hadamard" and case.dim & (case.dim - 1):
+        exempt = "hadamard of m * 2^k"
+    if exempt not in EXEMPT:
+        if case.kernel in ("roundtrip", "store", "hadamard") and found.loads < WIDE:
+            wrong.append(f"loads of {found.loads} bytes")
+        if case.kernel in ("roundtrip", "load", "hadamard") and found.stores < WIDE:
+            wrong.append(f"stores of {found.stores} bytes")
+    return ", ".join(wrong)
+
+
+def cases() -> Iterator[tuple[Any, int]]:
+    """The grid, every kernel, transform, dtype, number of bits and edge of the length; vectors."""
+    from kernel_cases import Case
+
+    def case(*values: Any) -> tuple[Any, int]:
+        return Case(*values), NUMBERS // values[2]
+
+    for bits in (2, 3, 4):
+        for kernel in ("roundtrip", "store", "load", "scores"):
+            yield case(kernel, "quaternion_full", 128, "bfloat16", bits)
+    for dtype in ("float32", "float16"):
+        for kernel in ("roundtrip", "store", "load"):
+            yield case(kernel, "quaternion_full", 128, dtype, 3)
+    yield Case("roundtrip", "quaternion_full", 128, "bfloat16", 3), 8192
+    for dim in (32, 64, 256, 512, 1024):
+        yield case("roundtrip", "quaternion_full", dim, "bfloat16", 4)
+    for name in ("quaternion_fast", "planar", "rotor", "hadamard"):
+        for dtype in ("float32", "bfloat16"):
+            yield case("roundtrip", name, 128, dtype, 3)
+        yield case("store", name, 128, "bfloat16", 3)
+        yield case("load", name, 128, "bfloat16", 3)
+    for dim in (96, 1024):
+        yield case("roundtrip", "hadamard", dim, "bfloat16", 4)
+    yield case("roundtrip", "haar", 64, "float32", 3)
+    yield case("roundtrip", "haar", 128, "bfloat16", 3)
+    for dtype in ("float32", "bfloat16"):
+        for dim in (128, 512, 1024, 4096, 896, 1536):
+            yield case("hadamard", "hadamard", dim, dtype, 3)
+
+
+class Found(NamedTuple):
+    """What the compiler made of a kernel; `loads` and `stores` are the widest ones, in bytes."""
+
+    registers: int
+    spills: int
+    instructions: int
+    shared: int
+    barriers: int
+    loads: int
+    stores: int
+
+
+def configure(dump: Path) -> Path:
+    """Set what the plugin needs without a driver, before jax starts; returns the tools' folder."""
+    spec = importlib.util.find_spec("nvidia.cuda_nvcc")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit("error: nvidia-cuda-nvcc-cu12 is not installed; see --help.")
+    tools = Path(spec.submodule_search_locations[0])
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    flags = (f"--xla_gpu_cuda_data_dir={tools}", f"--xla_dump_to={dump}")
+    os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_gpu_autotune_level=0"])
+    return tools
+
+
+def compiled(case: Any, vectors: int, target: str, dump: Path, tools: Path) -> Found:
+    """Compile `case` for `target`, and read its kernel."""
+    import jax
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=description(target), topology="1x1x1"
+    )
+    mesh = topologies.make_mesh(topo=topology, mesh_shape=(1,), axis_names=("x",))
+    here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = jax.eval_shape(lambda key: case.arguments(key, vectors), jax.random.key(0))
+    placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
+    for old in dump.rglob("*.ptx"):
+        old.unlink()
+    jax.jit(case.call("triton")).lower(*placed).compile()
+    entry = f".entry isojax_{case.kernel}"
+    (text,) = [p for p in dump.rglob("*.ptx") if entry in p.read_text()]
+    return read(text, entry, tools)
+
+
+def read(text: Path, entry: str, tools: Path) -> Found:
+    """Registers, spills and accesses of the kernel `entry` in a file of PTX."""
+    ptx = text.read_text()
+    (arch,) = re.findall(r"^\.target (\w+)", ptx, flags=re.M)
+    cubin = text.with_suffix(".cubin")
+    command = [tools / "bin" / "ptxas", "-v", f"-arch={arch}", text, "-o", cubin]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    own = report[report.index(entry.split()[1]) :]
+    body = ptx[ptx.index(entry) :].split(".entry", 2)[1]
+
+    def number(pattern: str) -> int:
+        return int(re.findall(pattern, own)[0])
+
+    def widest(kind: str) -> int:
+        found = re.findall(rf"{kind}\.global\S*?(?:\.v(\d))?\.[busf](\d+)\s", body)
+        return max((int(n or 1) * int(bits) // 8 for n, bits in found), default=0)
+
+    return Found(
+        number(r"Used (\d+) registers"),
+        number(r"(\d+) bytes spill stores"),
+        instructions(cubin, entry.split()[1]),
+        len(re.findall(r"(?:ld|st)\.shared|ldmatrix|stmatrix", body)),
+        len(re.findall(r"bar\.sync|barrier", body)),
+        widest("ld"),
+        widest("st"),
+    )
+
+
+def instructions(cubin: Path, name: str) -> int:
+    """Machine instructions of a kernel, of 16 bytes each, from the section table of an ELF file."""
+    data = cubin.read_bytes()
+    (table,) = struct.unpack_from("<Q", data, 40)
+    entry, number, names = struct.unpack_from("<HHH", data, 58)
+    heads = [struct.unpack_from("<IIQQQQ", data, table + i * entry) for i in range(number)]
+    for at, *_, size in heads:
+        start = heads[names][4] + at
+        if data[start : data.index(b"\0", start)].decode() == f".text.{name}":
+            return size // 16
+    raise ValueError(f"{cubin} has no section of {name}.")
+
+
+def main() -> None:
+    """Compile the grid, print the table, and say what is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=[*TARGETS])
+    parser.add_argument("--kernels", nargs="+", help="only these kernels")
+    options = parser.parse_args()
+    wrong = 0
+    print("| target | kernel | transform | d | dtype | b |", " | ".join(Found._fields), "| wrong |")
+    print("| --- " * (7 + len(Found._fields)) + "|")
+    with tempfile.TemporaryDirectory() as folder:
+        tools = configure(Path(folder))
+        sys.path.insert(0, str(ROOT))
+        for case, vectors in cases():
+            if options.kernels and case.kernel not in options.kernels:
+                continue
+            for target in options.targets:
+                try:
+                    found: Any = compiled(case, vectors, target, Path(folder), tools)
+                    wrongs = complaint(case, found)
+                except RuntimeError as error:  # what XLA raises where memory does not suffice
+                    found, wrongs = ("-",) * len(Found._fields), str(error).splitlines()[0]
+                wrong += bool(wrongs)
+                named = (target, case.kernel, case.transform, case.dim, case.dtype, case.bits)
+                print("|", " | ".join(map(str, (*named, *found, wrongs))), "|", flush=True)
+    if wrong:
+        raise SystemExit(f"{wrong} of them spill, or move less than {WIDE} bytes at a time.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The kernels as scripts compile and time them: one kernel at one shape, and its exact result."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isojax import Codec, kernels, quantizers, transforms
+from isojax.quantizers.packing import packed_bytes
+
+KERNELS = ("roundtrip", "store", "load", "scores", "hadamard")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """`kernel` of `isojax.kernels` for vectors of `dim` numbers.
+
+    Attributes:
+        kernel: one of `KERNELS`.
+        transform: name of the transform.
+        dim: numbers a vector.
+        dtype: of the vectors.
+        bits: of a code; nothing to a Hadamard transform alone.
+    """
+
+    kernel: str
+    transform: str
+    dim: int
+    dtype: str
+    bits: int
+
+    def arguments(self, key: Any, vectors: int) -> tuple[Any, ...]:
+        """Random arguments for so many vectors; may be traced."""
+        of_codec, of_x = jax.random.split(key)
+        t = transforms.from_name(of_codec, self.transform, self.dim)
+        book = quantizers.lloyd_max_gaussian(self.bits, self.dim, normalize="norm")
+        codec = Codec(t, book)
+        x = jax.random.normal(of_x, (vectors, self.dim)).astype(self.dtype)
+        if self.kernel == "hadamard":
+            return t, x
+        if self.kernel in ("roundtrip", "store"):
+            return codec, x
+        packed = codec.store(x)
+        return (codec, packed) if self.kernel == "load" else (codec, x[0], packed)
+
+    def call(self, implementation: str | None) -> Callable[..., Any]:
+        """The kernel as a function of its arguments."""
+        how = implementation
+        return {
+            "roundtrip": lambda codec, x: kernels.roundtrip(codec, x, how),
+            "store": lambda codec, x: kernels.store(codec, x, implementation=how),
+            "load": lambda codec, packed: kernels.load(codec, packed, self.dtype, how),
+            "scores": lambda codec, q, packed: kernels.scores(codec, q, packed, how),
+            "hadamard": lambda t, x: kernels.apply(t, x, how),
+        }[self.kernel]
+
+    def moved(self, vectors: int) -> int:
+        """Bytes that must be read and written at least, parameters aside."""
+        vector = self.dim * jnp.dtype(self.dtype).itemsize
+        codes = packed_bytes(self.dim, self.bits) + 2
+        each = {"store": vector + codes, "load": vector + codes, "scores": codes + 4}
+        return vectors * each.get(self.kernel, 2 * vector)
+
+    def deviation(self, implementation: str | None, vectors: int) -> float:
+        """Energy of the difference to the result in fp64, relative to the result."""
+        args = jax.jit(self.arguments, static_argnums=1)(jax.random.key(1), vectors)
+        found = jax.jit(self.call(implementation))(*args)
+        codec = args[0]
+        if self.kernel == "store":
+            found = jax.jit(lambda codec, p: codec.load_rotated(p))(codec, found)
+        found, want = np.asarray(found, np.float64), self._exact(*args)
+        return float(np.sum((found - want) ** 2) / np.sum(want**2))
+
+    def _exact(self, *args: Any) -> np.ndarray:
+        codec = args[0]
+        t = codec if self.kernel == "hadamard" else codec.transform
+        matrix = np.asarray(t.matrix(), np.float64)
+        if self.kernel == "hadamard":
+            return np.asarray(args[1], np.float64) @ matrix
+        levels = np.asarray(codec.quantizer.levels, np.float64)
+        if self.kernel in ("roundtrip", "store"):
+            y = np.asarray(args[1], np.float64) @ matrix
+            scale = np.linalg.norm(y, axis=-1, keepdims=True)
+            if self.kernel == "store":
+                scale = scale.astype(np.float16).astype(np.float64)
+            index = np.searchsorted((levels[1:] + levels[:-1]) / 2, y / scale)
+            y = levels[index] * scale
+            return y if self.kernel == "store" else y @ matrix.T
+        codes = codec.quantizer.unpack(args[-1])
+        y = levels[np.asarray(codes.values)] * np.asarray(args[-1].scale, np.float64)
+        x = y @ matrix.T
+        return x if self.kernel == "load" else x @ np.asarray(args[1], np.float64)
+
+    @property
+    def tolerance(self) -> float:
+        """The largest `deviation` that rounding and a few codes at ties explain."""
+        if self.transform == "haar":
+            return 1e-2 if self.dtype != "float32" else 1e-5
+        return 4 * float(jnp.finfo(self.dtype).eps) ** 2 + (
+            1e-5 if self.kernel != "hadamard" else 0
+        )
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The configuration of its rows."""
+        return dataclasses.asdict(self)
+
+    def vectors_for(self, size: int) -> int:
+        """The power of two of vectors with which it moves at least `size` bytes."""
+        return 1 << math.ceil(math.log2(size / self.moved(1)))
