@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Float, Int8, Key
 
 from isojax._core.checks import check_choice, check_positive
 from isojax._core.pytree import pytree, static
 from isojax.transforms.base import Transform
-from isojax.transforms.paley import admissible_blocks, decompose, hadamard_factors
+from isojax.transforms.paley import admissible_blocks, decompose, paley, sylvester
 
 
 def fwht(x: Float[Array, "*batch d"], *, transposed: bool = False) -> Float[Array, "*batch d"]:
     """Normalised fast Hadamard transform of the last axis: `x @ H / sqrt(d)`.
 
-    H is `paley.hadamard_matrix(d)`, a Kronecker product; each small factor is one matmul over the
-    last axis, which then moves to the front, so that all axes end where they began.
+    H is `paley.hadamard_matrix(d)`, a Kronecker product. Its last factor, of some 32 numbers that
+    are neighbours in memory, is one matrix product; the others are butterflies of up to 8 numbers
+    that lie apart, so that loops over what lies between them are long. Each of these reads and
+    writes all vectors once.
 
     Args:
         x: vectors of any length d with a Hadamard matrix.
@@ -26,12 +29,37 @@ def fwht(x: Float[Array, "*batch d"], *, transposed: bool = False) -> Float[Arra
         ValueError: no Hadamard matrix of order d (see `paley.decompose`).
     """
     *lead, d = x.shape
-    for h in reversed(hadamard_factors(d)):
-        h = jnp.asarray(h.T if transposed else h, x.dtype)
-        x = jnp.matmul(x.reshape(*lead, d // len(h), len(h)), h, precision="highest").swapaxes(
-            -1, -2
-        )
+    last, steps = _factors(d)
+    h = jnp.asarray(last.T if transposed else last, x.dtype)
+    x = jnp.matmul(x.reshape(*lead, d // len(h), len(h)), h, precision="highest")
+    stride = len(h)
+    for step in steps:
+        x = x.reshape(*lead, d // (step * stride), step, stride)
+        parts = _butterfly([x[..., i, :] for i in range(step)])
+        # else XLA makes one loop of several steps, in which each does the work of those before
+        x = jax.lax.optimization_barrier(jnp.stack(parts, axis=-2))
+        stride *= step
     return x.reshape(*lead, d) / jnp.sqrt(d).astype(x.dtype)
+
+
+def _factors(order: int) -> tuple[Int8[np.ndarray, "n n"], list[int]]:
+    """The last factor of the Hadamard matrix, and the orders of those before, of Sylvester."""
+    power, base = decompose(order)
+    bits, last = power.bit_length() - 1, paley(base) if base > 1 else None
+    if last is None:
+        least = min(bits, 6 if bits % 3 == 0 else 5)
+        last, bits = sylvester(2**least), bits - least
+    return last, [8] * (bits // 3) + [2 ** (bits % 3)] * (bits % 3 > 0)
+
+
+def _butterfly(parts: list[Array]) -> list[Array]:
+    """The Sylvester matrix of as many rows, on a list of arrays."""
+    if len(parts) == 1:
+        return parts
+    half = len(parts) // 2
+    a, b = _butterfly(parts[:half]), _butterfly(parts[half:])
+    pairs = list(zip(a, b, strict=True))
+    return [x + y for x, y in pairs] + [x - y for x, y in pairs]
 
 
 @pytree
