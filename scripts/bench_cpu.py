@@ -1,0 +1,154 @@
+"""Time of stage 1 and of Hadamard transforms on a CPU, beside a pass and the peers that install.
+
+    pip install fht-cpu hadamard-transform    # peers; torch comes with the test extra
+    python scripts/bench_cpu.py               # 2 minutes; on a quiet machine
+    python scripts/bench_cpu.py --quick
+
+All ways of a case are called in turn, so that what else the machine does meets them alike; rows are
+medians, and their ratio to `x + 1` on as many numbers in the same rounds. Stage 1 is a round trip
+of 8192 vectors at 3 bit, one norm a vector; `torch dense` is the public form of TurboQuant, two
+dense products with a search between them. Expected on 2 quiet cores: stage 1 at most 6 passes, and
+Hadamard transforms within twice fht-cpu, which writes into memory that is there already, and whose
+result is not normalised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from isojax import Codec, kernels, quantizers, transforms
+from isojax.report import Study, table
+
+Ways = dict[str, Callable[[], Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings."""
+
+    vectors: int = 8192
+    numbers: int = 2**22
+    """Numbers of a Hadamard case."""
+    bits: int = 3
+    stage1: tuple[str, ...] = ("quaternion_full", "quaternion_fast", "planar", "rotor", "haar")
+    dims: tuple[int, ...] = (128,)
+    """Lengths in stage 1."""
+    hadamard: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
+    repeats: int = 30
+    quick: bool = False
+    """Few small cases."""
+    out: Path = Path("results/bench_cpu")
+    """Folder for rows.jsonl and table.md."""
+
+
+def main(config: Config) -> None:
+    """Time every case and write the table."""
+    if config.quick:
+        config = dataclasses.replace(
+            config, vectors=256, numbers=2**14, hadamard=(128, 512), repeats=3
+        )
+    study = Study("bench_cpu", config.out, config)
+    if study.rows():
+        raise SystemExit(f"{config.out} holds a measurement; give another --out.")
+    for dim in config.dims:
+        x = unit_vectors(config.vectors, dim)
+        base = {"case": "stage 1", "dim": dim, "vectors": config.vectors, "bits": config.bits}
+        record(study, base, stage1_ways(config, x), config.repeats)
+    for dim in config.hadamard:
+        x = unit_vectors(config.numbers // dim, dim)
+        base = {"case": "hadamard", "dim": dim, "vectors": len(x), "bits": 0}
+        record(study, base, hadamard_ways(x), config.repeats)
+    index = {"case": "case", "dim": "d", "vectors": "vectors", "way": "way"}
+    shown = {"time_us": "us", "copy_ratio": "passes"}
+    study.finish(table(study.rows(), index, shown, spread=False))
+    print((config.out / "table.md").read_text())
+
+
+def unit_vectors(number: int, dim: int) -> jax.Array:
+    """Random ones."""
+    x = jax.random.normal(jax.random.key(0), (number, dim))
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def record(study: Study, base: dict[str, Any], ways: Ways, repeats: int) -> None:
+    """Rows of the times of all ways, called in turn; the first one is the pass."""
+    taken = {way: [] for way in ways}
+    for i in range(repeats + 2):
+        for way, call in ways.items():
+            start = time.perf_counter()
+            call()
+            taken[way] += [time.perf_counter() - start] if i >= 2 else []
+    times = {way: 1e6 * statistics.median(found) for way, found in taken.items()}
+    for way, us in times.items():
+        ratio = us / times["pass"]
+        study.add(base | {"way": way}, None, {"time_us": us, "copy_ratio": ratio})
+
+
+def jitted(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    """A compiled call that waits for its result."""
+    program = jax.jit(call).lower(*args).compile()
+    return lambda: jax.block_until_ready(program(*args))
+
+
+def stage1_ways(config: Config, x: jax.Array) -> Ways:
+    """Round trips by every transform, and a dense one in torch."""
+    dim = x.shape[-1]
+    book = quantizers.lloyd_max_gaussian(config.bits, dim, normalize="norm")
+    ways = {"pass": jitted(lambda x: x + 1, x)}
+    for name in config.stage1:
+        codec = Codec(transforms.from_name(jax.random.key(1), name, dim), book)
+        ways[name] = jitted(kernels.roundtrip, codec, x)
+    torch = peer("torch")
+    if torch is not None:
+        matrix = torch.tensor(np.array(transforms.haar(jax.random.key(1), dim).matrix()))
+        levels, v = torch.tensor(np.array(book.levels)), torch.tensor(np.array(x))
+        middles = (levels[1:] + levels[:-1]) / 2
+
+        def dense() -> Any:
+            norm = v.norm(dim=-1, keepdim=True)
+            index = torch.bucketize(v / norm @ matrix, middles)
+            return levels[index] @ matrix.T * norm
+
+        ways["torch dense"] = dense
+    return ways
+
+
+def hadamard_ways(x: jax.Array) -> Ways:
+    """The Hadamard transform here, by its peers, and by a dense product in torch."""
+    dim = x.shape[-1]
+    t = transforms.hadamard(None, dim)
+    ways = {"pass": jitted(lambda x: x + 1, x), "isojax": jitted(kernels.apply, t, x)}
+    fht, torch = peer("fht_cpu"), peer("torch")
+    if fht is not None:
+        own, out = np.array(x), np.empty(x.shape, np.float32)
+        ways["fht-cpu"] = lambda: fht.fht(own, out=out)
+    if torch is not None:
+        v, matrix = torch.tensor(np.array(x)), torch.tensor(np.array(t.matrix()))
+        ways["torch dense"] = lambda: v @ matrix
+        other = peer("hadamard_transform")
+        if other is not None:
+            ways["hadamard-transform"] = lambda: other.hadamard_transform(v)
+    return ways
+
+
+def peer(name: str) -> Any:
+    """A package that need not be there, or None."""
+    try:
+        return __import__(name)
+    except ImportError:
+        print(f"{name} is not installed; left out.")
+        return None
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
