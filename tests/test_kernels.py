@@ -14,8 +14,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from isojax import Codec, kernels, quantizers, transforms
 
 KEY = jax.random.key(5)
-# the least share of codes on which fp32 and a kernel agree: all but near ties; bf16 products less
-AGREE = {"float32": 0.999, "bfloat16": 0.999, "float16": 0.999, "dense": 0.985}
+AGREE = 0.999  # the least share of codes that agree: all but near ties
+# Of these codes are packed too: 2, 3 and 4 bits, whole runs of them and not, blocks of three.
+PACKED = ["full-102", "full-1024", "planar-33", "rotor-128", "rotor-66", "hadamard-48"]
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -37,10 +38,8 @@ roundtrip = jax.jit(kernels.roundtrip, static_argnums=2)
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def stored(codec, x, implementation):
-    """Packed codes, and what is read of them."""
-    packed = kernels.pack(codec, x, implementation=implementation)
-    return packed, kernels.load(codec, packed, implementation=implementation)
+def packed_by(codec, x, implementation):
+    return kernels.pack(codec, x, implementation=implementation)
 
 
 def wide(x):
@@ -51,36 +50,48 @@ def mse(a, b):
     return float(np.mean((wide(a) - wide(b)) ** 2))
 
 
-@pytest.mark.parametrize("name", CODECS)
-def test_kernels_are_what_plain_jax_is(name):
+def check_round_trip(codec, x, found, want):
+    assert found.dtype == x.dtype
+    product = isinstance(codec.transform, transforms.Dense)
+    half = product and x.dtype != jnp.float32
+    unit = float(jnp.finfo(x.dtype).eps) * float(jnp.abs(x).max())
+    near = np.abs(wide(found) - wide(want)) <= 4 * unit + 1e-5 + 2e-4 * product
+    assert near.mean() >= AGREE or half
+    assert mse(x, found) == pytest.approx(mse(x, want), rel=0.02 if half else 2e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in CODECS if n not in PACKED])
+def test_round_trips_are_what_plain_jax_is(name):
+    codec, x = codec_of(name), vectors(name)
+    check_round_trip(codec, x, roundtrip(codec, x, "interpret"), roundtrip(codec, x, "xla"))
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_round_trips_and_packed_codes_are_what_plain_jax_makes(name):
     codec, x = codec_of(name), vectors(name)
     found, want = everything(codec, x, "interpret"), everything(codec, x, "xla")
-    product = isinstance(codec.transform, transforms.Dense)
-    dense = product and x.dtype != jnp.float32
-    agree = AGREE["dense" if dense else x.dtype.name]
-    unit = float(jnp.finfo(x.dtype).eps) * float(jnp.abs(x).max())
-
-    assert found["roundtrip"].dtype == x.dtype
-    near = (
-        np.abs(wide(found["roundtrip"]) - wide(want["roundtrip"]))
-        <= 4 * unit + 1e-5 + 2e-4 * product
-    )
-    if not dense:
-        assert near.mean() >= agree
-    exact = mse(x, want["roundtrip"])
-    assert mse(x, found["roundtrip"]) == pytest.approx(exact, rel=0.02 if dense else 2e-3)
-
+    check_round_trip(codec, x, found["roundtrip"], want["roundtrip"])
     mine, theirs = found["store"], want["store"]
     assert jax.tree.structure(mine) == jax.tree.structure(theirs)
     assert mine.data.shape == theirs.data.shape
     unpack = codec.quantizer.unpack
-    assert np.mean(unpack(mine).values == unpack(theirs).values) >= agree
+    same = unpack(mine).values == unpack(theirs).values
+    assert np.mean(same) >= AGREE
     if mine.scale is not None:
         assert mine.scale.dtype == theirs.scale.dtype
-        assert_allclose(wide(mine.scale), wide(theirs.scale), rtol=4e-3 if dense else 1e-3)
+        assert_allclose(wide(mine.scale), wide(theirs.scale), rtol=1e-3)
     size = np.abs(wide(want["load"])).max()
-    loose = 2**-5 if dense else 4 * float(jnp.finfo(x.dtype).eps) + 3e-5
+    loose = 4 * float(jnp.finfo(x.dtype).eps) + 3e-5
     assert_allclose(wide(found["load"]), wide(want["load"]), atol=loose * size)
+
+
+def test_a_dense_product_in_bf16_moves_few_codes():
+    codec, x = codec_of("dense-128"), vectors("dense-128")
+    mine, theirs = (
+        codec.quantizer.unpack(packed_by(codec, x, way)).values for way in ("interpret", "xla")
+    )
+    assert 0 < np.mean(mine != theirs) < 0.015
+    assert np.abs(mine.astype(int) - theirs.astype(int)).max() == 1
 
 
 @pytest.mark.parametrize("name", ["full-32", "full-102", "full-1024"])  # 2, 3 and 4 bits
@@ -111,7 +122,7 @@ def test_hadamard_kernel_is_the_matrix_product(name):
     assert_allclose(wide(found), want, atol=4 * float(jnp.finfo(dtype).eps) + 2e-6, rtol=1e-2)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(1, 150), st.integers(0, 2))
 def test_ragged_batches(batch, lead):
     codec = Codec(transforms.planar(KEY, 32), quantizers.lloyd_max_gaussian(2, 32))
@@ -128,11 +139,10 @@ def test_the_bytes_are_those_of_the_codes():
         q = quantizers.nearest_level(jnp.arange(2.0**bits) - 2**bits / 2, "none")
         codes = np.random.default_rng(bits).integers(0, 2**bits, (21, 40), np.uint8)
         x = wide(q.levels)[codes] @ wide(t.matrix()).T
-        packed, loaded = stored(Codec(t, q), jnp.asarray(x, jnp.float32), "interpret")
+        packed = packed_by(Codec(t, q), jnp.asarray(x, jnp.float32), "interpret")
         assert packed.scale is None and packed.data.shape == (21, 5 * bits)
         stream = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
         assert_array_equal(packed.data, np.packbits(stream.reshape(21, -1), -1, "little"))
-        assert_allclose(loaded, x, atol=1e-5)
 
 
 def test_many_rows_go_by_several_tiles_a_program(monkeypatch):
@@ -154,7 +164,7 @@ def test_a_zero_vector_stays_zero_and_a_nan_spreads_over_its_vector_alone():
     assert np.isnan(found[1]).all() and np.isfinite(found[2]).all()
 
 
-@pytest.mark.parametrize("implementation", ["interpret", "xla", None])
+@pytest.mark.parametrize("implementation", ["interpret", None])
 def test_gradients_are_those_of_straight_through(implementation):
     t = transforms.quaternion(KEY, 32)
     q = quantizers.lloyd_max_gaussian(2, 32, normalize="norm")
@@ -180,7 +190,7 @@ def test_gradients_are_those_of_straight_through(implementation):
 def test_gradients_of_what_is_linear_are_exact(implementation):
     t, book = transforms.hadamard(KEY, 32), quantizers.lloyd_max_gaussian(3)
     codec, (x, w) = Codec(t, book), jax.random.normal(KEY, (2, 6, 32))
-    packed, _ = stored(codec, x, "xla")
+    packed = packed_by(codec, x, "xla")
 
     def losses(t, inverse, levels, x, query):
         how = implementation
