@@ -107,7 +107,6 @@ HADAMARDS = {
     "float32-128": (transforms.hadamard(KEY, 128), "float32"),
     "bfloat16-inverse-96": (transforms.hadamard(KEY, 96).T, "bfloat16"),  # 8 * 12
     "float16-448": (transforms.hadamard(KEY, 448), "float16"),  # 16 * 28
-    "float32-blocks-320": (transforms.block_hadamard(KEY, 320, 64), "float32"),
     "bfloat16-4096": (transforms.hadamard(None, 4096), "bfloat16"),
 }
 
