@@ -1,10 +1,10 @@
-"""Fill the tables of README.md and docs/findings.md from rows.
+"""Fill the tables of README.md, docs/findings.md and docs/kernels.md from rows.
 
     python scripts/update_docs.py                               # from docs/rows.jsonl
     python scripts/update_docs.py --take results/A results/B    # first take rows from there
     python scripts/update_docs.py --check                       # exit 1 if one is out of date
 
-A block of either page, between `<!-- rows: NAME -->` and `<!-- end -->`, is made by the function
+A block of a page, between `<!-- rows: NAME -->` and `<!-- end -->`, is made by the function
 NAME. Reports and figures of what is taken go to docs/results.
 """
 
@@ -25,9 +25,9 @@ from isojax.report import Row, complete, markdown, paired, read_rows, select, su
 
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "kernels.md")
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
-BENCHES = ("bench_model", "bench_load", "bench_sweep")
+BENCHES = ("bench_model", "bench_load", "bench_sweep", "bench_cpu")
 WINDOWS = 8  # that a point must have read
 # what is fitted on text of the same kind as that to test on
 OWN = ("valid.tokens.txt", "the windows after them")
@@ -123,6 +123,24 @@ def bench_model(rows: list[Row]) -> str:
             lines.append([short(model), label, *(f"**{r:.2f}x**" for r in ratios), "", ""])
     head = ["model", "", "tokens a second", "peak memory, GB", "nll", "processes"]
     return markdown(head, lines)
+
+
+def bench_cpu(rows: list[Row]) -> str:
+    """Times of stage 1 and of Hadamard transforms, in passes over the same numbers."""
+    rows = [r for r in rows if r.experiment == "bench_cpu"]
+    cases = dict.fromkeys((r.config["case"], r.config["dim"]) for r in rows)
+    lines = []
+    for way in dict.fromkeys(r.config["way"] for r in rows):
+        cells = []
+        for case, dim in cases:
+            mine = select(rows, case=case, dim=dim, way=way)
+            if mine:
+                ratio, time = (summarize(mine, m).mean for m in ("copy_ratio", "time_us"))
+                cells.append(f"{ratio:.1f} ({time / 1e3:.2g} ms)")
+            else:
+                cells.append("-")
+        lines.append([way, *cells])
+    return markdown(["", *(f"{case}, d = {dim}" for case, dim in cases)], lines)
 
 
 def perplexity(rows: list[Row]) -> str:
@@ -339,7 +357,7 @@ def main(config: Config) -> None:
     rows = read_rows(ROWS)
     blocks = (
         bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
-        kv_needles, block_rotation, compare,
+        kv_needles, block_rotation, compare, bench_cpu,
     )  # fmt: skip
     makers = {f.__name__: f for f in blocks}
     for page in PAGES:
