@@ -1,16 +1,17 @@
 """Time of stage 1 and of Hadamard transforms on a CPU, beside a pass and the peers that install.
 
     pip install fht-cpu hadamard-transform    # peers; torch comes with the test extra
-    python scripts/bench_cpu.py               # 2 minutes; on a quiet machine
+    export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
+    OMP_WAIT_POLICY=PASSIVE python scripts/bench_cpu.py    # a minute; on a quiet machine
     python scripts/bench_cpu.py --quick
 
-All ways of a case are called in turn, so that what else the machine does meets them alike; rows are
-medians, and their ratio to `x + 1` on as many numbers in the same rounds. Stage 1 is a round trip
-of 8192 vectors at 3 bit, one norm a vector; `torch dense` is the public form of TurboQuant, two
-dense products with a search between them. fht-cpu writes into memory that is there already, and
-its result is not normalised. Goals on 2 quiet cores: stage 1 at most 6 passes, which the full
-quaternion and planar forms meet, and Hadamard transforms within twice fht-cpu, which they meet up
-to d = 256 and miss from 512 on.
+The variables make glibc keep memory that it was given, and the threads of one way leave the cores
+to the next: else most of what is timed is page faults and waiting. All ways of a case are called in
+turn, so that what else the machine does meets them alike; rows are medians, and their ratio to
+`x + 1` on as many numbers in the same rounds. Stage 1 is a round trip of 8192 vectors at 3 bit, one
+norm a vector; `torch dense` is the public form of TurboQuant, two dense products with a search
+between them. Results are written over what they are made of, as by fht-cpu, whose result is not
+normalised; torch takes new memory.
 """
 
 from __future__ import annotations
@@ -96,9 +97,15 @@ def record(study: Study, base: dict[str, Any], ways: Ways, repeats: int) -> None
 
 
 def jitted(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    """A compiled call that waits for its result."""
-    program = jax.jit(call).lower(*args).compile()
-    return lambda: jax.block_until_ready(program(*args))
+    """A compiled call that waits for its result, which takes the place of its last argument."""
+    *fixed, x = args
+    program = jax.jit(call, donate_argnums=len(fixed)).lower(*args).compile()
+    held = [jnp.array(x, copy=True)]
+
+    def step() -> None:
+        held[0] = jax.block_until_ready(program(*fixed, held[0]))
+
+    return step
 
 
 def stage1_ways(config: Config, x: jax.Array) -> Ways:
