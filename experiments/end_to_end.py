@@ -167,10 +167,9 @@ def text(study: Study, base: dict[str, Any], config: Config) -> str:
 def line(rows: Sequence[Row], means: Means, name: str) -> list[Any]:
     """Of one start."""
     seeds = sorted(means[SETTINGS[-1], name, True], key=str)
-    each = [select(rows, "kl", start=name) for _ in seeds]
-    each = [[r for r in mine if r.seed == s] for mine, s in zip(each, seeds, strict=True)]
-    first = stat(r.value for mine in each for r in mine if r.config["step"] == 0)
-    last = stat(min(r.value for r in mine) for mine in each)
+    kl = [r for r in select(rows, "kl", start=name) if r.seed in seeds]
+    first = stat(r.value for r in select(kl, step=0))
+    last = stat(min(r.value for r in kl if r.seed == seed) for seed in seeds)
     cells = [name, len(seeds), f"{first.format(3)} to {last.format(3)}"]
     for setting in SETTINGS:
         before, after = (means[setting, name, learned] for learned in (False, True))

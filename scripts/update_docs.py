@@ -310,9 +310,9 @@ def block_rotation(rows: list[Row]) -> str:
     return markdown(["model", "int4", "permutation", "none", *map(str, lengths), "full"], lines)
 
 
-def keep(folder: Path) -> None:
+def keep(folder: Path, rows: list[Row]) -> None:
     """Copy the report and the figure of a study to docs/results."""
-    own = [r for r in read_rows(folder / "rows.jsonl") if r.device != "published"]
+    own = [r for r in rows if r.device != "published"]
     if not own or not (folder / "table.md").exists():
         raise SystemExit(f"{folder} holds no finished study.")
     first = own[0]
@@ -341,12 +341,12 @@ def main(config: Config) -> None:
     if config.take and config.check:
         raise SystemExit("take and check exclude each other.")
     if config.take:
-        for folder in config.take:
-            keep(folder)
         taken = []
         for folder in config.take:
-            found = [r for r in read_rows(folder / "rows.jsonl") if wanted(r)]
-            if not found and read_rows(folder / "rows.jsonl")[0].experiment not in REPORTED:
+            rows = read_rows(folder / "rows.jsonl")
+            keep(folder, rows)
+            found = [r for r in rows if wanted(r)]
+            if not found and rows[0].experiment not in REPORTED:
                 raise SystemExit(f"no page shows anything of {folder}.")
             taken += found
         subjects = {subject(r) for r in taken}

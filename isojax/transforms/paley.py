@@ -82,24 +82,8 @@ def hadamard_matrix(order: int) -> Int8[np.ndarray, "n n"]:
     Raises:
         ValueError: see `decompose`.
     """
-    return functools.reduce(np.kron, hadamard_factors(order))
-
-
-def hadamard_factors(order: int, radix: int = 64) -> tuple[Int8[np.ndarray, "n n"], ...]:
-    """Small Hadamard matrices whose Kronecker product is `hadamard_matrix(order)`.
-
-    The power of two is split into the fewest, most even factors of at most `radix`.
-
-    Raises:
-        ValueError: see `decompose`.
-    """
     power, base = decompose(order)
-    bits, step = power.bit_length() - 1, radix.bit_length() - 1
-    parts = -(-bits // step)
-    factors = [sylvester(2 ** ((bits + i) // parts)) for i in range(parts)]
-    if base > 1:
-        factors.append(paley(base))
-    return tuple(factors) or (sylvester(1),)
+    return np.kron(sylvester(power), paley(base)) if base > 1 else sylvester(power)
 
 
 def _base(order: int) -> int | None:
