@@ -33,12 +33,22 @@ def merge_fused(
     return rotate_values(rotate_residual(params, config, residual), config, values)
 
 
-@functools.partial(jax.jit, static_argnames="config")
 def merge_down(params: Any, config: ModelConfig, permutation: Any, online: Any) -> Any:
-    """Permute the channels of the MLP (unless None), and undo in down_proj what turns its input."""
+    """Permute the channels of the MLP (unless None), and undo in down_proj what turns its input.
+
+    What is not turned is shared with `params`, not copied.
+    """
+    names = ("down_proj",) if permutation is None else ("gate_proj", "up_proj", "down_proj")
+    turned = _turn_down({n: params["layers"][n] for n in names}, config, permutation, online)
+    return params | {"layers": params["layers"] | turned}
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _turn_down(layers: Layers, config: ModelConfig, permutation: Any, online: Any) -> Layers:
+    params = {"layers": layers}
     if permutation is not None:
         params = permute_ffn(params, config, permutation)
-    return rotate_down(params, config, online)
+    return rotate_down(params, config, online)["layers"]
 
 
 @functools.partial(jax.jit, static_argnames="sites")
@@ -62,7 +72,6 @@ def smooth(params: Any, absmax: dict[str, Float[Array, "layers d"]], sites: tupl
     return params | {"layers": layers}
 
 
-@functools.partial(jax.jit, static_argnames="names")
 def round_weights(
     params: Any,
     quantizer: quantizers.Quantizer,
@@ -72,24 +81,32 @@ def round_weights(
 ) -> Any:
     """Weights as their codes have them: to nearest, or by GPTQ where it is given what they read.
 
-    Each of the `turns` (a transform for each layer, or None) acts on what is read first.
+    Each of the `turns` (a transform for each layer, or None) acts on what is read first. Other
+    weights are shared with `params`, not copied.
     """
+    layers = dict(params["layers"])
+    for name in names:
+        kernel = layers[name]["kernel"]
+        rounded = (
+            _nearest(kernel, quantizer) if read is None else _gptq(kernel, quantizer, read, turns)
+        )
+        layers[name] = layers[name] | {"kernel": rounded}
+    return params | {"layers": layers}
 
-    def nearest(w: Array) -> Array:
-        return quantizer.roundtrip(w.T).T
 
-    def gptq(here: Any) -> Array:
+@jax.jit
+def _nearest(kernel: Float[Array, "layers i o"], quantizer: Any) -> Float[Array, "layers i o"]:
+    return jax.lax.map(lambda w: quantizer.roundtrip(w.T).T, kernel)
+
+
+@jax.jit
+def _gptq(
+    kernel: Float[Array, "layers i o"], quantizer: Any, read: Float[Array, "layers t i"], turns: Any
+) -> Float[Array, "layers i o"]:
+    def rounded(here: Any) -> Array:
         w, x, turns = here
         for t in turns:
             x = x if t is None else t.apply(x)
         return quantizer.decode(learn.gptq(w, learn.second_moment(x), quantizer)).T
 
-    layers = dict(params["layers"])
-    for name in names:
-        kernel = layers[name]["kernel"]
-        if read is None:
-            kernel = jax.lax.map(nearest, kernel)
-        else:
-            kernel = jax.lax.map(gptq, (kernel, read, turns))
-        layers[name] = layers[name] | {"kernel": kernel}
-    return params | {"layers": layers}
+    return jax.lax.map(rounded, (kernel, read, turns))

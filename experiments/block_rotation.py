@@ -98,6 +98,7 @@ def main(config: Config) -> None:
         for dim in (model.config.hidden_size, model.config.head_dim):
             jax.eval_shape(functools.partial(transforms.hadamard, dim=dim), jax.random.key(0))
     trial = Trial(model, fit_on, texts)
+    del model  # the trial has folded its norms, and two of a size are one too many
     turns: list[tuple[int, str]] = [(0, "none"), (width, "none")]
     turns += itertools.product(config.lengths(width), config.permutations)
     cases = [
@@ -129,7 +130,7 @@ def main(config: Config) -> None:
         for form, turn in itertools.product(config.formats, turns):
             point = Point("D4", form, *turn)
             look = base | {k: v for k, v in point._asdict().items() if k != "setting"}
-            last = look | {"layer": model.config.num_hidden_layers - 1}
+            last = look | {"layer": trial.config.num_hidden_layers - 1}
             if not study.has(last, 0, ["relative_error"]):
                 for layer, found in enumerate(trial.layers(point, 0)):
                     study.add(look | {"layer": layer}, 0, found)

@@ -19,17 +19,25 @@ from isojax.models.rotate import chain, fold_norms, rotate_down_online
 
 
 class Trial:
-    """A model with folded norms, what down_proj reads on calibration text, and texts to test on."""
+    """A model with folded norms, text to calibrate on, and texts to test on."""
 
     def __init__(self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray) -> None:
-        """Read the calibration windows [n, tokens]; `texts` [m, tokens] are those to test on."""
+        """Take the calibration windows [n, tokens]; `texts` [m, tokens] are those to test on."""
         self.params, self.config = fold_norms(model.params, model.config)
         self.calibration, self.texts = jnp.asarray(calibration), jnp.asarray(texts)
         self.plain = transforms.identity(self.config.intermediate_size)
-        self.samples = self._read(self.params, DOWN)
-        self.seen = block_merge.capture(self.params, self.config, self.texts[0], DOWN)
         self._permutation = functools.cache(self._permute)
         self._base = functools.lru_cache(1)(self._rounded)  # one at a time: it is a whole model
+
+    @functools.cached_property
+    def samples(self) -> Float[Array, "layers t d"]:
+        """What down_proj reads on the calibration text."""
+        return self._read(self.params, DOWN)
+
+    @functools.cached_property
+    def seen(self) -> Float[Array, "layers t d"]:
+        """What down_proj reads on the first text."""
+        return block_merge.capture(self.params, self.config, self.texts[0], DOWN)
 
     def nll(self, i: int) -> float:
         """Mean nll of text i in nat a token, nothing quantized."""
@@ -47,12 +55,13 @@ class Trial:
         return permutation, transforms.block_hadamard(key, width, point.block)
 
     def _permute(self, name: str, block: int, seed: int) -> transforms.Permutation | None:
-        layers, _, width = self.samples.shape
         if name in ("none", "smooth"):
             return None
         if name == "random":
-            keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1), layers)
-            return jax.vmap(lambda key: transforms.permutation(key, width))(keys)
+            key = jax.random.fold_in(jax.random.key(seed), 1)
+            keys = jax.random.split(key, self.config.num_hidden_layers)
+            draw = functools.partial(transforms.permutation, dim=self.config.intermediate_size)
+            return jax.vmap(draw)(keys)
         return _fit(name, block, self.samples)
 
     def quantized(self, point: Point, seed: int) -> tuple[Any, transforms.Transform]:
