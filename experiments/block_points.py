@@ -26,18 +26,20 @@ PERMUTATIONS = {
     "zigzag": learn.zigzag,
     "absmax": lambda x, block: learn.absmax_order(x),
 }
-FORMATS = ("int4", "int4g64", "fp4", "mxfp4", "nvfp4")
+FORMATS = ("int4", "int4sparse", "int4g64", "fp4", "mxfp4", "nvfp4")
 
 
 def quantizer_of(kind: str, of_weights: bool) -> quantizers.Quantizer:
     """For weights [out, in] or activations: int4 and fp4 have a scale a row, a token.
 
-    int4g64 has one for 64 neighbours. Scales of int4 weights are those of least squared error.
+    int4g64 has one for 64 neighbours, and int4sparse keeps 1% of the numbers of each token exact.
+    Scales of int4 weights are those of least squared error.
     """
-    if kind in ("int4", "int4g64"):
+    if kind.startswith("int4"):
         rule = "mse" if of_weights else "max"
-        per, group = ("token", 0) if kind == "int4" else ("group", 64)
-        return quantizers.absmax(4, per, group, range_rule=rule)
+        per, group = ("group", 64) if kind == "int4g64" else ("token", 0)
+        dense = quantizers.absmax(4, per, group, range_rule=rule)
+        return quantizers.sparse(dense, 0.01) if kind == "int4sparse" and not of_weights else dense
     makers = {"mxfp4": quantizers.mxfp4, "nvfp4": quantizers.nvfp4}
     return quantizers.fp4("token") if kind == "fp4" else makers[kind]()
 

@@ -18,6 +18,7 @@ from isojax.report import (
     markdown,
     new_figure,
     select,
+    stat,
     summarize,
 )
 
@@ -80,6 +81,8 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
                 f"## {setting}, {form}", answers(here, looked, full),
                 grid(here, exact.mean, full), recoveries(here, full),
             ]  # fmt: skip
+    if len({r.config["format"] for r in select(scored, setting="D4")}) > 1:
+        parts += ["## Formats of down_proj's input", formats(select(scored, setting="D4"), rows)]
     parts += [f"## Published: {PUBLISHED['model']}, INT4 W4A4", published(study)]
     if select(rows, "relative_error"):
         parts += ["## What down_proj reads, by layers", *by_layers(rows)]
@@ -99,6 +102,23 @@ def grid(rows: Sequence[Row], exact: float, full: int) -> str:
         lines.append([permutation, *cells])
     names = [f"full ({b})" if b == full else str(b) for b in blocks]
     return markdown(["permutation", *names], lines)
+
+
+def formats(scored: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Loss and bits a number of each format by block, with and without permutation."""
+    points = dict.fromkeys((r.config["block"], r.config["permutation"]) for r in scored)
+    points = sorted(points, key=lambda point: point[0])
+    lines = []
+    for form in dict.fromkeys(r.config["format"] for r in scored):
+        bits = select(rows, "rate_bits", format=form, block=0)
+        cells = [f"{stat(r.value for r in bits).mean:.2f}" if bits else "-"]
+        for block, permutation in points:
+            mine = select(scored, format=form, block=block, permutation=permutation)
+            loss = summarize(mine, "delta_nll") if mine else None
+            cells.append(f"{loss.mean:.4f} ± {loss.sem:.4f}" if loss else "")
+        lines.append([form, *cells])
+    names = [f"{block} {permutation}" for block, permutation in points]
+    return markdown(["format", "bits", *names], lines)
 
 
 def recoveries(rows: Sequence[Row], full: int) -> str:

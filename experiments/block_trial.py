@@ -152,10 +152,11 @@ def _look(
 ) -> dict[str, Float[Array, " layers"]]:
     """Of the input of down_proj, by layers; means are over tokens.
 
-    `relative_error` of the codes, and `kurtosis` and `peak` (mean of max |y|) after the rotation;
-    before it `peak_before`, the bound and the expectation of what rotation leaves of it, the
-    imbalance of the blocks in the calibration mean and in each token, and `persistent_share`: of
-    the largest 1% of all |x|, the share in the 1% of channels with the largest calibration mean.
+    `relative_error` of the codes, `rate_bits` that they take a number, and `kurtosis` and `peak`
+    (mean of max |y|) after the rotation; before it `peak_before`, the bound and the expectation of
+    what rotation leaves of it, the imbalance of the blocks in the calibration mean and in each
+    token, and `persistent_share`: of the largest 1% of all |x|, the share in the 1% of channels
+    with the largest calibration mean.
     """
 
     def layer(here: Any) -> dict[str, Array]:
@@ -164,10 +165,12 @@ def _look(
         if permutation is not None:
             x, mean = permutation.apply(x), permutation.apply(mean)
         y = online.apply(x)
+        codes = quantizer.encode(y)
         loud = jnp.abs(x) >= metrics.quantile_threshold(x, 0.99)
         steady = mean >= metrics.quantile_threshold(mean, 0.99)
         return {
-            "relative_error": metrics.relative_error(y, quantizer.roundtrip(y)),
+            "relative_error": metrics.relative_error(y, quantizer.decode(codes)),
+            "rate_bits": quantizers.rate_bits(codes),
             "kurtosis": metrics.kurtosis(y),
             "peak": jnp.abs(y).max(-1).mean(),
             "peak_before": jnp.abs(x).max(-1).mean(),

@@ -55,6 +55,7 @@ REPORTED = (
     "isotropic_tradeoff",
     "alignment",
 )
+SHORT = ("none", "random", "massdiff")  # permutations before blocks of 16
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
 
 
@@ -74,7 +75,10 @@ def wanted(row: Row) -> bool:
         names = KV_METHODS if row.config["target"] == "KV" else SIDES
         return shown and row.config["bits"] in (2, 3) and row.config["method"] in names
     if row.experiment == "block_rotation":
-        return row.metric == "delta_nll" and row.config["format"] == "int4"
+        if row.metric == "rate_bits":
+            return row.config["block"] == 0
+        shown = row.config.get("setting") == "D4" or row.config["format"] == "int4"
+        return row.metric == "delta_nll" and shown
     return row.experiment in ("compare", "perplexity", *BENCHES)
 
 
@@ -294,7 +298,7 @@ def block_rotation(rows: list[Row]) -> str:
     """Loss over the length of blocks before down_proj, by permutation."""
     point = ("model", "setting", "format", "block", "permutation")
     rows = [r for r in rows if r.experiment == "block_rotation"]
-    rows = complete(rows, WINDOWS, point, "delta_nll")
+    rows = select(complete(rows, WINDOWS, point, "delta_nll"), "delta_nll", format="int4")
     lengths = sorted({r.config["block"] for r in select(rows, permutation="massdiff")})
     lines = []
     for model in dict.fromkeys(r.config["model"] for r in rows):
@@ -308,6 +312,29 @@ def block_rotation(rows: list[Row]) -> str:
                     cells.append(_loss(select(mine, block=block)))
                 lines.append([short(model), setting, name, *cells])
     return markdown(["model", "int4", "permutation", "none", *map(str, lengths), "full"], lines)
+
+
+def block_formats(rows: list[Row]) -> str:
+    """Loss by the format of down_proj's input, and bits a number, at the rotations all have."""
+    rows = [r for r in rows if r.experiment == "block_rotation"]
+    scored = complete(
+        select(rows, "delta_nll", setting="D4"), WINDOWS,
+        ("model", "format", "block", "permutation"), "delta_nll",
+    )  # fmt: skip
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in scored):
+        mine = select(scored, model=model)
+        full = max(r.config["block"] for r in mine)
+        points = ((0, "none"), *((16, name) for name in SHORT), (full, "none"))
+        for form in dict.fromkeys(r.config["format"] for r in mine):
+            here = select(mine, format=form)
+            bits = select(rows, "rate_bits", model=model, format=form)
+            cells = [_loss(select(here, block=b, permutation=p)) for b, p in points]
+            rate = summarize(bits, "rate_bits").mean
+            lines.append([short(model), form, f"{rate:.2f}", *cells])
+    return markdown(
+        ["model", "format", "bits", "none", *(f"16, {n}" for n in SHORT), "full"], lines
+    )
 
 
 def keep(folder: Path, rows: list[Row]) -> None:
@@ -357,7 +384,7 @@ def main(config: Config) -> None:
     rows = read_rows(ROWS)
     blocks = (
         bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
-        kv_needles, block_rotation, compare, bench_cpu,
+        kv_needles, block_rotation, block_formats, compare, bench_cpu,
     )  # fmt: skip
     makers = {f.__name__: f for f in blocks}
     for page in PAGES:

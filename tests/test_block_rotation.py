@@ -1,12 +1,14 @@
 """The study of block rotations as its users run it, on a small random model."""
 
+import shutil
+
 import jax.numpy as jnp
 import pytest
 from small_models import random_tokens, small_model
 
 from experiments import block_merge, block_rotation
 from experiments.block_answers import share
-from experiments.block_points import DOWN, PERMUTATIONS, SITES, Point, quantizer_of
+from experiments.block_points import DOWN, FORMATS, PERMUTATIONS, SITES, Point, quantizer_of
 from experiments.block_trial import Trial
 from isojax.models import WEIGHTS, Site, forward
 from isojax.models.hooks import INPUTS
@@ -58,6 +60,19 @@ def test_it_goes_on_and_says_what_it_found(call, study):
     report = (study / "table.md").read_text()
     assert "## W4A4-gptq, int4" in report and "| massdiff |" in report and "37.6" in report
     assert (study / "figure.png").stat().st_size > 10_000
+
+
+def test_formats_stand_side_by_side_with_their_bits(call, study, tmp_path):
+    for name in ("config.json", "rows.jsonl"):
+        shutil.copy(study / name, tmp_path / name)
+    out = call(block_rotation, *GIVEN[:1], "D4", *GIVEN[3:], "--formats", *FORMATS, out=tmp_path)
+    report = (out / "table.md").read_text()
+    table = report[report.index("## Formats of down_proj's input") :]
+    # 1 of 64 numbers kept at 16 bits and a byte; scales of 16 bits a token, 8 bits for 32, 16
+    bits = {"int4": 4.25, "int4sparse": 4.62, "int4g64": 4.25, "fp4": 4.25, "mxfp4": 4.25}
+    for form, value in bits.items():
+        assert f"| {form} | {value:.2f} | " in table, form
+    assert "| nvfp4 | 4.5" in table
 
 
 @pytest.mark.parametrize(
