@@ -7,12 +7,12 @@
 Keys and values (a unit is a head), inputs of linear layers and weights are turned into other
 coordinates, coded at 1 to 6 bits a number and compared on vectors that nothing was fitted on (of
 weights, every second output). Rotations: identity, haar, hadamard, learned_rotation (least 3 bit
-absmax error, from Hadamard). Alignment: pca, local_pca (axes of 4 clusters), low_rank (the leading
-quarter of the axes and the rest, each rotated), learned_alignment (least rate + lambda distortion,
-from pca). Coders: `fixed`, the same levels for all coordinates and a norm a vector; `allocated`,
-whole bits where they take most of the error away; `entropy`, one step and an entropy coder for
-each coordinate with the frequencies of the calibration text. All stand beside Shannon's bound for
-Gaussian vectors of the same covariance.
+absmax error, from Hadamard). Alignment: pca, local_pca (axes of 4 clusters), low_rank (leading
+axes, as many as cost least at 3 bit, and the rest, each rotated), learned_alignment (least rate +
+lambda distortion, from pca). Coders: `fixed`, the same levels for all coordinates and a norm a
+vector; `allocated`, whole bits where they take most of the error away; `entropy`, one step and an
+entropy coder for each coordinate with the frequencies of the calibration text. All stand beside
+Shannon's bound for Gaussian vectors of the same covariance.
 Sources: Goyal 2001, KurTail (2503.01483), SpinQuant (2405.16406), Balle et al. (1611.01704).
 """
 

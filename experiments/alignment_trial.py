@@ -21,6 +21,7 @@ TRANSFORMS = (
 RANDOM = ("haar", "hadamard", "learned_rotation", "low_rank", "local_pca", "learned_alignment")
 CODERS = ("fixed", "allocated", "entropy")
 CLUSTERS = 4
+RATE = 3.0  # bits a number, which axes are fitted for
 STEPS, BATCH = 200, 256
 BINS, PSEUDO = 4096, 4
 FEW = 4096  # vectors to find a step with
@@ -107,16 +108,12 @@ def axes(key: Array, x: Float[Array, "n d"], name: str) -> transforms.Transform:
     if name == "pca":
         return transforms.pca(x)
     if name == "low_rank":
-        # the leading quarter of the axes, and what is left of the vector, each flattened by itself
-        sizes, keys = (dim // 4, dim - dim // 4), jax.random.split(key)
-        parts = [transforms.haar(k, n).matrix() for k, n in zip(keys, sizes, strict=True)]
-        whole = jax.scipy.linalg.block_diag(*parts)
-        return transforms.Dense(transforms.pca(x).entries @ whole)
+        return learn.low_rank(key, x, RATE)
     if name == "learned_rotation":
         return learn.learned_rotation(key, x, steps=STEPS, batch=BATCH)
     if name == "learned_alignment":
         start = transforms.pca(x)
-        step = quantizers.ecsq_for_rate(start.apply(x), 3.0, "channel").step
+        step = quantizers.ecsq_for_rate(start.apply(x), RATE, "channel").step
         weight = 6 / (math.log(2) * jnp.square(step))
 
         def concentrate(t: Any, key: Array) -> Array:

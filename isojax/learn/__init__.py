@@ -6,8 +6,8 @@ share one is a free choice, and none at inference, where the permutation merges 
 `absmax_order` are what they are compared with.
 
 By gradients, `fit` learns any pytree: rotations with free parameters, or dense ones that `stiefel`
-keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes need no descent;
-`learned_rotation` is their counterpart, axes that flatten.
+keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes need no descent, nor does
+`low_rank`; `learned_rotation` is their counterpart, axes that flatten.
 """
 
 from isojax.learn.alignment import aligned as aligned
@@ -15,6 +15,8 @@ from isojax.learn.alignment import log_spectrum as log_spectrum
 from isojax.learn.fit import fit as fit
 from isojax.learn.fit import minibatch as minibatch
 from isojax.learn.gptq import gptq as gptq
+from isojax.learn.low_rank import low_rank as low_rank
+from isojax.learn.low_rank import rank_for_rate as rank_for_rate
 from isojax.learn.moments import Gram as Gram
 from isojax.learn.moments import gram as gram
 from isojax.learn.moments import second_moment as second_moment
