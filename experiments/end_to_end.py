@@ -43,6 +43,10 @@ from isojax.report import (
 STARTS = ("identity", "hadamard", "haar")
 SETTINGS = ("W16A4", "W4A4")
 CHECKS = 10
+COLUMNS = (
+    "start", "seeds", "KL",
+    *(f"{setting}{of}" for setting in SETTINGS for of in ("", ", learned", ", change")),
+)  # fmt: skip
 
 Means = dict[tuple[str, str, bool], dict[int | None, float]]  # by setting, start, learned; by seed
 
@@ -149,9 +153,7 @@ def losses(rows: Sequence[Row], windows: int) -> Means:
 def text(study: Study, base: dict[str, Any], config: Config) -> str:
     """The report in Markdown."""
     rows = study.rows(**base)
-    means, exact = losses(rows, config.texts), summarize(rows, "nll", setting="exact")
-    names = dict.fromkeys(start for _, start, _ in means)
-    heads = [f"{s}{c}" for s in SETTINGS for c in ("", ", learned", ", change")]
+    exact = summarize(rows, "nll", setting="exact")
     return "\n\n".join([
         f"# Rotations learned end to end in {base['model']}",
         f"{config.texts} windows of {base['length']} tokens of {base['text']}; unquantized nll "
@@ -160,12 +162,18 @@ def text(study: Study, base: dict[str, Any], config: Config) -> str:
         f"{config.rate}. Cells are delta nll, nat a token, mean ± sd over seeds, each over all "
         "windows; `change` is that by learning, seed by seed. KL is that on all calibration "
         "windows, at the start and at the best of ten checks, which is the one that is kept.",
-        markdown(["start", "seeds", "KL", *heads], [line(rows, means, name) for name in names]),
+        markdown(COLUMNS, lines(rows, config.texts)),
     ])  # fmt: skip
 
 
-def line(rows: Sequence[Row], means: Means, name: str) -> list[Any]:
-    """Of one start."""
+def lines(rows: Sequence[Row], windows: int) -> list[list[Any]]:
+    """One for each start, as `COLUMNS` says, of the seeds that have read all windows."""
+    means = losses(rows, windows)
+    names = [start for setting, start, learned in means if learned and setting == SETTINGS[-1]]
+    return [_line(rows, means, name) for name in names]
+
+
+def _line(rows: Sequence[Row], means: Means, name: str) -> list[Any]:
     seeds = sorted(means[SETTINGS[-1], name, True], key=str)
     kl = [r for r in select(rows, "kl", start=name) if r.seed in seeds]
     first = stat(r.value for r in select(kl, step=0))

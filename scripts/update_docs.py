@@ -21,6 +21,8 @@ from pathlib import Path
 import tyro
 
 from experiments import compare_report
+from experiments.end_to_end import COLUMNS
+from experiments.end_to_end import lines as learned_lines
 from isojax.report import Row, complete, markdown, paired, read_rows, select, summarize
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +81,8 @@ def wanted(row: Row) -> bool:
             return row.config["block"] == 0
         shown = row.config.get("setting") == "D4" or row.config["format"] == "int4"
         return row.metric == "delta_nll" and shown
+    if row.experiment == "end_to_end":
+        return row.metric in ("kl", "delta_nll")
     return row.experiment in ("compare", "perplexity", *BENCHES)
 
 
@@ -337,6 +341,16 @@ def block_formats(rows: list[Row]) -> str:
     )
 
 
+def end_to_end(rows: list[Row]) -> str:
+    """Rotations before and after learning by the loss of the whole model."""
+    rows = [r for r in rows if r.experiment == "end_to_end"]
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in rows):
+        mine = learned_lines(select(rows, model=model), WINDOWS)
+        lines += [[short(model), *line] for line in mine]
+    return markdown(["model", *COLUMNS], lines)
+
+
 def keep(folder: Path, rows: list[Row]) -> None:
     """Copy the report and the figure of a study to docs/results."""
     own = [r for r in rows if r.device != "published"]
@@ -384,7 +398,7 @@ def main(config: Config) -> None:
     rows = read_rows(ROWS)
     blocks = (
         bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
-        kv_needles, block_rotation, block_formats, compare, bench_cpu,
+        kv_needles, block_rotation, block_formats, end_to_end, compare, bench_cpu,
     )  # fmt: skip
     makers = {f.__name__: f for f in blocks}
     for page in PAGES:
