@@ -83,6 +83,9 @@ def test_the_bytes_are_those_of_numpy_packbits(bits, dim):
     assert packed.shape[-1] == q.packed_bytes(dim, bits) == -(-dim * bits // 8)
     assert_array_equal(packed, bit_stream(values, [bits] * dim))
     assert_array_equal(q.unpack_bits(packed, bits, dim), values)
+    none = q.pack_bits(jnp.asarray(values[:0]), bits)
+    assert none.shape == (0, packed.shape[-1])
+    assert q.unpack_bits(none, bits, dim).shape == (0, dim)
 
 
 def test_mixed_bytes_are_those_of_numpy_packbits_under_vmap_with_traced_widths():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer, UInt8
 
@@ -38,7 +39,7 @@ def pack_bits(values: UInt8[Array, "*batch d"], bits: int) -> UInt8[Array, "*bat
     *batch, dim = values.shape
     codes, size = _cycle(bits)
     pads = [(0, 0)] * len(batch) + [(0, -dim % codes)]
-    cycles = jnp.pad(values, pads).reshape(*batch, -1, codes)
+    cycles = jnp.pad(values, pads).reshape(*batch, -(-dim // codes), codes)
     packed = [jnp.zeros(cycles.shape[:-1], jnp.uint8)] * size
     for i in range(codes):
         for byte in range(bits * i // 8, -(-bits * (i + 1) // 8)):
@@ -59,7 +60,7 @@ def unpack_bits(packed: UInt8[Array, "*batch n"], bits: int, dim: int) -> UInt8[
     if bits == 0:
         return jnp.zeros((*batch, dim), jnp.uint8)
     pads = [(0, 0)] * len(batch) + [(0, -length % size)]
-    cycles = jnp.pad(packed, pads).reshape(*batch, -1, size).astype(jnp.uint32)
+    cycles = jnp.pad(packed, pads).reshape(*batch, -(-length // size), size).astype(jnp.uint32)
     run = min(codes, 32 // bits)
     runs = []
     for first in range(0, codes, run):
@@ -70,7 +71,7 @@ def unpack_bits(packed: UInt8[Array, "*batch n"], bits: int, dim: int) -> UInt8[
         shifts = bits * jnp.arange(len(here), dtype=jnp.uint32)
         runs.append(word[..., None] >> shifts)
     values = jnp.concatenate(runs, axis=-1) & (2**bits - 1)
-    return values.astype(jnp.uint8).reshape(*batch, -1)[..., :dim]
+    return jax.lax.collapse(values.astype(jnp.uint8), -2)[..., :dim]
 
 
 def pack_mixed(
@@ -122,4 +123,4 @@ def _shift_left(a: Array, by: int) -> Array:
 def _joined(parts: list[Array], batch: list[int]) -> Array:
     if not parts:
         return jnp.zeros((*batch, 0), jnp.uint8)
-    return jnp.stack(parts, axis=-1).reshape(*batch, -1)
+    return jax.lax.collapse(jnp.stack(parts, axis=-1), -2)
