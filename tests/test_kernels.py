@@ -1,6 +1,7 @@
 """Triton kernels by the interpreter, against the plain JAX beside them."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from kernel_members import CODECS, codec_of, vectors
 from numpy.testing import assert_allclose, assert_array_equal
 
 from isojax import Codec, kernels, quantizers, transforms
+from isojax.kernels import choice
 
 KEY = jax.random.key(5)
 AGREE = 0.999  # the least share of codes that agree: all but near ties
@@ -290,7 +292,8 @@ BAD = {
     ),
     "levels": (Codec(PLANAR, quantizers.lloyd_max_gaussian(5)), "float32", "triton", "16 levels"),
     "offset": (Codec(PLANAR, SPHERE, jnp.ones(32)), "float32", "triton", "without offset"),
-    "length": (Codec(transforms.planar(KEY, 6), SPHERE), "float32", "triton", "9 to 16384"),
+    "length": (Codec(transforms.planar(KEY, 6), SPHERE), "float32", "triton", "9 to 4096"),
+    "base": (Codec(transforms.hadamard(KEY, 76), SPHERE), "float32", "triton", "most 28, got 76"),
 }  # fmt: skip
 
 
@@ -304,6 +307,38 @@ def test_what_the_kernels_do_not_support_is_said(name):
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_codes_that_would_wrap_offsets_have_no_kernel():
+    codec, rows = Codec(PLANAR, SPHERE), 2**31 // 12 + 1
+
+    def load(packed):
+        return kernels.load(codec, packed, implementation="triton")
+
+    def store(x):
+        return kernels.store(codec, x, implementation="triton")
+
+    one = jax.eval_shape(codec.store, jnp.ones((1, 32)))
+    many = jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), one)
+    x = jax.ShapeDtypeStruct((rows, 32), jnp.float32)
+    for call, argument in ((load, many), (store, x)):
+        with pytest.raises(ValueError, match="up to 2 GiB"):
+            jax.eval_shape(call, argument)
+
+
+@pytest.mark.parametrize("capability", ["gfx942", "7.5", "9.0"])
+def test_gpus_are_told_apart(monkeypatch, capability):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    assert choice._old_gpu() == (capability == "7.5")
+
+
+def test_kernels_run_on_the_shards_of_a_mesh():
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, spec = jax.sharding.PartitionSpec("x"), jax.sharding.PartitionSpec()
+    codec, x = Codec(PLANAR, SPHERE), jax.random.normal(KEY, (8, 32))
+    call = jax.shard_map(kernels.roundtrip, mesh=mesh, in_specs=(spec, rows), out_specs=rows)
+    assert_allclose(jax.jit(call)(codec, x), codec.roundtrip(x), atol=1e-5)
 
 
 def test_no_vectors_go_by_plain_jax():
@@ -325,6 +360,9 @@ def test_bad_codes_and_queries_are_refused():
     other = Codec(transforms.planar(KEY, 64), SPHERE)
     with pytest.raises(ValueError, match="64 of 3 bits, got 32 of 3 bits"):
         kernels.load(other, packed, implementation="triton")
+    coarse = Codec(PLANAR, quantizers.lloyd_max_sphere(2, 32))
+    with pytest.raises(ValueError, match="32 of 2 bits, got 32 of 3"):
+        kernels.scores(coarse, jnp.ones(32), packed, "triton")
     with pytest.raises(ValueError, match="a Hadamard, got Planar"):
         kernels.apply(PLANAR, jnp.ones(32), "triton")
     with pytest.raises(ValueError, match="x must have a last axis of length 32"):

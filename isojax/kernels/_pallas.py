@@ -86,11 +86,17 @@ def over_rows(
         grid=(pl.cdiv(rows, own),),
         in_specs=[*map(rows_of, tiled), *(pl.BlockSpec() for _ in whole)],
         out_specs=[*map(rows_of, outs)],
-        out_shape=list(outs),
+        out_shape=[_like(out, tiled[0]) for out in outs],
         compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
         name=f"isojax_{name}",
     )(*tiled, *whole)
+
+
+def _like(out: jax.ShapeDtypeStruct, x: Array) -> jax.ShapeDtypeStruct:
+    """`out`, which under `shard_map` differs between the same devices as `x` does."""
+    axes = jax.typeof(x).manual_axis_type
+    return jax.ShapeDtypeStruct(out.shape, out.dtype, manual_axis_type=axes)
 
 
 def _tiles(rows: int, block_rows: int) -> int:

@@ -53,5 +53,6 @@ def choose(
 def _old_gpu() -> bool:
     if jax.default_backend() != "gpu":
         return False
-    capability = getattr(jax.devices()[0], "compute_capability", None)
-    return capability is not None and float(capability) < OLDEST
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    # those of AMD are no numbers, such as gfx942, and platform_dependent sees to them
+    return capability.replace(".", "", 1).isdigit() and float(capability) < OLDEST

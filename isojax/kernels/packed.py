@@ -28,6 +28,8 @@ from isojax.kernels.tile import flat, read, rows_of, write
 from isojax.quantizers import Packed
 from isojax.quantizers.packing import packed_bytes
 
+GIB2 = 1 << 31  # bytes
+
 
 def pack(
     codec: Codec,
@@ -91,7 +93,11 @@ def _pack(
     codec: Codec, x: Array, dtype: Any, implementation: Any, reference: Any, rounded: bool
 ) -> Packed:
     codec, x = jax.lax.stop_gradient((codec, x))
-    why = unsupported(codec, x) or _words(codec, rotation(codec.transform, x.dtype)).unsupported
+    why = unsupported(codec, x)
+    if not why:
+        words = _words(codec, rotation(codec.transform, x.dtype))
+        rows = x.size // x.shape[-1]
+        why = words.unsupported or _wraps(rows * packed_bytes(words.size, words.bits))
     kernel = functools.partial(_pack_kernel, dtype=jnp.dtype(dtype), rounded=rounded)
     return choose(implementation, why, kernel, reference, codec, x)
 
@@ -148,7 +154,12 @@ def unsupported_packed(packed: Packed) -> str:
         return "packed codes with one scale a vector and no more."
     if packed.signed or packed.data.size == 0:
         return "non-empty packed codes without sign."
-    return ""
+    return _wraps(packed.data.size)
+
+
+def _wraps(size: int) -> str:
+    """Why so many bytes cannot be: up to 4 GiB, JAX has Triton count them in signed 32 bits."""
+    return f"codes of up to 2 GiB, or over 4, got {size} bytes." if GIB2 < size <= 2 * GIB2 else ""
 
 
 def _unlike(packed: Packed, words: Words) -> str:

@@ -19,7 +19,8 @@ from isojax.transforms.quaternion import PRODUCT, SANDWICH
 
 LANES = (16, 16384)  # fewest and most a vector
 MOST_DENSE = (128, 64)  # of 16 bits and of 32: what shared memory holds
-MOST_BASE = 128  # largest factor of a Hadamard matrix that is no power of two
+MOST_BASE = 76  # largest factor of a Hadamard matrix that is no power of two
+MOST_CODED = (4096, 28)  # lanes and such a factor with a search beside, before registers spill
 
 Turn = Callable[[Any, Array], Array]  # (state, tile) -> tile
 Turns = tuple[tuple[Array, ...], Callable[[Any], Any], Turn, Turn]
@@ -52,8 +53,11 @@ class Rotation:
     backward: Turn
 
 
-def unsupported_transform(t: Transform, dtype: Any) -> str:
-    """What a transform of vectors in `dtype` must be for the kernels; empty if `t` is."""
+def unsupported_transform(t: Transform, dtype: Any, coded: bool = True) -> str:
+    """What a transform of vectors in `dtype` must be for the kernels; empty if `t` is.
+
+    `coded` tells kernels that search for levels too from those that transform alone.
+    """
     inner = t.inner if isinstance(t, Padded) and not t.transposed else t
     blocks = isinstance(inner, (Quaternion, Planar, Rotor))
     if not blocks and (t is not inner or not isinstance(inner, (Hadamard, Dense))):
@@ -64,11 +68,11 @@ def unsupported_transform(t: Transform, dtype: Any) -> str:
     most = MOST_DENSE[jnp.dtype(dtype).itemsize > 2]
     if isinstance(inner, Dense) and inner.dim > most:
         return f"a Dense transform up to dim {most} in {jnp.dtype(dtype)}, got {inner.dim}."
-    if isinstance(inner, Hadamard) and decompose(inner.block)[1] > MOST_BASE:
-        return f"Hadamard matrices of 2^k times at most {MOST_BASE}, got {inner.block}."
-    count = _lanes(inner).count
-    if not LANES[0] <= count <= LANES[1]:
-        return f"vectors of {LANES[0] // 2 + 1} to {LANES[1]} numbers, got {inner.dim}."
+    lanes, base = MOST_CODED if coded else (LANES[1], MOST_BASE)
+    if isinstance(inner, Hadamard) and decompose(inner.block)[1] > base:
+        return f"Hadamard matrices of 2^k times at most {base}, got {inner.block}."
+    if not LANES[0] <= _lanes(inner).count <= lanes:
+        return f"vectors of {LANES[0] // 2 + 1} to {lanes} numbers, got {inner.dim}."
     return ""
 
 
@@ -89,7 +93,7 @@ def _lanes(t: Transform) -> Lanes:
     if isinstance(t, Rotor):
         return Lanes(t.dim // 3, 3)
     if isinstance(t, Dense):
-        return Lanes(t.dim, min_rows=64)
+        return Lanes(t.dim, min_rows=64, min_warps=8)
     if not isinstance(t, Hadamard):
         return Lanes(t.dim)
     base = decompose(t.block)[1]

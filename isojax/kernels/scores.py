@@ -55,6 +55,9 @@ def scores(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _scores(codec: Codec, query: Array, keys: Packed, implementation: str | None) -> Array:
     why = unsupported_packed(keys) or unsupported_codebook(book_of(codec))
+    kept = (codec.transform.out_dim, book_of(codec).bits)
+    if not why and (keys.dim, keys.bits) != kept:
+        why = f"keys of this codec, {kept[0]} of {kept[1]} bits, got {keys.dim} of {keys.bits}."
     if not why:
         why = _words(keys).unsupported
     if not why and not LANES[0] <= _words(keys).lanes.count <= LANES[1]:
