@@ -114,9 +114,13 @@ def cases() -> Iterator[tuple[Any, int]]:
     for dim in (96, 1024):
         yield case("roundtrip", "hadamard", dim, "bfloat16", 4)
     yield case("roundtrip", "haar", 64, "float32", 3)
-    yield case("roundtrip", "haar", 128, "bfloat16", 3)
+    for bits in (3, 4):
+        yield case("roundtrip", "haar", 128, "bfloat16", bits)
+    # the most that has a kernel
+    for name, dim in (("quaternion_full", 4096), ("rotor", 3072), ("hadamard", 3584)):
+        yield case("roundtrip", name, dim, "bfloat16", 4)
     for dtype in ("float32", "bfloat16"):
-        for dim in (128, 512, 1024, 4096, 896, 1536):
+        for dim in (128, 512, 1024, 4096, 896, 1536, 7168, 8192):
             yield case("hadamard", "hadamard", dim, dtype, 3)
 
 

@@ -17,10 +17,10 @@ from isojax.transforms import Dense, Hadamard, Padded, Planar, Quaternion, Rotor
 from isojax.transforms.paley import decompose, paley
 from isojax.transforms.quaternion import PRODUCT, SANDWICH
 
-LANES = (16, 16384)  # fewest and most a vector
+LANES = (16, 8192)  # fewest and most a vector, before registers spill
+MOST_CODED = 4096  # with a search for levels beside
 MOST_DENSE = (128, 64)  # of 16 bits and of 32: what shared memory holds
-MOST_BASE = 76  # largest factor of a Hadamard matrix that is no power of two
-MOST_CODED = (4096, 28)  # lanes and such a factor with a search beside, before registers spill
+MOST_BASE = 28  # largest factor of a Hadamard matrix that is no power of two
 
 Turn = Callable[[Any, Array], Array]  # (state, tile) -> tile
 Turns = tuple[tuple[Array, ...], Callable[[Any], Any], Turn, Turn]
@@ -68,11 +68,11 @@ def unsupported_transform(t: Transform, dtype: Any, coded: bool = True) -> str:
     most = MOST_DENSE[jnp.dtype(dtype).itemsize > 2]
     if isinstance(inner, Dense) and inner.dim > most:
         return f"a Dense transform up to dim {most} in {jnp.dtype(dtype)}, got {inner.dim}."
-    lanes, base = MOST_CODED if coded else (LANES[1], MOST_BASE)
-    if isinstance(inner, Hadamard) and decompose(inner.block)[1] > base:
-        return f"Hadamard matrices of 2^k times at most {base}, got {inner.block}."
-    if not LANES[0] <= _lanes(inner).count <= lanes:
-        return f"vectors of {LANES[0] // 2 + 1} to {lanes} numbers, got {inner.dim}."
+    if isinstance(inner, Hadamard) and decompose(inner.block)[1] > MOST_BASE:
+        return f"Hadamard matrices of 2^k times at most {MOST_BASE}, got {inner.block}."
+    least, most = LANES[0], MOST_CODED if coded else LANES[1]
+    if not least <= _lanes(inner).count <= most:
+        return f"vectors of {least // 2 + 1} to {most} numbers, got {inner.dim}."
     return ""
 
 

@@ -55,17 +55,20 @@ def scores(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _scores(codec: Codec, query: Array, keys: Packed, implementation: str | None) -> Array:
     why = unsupported_packed(keys) or unsupported_codebook(book_of(codec))
-    kept = (codec.transform.out_dim, book_of(codec).bits)
-    if not why and (keys.dim, keys.bits) != kept:
-        why = f"keys of this codec, {kept[0]} of {kept[1]} bits, got {keys.dim} of {keys.bits}."
-    if not why:
-        why = _words(keys).unsupported
+    why = why or _unlike(codec, keys) or _words(keys).unsupported
     if not why and not LANES[0] <= _words(keys).lanes.count <= LANES[1]:
         why = f"keys of {LANES[0] // 2 + 1} to {LANES[1]} numbers, got {keys.dim}."
     number = query.size // query.shape[-1]
     if not why and not 1 <= number <= MOST_QUERIES:
         why = f"1 to {MOST_QUERIES} queries, got {number}."
     return choose(implementation, why, _kernel, _reference, codec, query, keys)
+
+
+def _unlike(codec: Codec, keys: Packed) -> str:
+    size, bits = codec.transform.out_dim, book_of(codec).bits
+    if (keys.dim, keys.bits) == (size, bits):
+        return ""
+    return f"keys of this codec, {size} of {bits} bits, got {keys.dim} of {keys.bits}."
 
 
 def _reference(codec: Codec, query: Array, keys: Packed) -> Array:
