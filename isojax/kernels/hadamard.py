@@ -48,7 +48,7 @@ def _reference(transform: Transform, x: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _apply(t: Hadamard, x: Array, implementation: str | None) -> Array:
-    why = unsupported_array(x) or unsupported_transform(t, x.dtype, coded=False)
+    why = unsupported_array(x) or unsupported_transform(t, x.dtype)
     return choose(implementation, why, _kernel, _reference, t, x)
 
 

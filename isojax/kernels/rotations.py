@@ -17,8 +17,7 @@ from isojax.transforms import Dense, Hadamard, Padded, Planar, Quaternion, Rotor
 from isojax.transforms.paley import decompose, paley
 from isojax.transforms.quaternion import PRODUCT, SANDWICH
 
-LANES = (16, 8192)  # fewest and most a vector, before registers spill
-MOST_CODED = 4096  # with a search for levels beside
+LANES = (16, 4096)  # fewest and most a vector, before registers spill
 MOST_DENSE = (128, 64)  # of 16 bits and of 32: what shared memory holds
 MOST_BASE = 28  # largest factor of a Hadamard matrix that is no power of two
 
@@ -53,11 +52,8 @@ class Rotation:
     backward: Turn
 
 
-def unsupported_transform(t: Transform, dtype: Any, coded: bool = True) -> str:
-    """What a transform of vectors in `dtype` must be for the kernels; empty if `t` is.
-
-    `coded` tells kernels that search for levels too from those that transform alone.
-    """
+def unsupported_transform(t: Transform, dtype: Any) -> str:
+    """What a transform of vectors in `dtype` must be for the kernels; empty if `t` is."""
     inner = t.inner if isinstance(t, Padded) and not t.transposed else t
     blocks = isinstance(inner, (Quaternion, Planar, Rotor))
     if not blocks and (t is not inner or not isinstance(inner, (Hadamard, Dense))):
@@ -70,9 +66,8 @@ def unsupported_transform(t: Transform, dtype: Any, coded: bool = True) -> str:
         return f"a Dense transform up to dim {most} in {jnp.dtype(dtype)}, got {inner.dim}."
     if isinstance(inner, Hadamard) and decompose(inner.block)[1] > MOST_BASE:
         return f"Hadamard matrices of 2^k times at most {MOST_BASE}, got {inner.block}."
-    least, most = LANES[0], MOST_CODED if coded else LANES[1]
-    if not least <= _lanes(inner).count <= most:
-        return f"vectors of {least // 2 + 1} to {most} numbers, got {inner.dim}."
+    if not LANES[0] <= _lanes(inner).count <= LANES[1]:
+        return f"vectors of {LANES[0] // 2 + 1} to {LANES[1]} numbers, got {inner.dim}."
     return ""
 
 
