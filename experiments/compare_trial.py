@@ -134,8 +134,8 @@ class Trial:
     def losses(self, name: str) -> dict[str, Any]:
         """What can be measured in the model: of a method and a text, drawn with its number."""
         losses, config = {}, self.config
-        # learned axes are no recipe of the cache, and blocks that need padding do not merge
-        if not name.startswith("learned") and _exists_at(name, (config.head_dim,)):
+        # what is learned for the rate is no recipe of the cache; padded blocks do not merge
+        if name != "learned_alignment" and _exists_at(name, (config.head_dim,)):
             losses["kv_delta_nll"] = self.cached
         sizes = config.hidden_size, config.head_dim, config.intermediate_size
         if _exists_at(name, sizes, square=True):

@@ -79,7 +79,7 @@ def wanted(row: Row) -> bool:
     if row.experiment == "block_rotation":
         if row.metric == "rate_bits":
             return row.config["block"] == 0
-        shown = row.config.get("setting") == "D4" or row.config["format"] == "int4"
+        shown = row.config.get("setting") == "D4" or row.config.get("format") == "int4"
         return row.metric == "delta_nll" and shown
     if row.experiment == "end_to_end":
         return row.metric in ("kl", "delta_nll")
@@ -334,8 +334,8 @@ def block_formats(rows: list[Row]) -> str:
             here = select(mine, format=form)
             bits = select(rows, "rate_bits", model=model, format=form)
             cells = [_loss(select(here, block=b, permutation=p)) for b, p in points]
-            rate = summarize(bits, "rate_bits").mean
-            lines.append([short(model), form, f"{rate:.2f}", *cells])
+            rate = f"{summarize(bits, 'rate_bits').mean:.2f}" if bits else "-"
+            lines.append([short(model), form, rate, *cells])
     return markdown(
         ["model", "format", "bits", "none", *(f"16, {n}" for n in SHORT), "full"], lines
     )
