@@ -339,6 +339,10 @@ def test_kernels_run_on_the_shards_of_a_mesh():
     codec, x = Codec(PLANAR, SPHERE), jax.random.normal(KEY, (8, 32))
     call = jax.shard_map(kernels.roundtrip, mesh=mesh, in_specs=(spec, rows), out_specs=rows)
     assert_allclose(jax.jit(call)(codec, x), codec.roundtrip(x), atol=1e-5)
+    queries, keys = x[:2], jax.jit(codec.store)(x)
+    given = {"mesh": mesh, "in_specs": (spec, rows, spec), "out_specs": rows}
+    products = jax.jit(jax.shard_map(kernels.scores, **given))(codec, queries, keys)
+    assert_allclose(products, scores(codec, x, queries, "xla"), atol=1e-5)
 
 
 def test_no_vectors_go_by_plain_jax():

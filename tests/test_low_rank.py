@@ -35,6 +35,16 @@ def test_a_gap_in_the_spectrum_is_the_rank(rate):
     assert choose(jnp.array([50.0] * 5 + [1.0] * 27), rate) == 5
 
 
+def test_a_long_steep_spectrum_loses_nothing_to_rounding():
+    variances = 10.0 ** np.linspace(0, -12, 576)
+    spread = [two_levels(variances, r).astype(float) for r in range(1, 577)]
+    errors = [np.exp(np.log(v).mean()) * 4.0**-8 for v in spread]  # all get bits at 8
+    both = [e <= v[-1] for e, v in zip(errors, spread, strict=True)]
+    got = int(choose(jnp.asarray(variances, jnp.float32), 8.0))
+    best = 1 + min((r for r in range(576) if both[r]), key=errors.__getitem__)
+    assert both[got - 1] and errors[got - 1] <= 1.01 * errors[best - 1]
+
+
 def test_fewer_dimensions_are_worth_bits_at_a_low_rate():
     falling = 2.0 ** -jnp.arange(24.0)
     ranks = [int(choose(falling, rate)) for rate in (0.25, 1.0, 4.0)]
@@ -62,3 +72,5 @@ def test_it_makes_batches():
         assert_allclose(batch.entries[i], one.entries, atol=1e-4)
     with pytest.raises(ValueError, match="samples must have shape"):
         learn.low_rank(keys[0], x[0, :0], 2.0)
+    with pytest.raises(ValueError, match="rate must be at least 0, got -1.0"):
+        learn.low_rank(keys[0], x[0], -1.0)

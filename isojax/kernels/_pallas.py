@@ -61,6 +61,7 @@ def over_rows(
         warps: warps of 32 threads a tile.
         interpret: run by the interpreter of Pallas, on any platform.
     """
+    tiled, whole, axes = _shared_axes(tiled, whole)
     rows = tiled[0].shape[0]
     tiles = _tiles(rows, block_rows)
     own = tiles * block_rows
@@ -86,17 +87,26 @@ def over_rows(
         grid=(pl.cdiv(rows, own),),
         in_specs=[*map(rows_of, tiled), *(pl.BlockSpec() for _ in whole)],
         out_specs=[*map(rows_of, outs)],
-        out_shape=[_like(out, tiled[0]) for out in outs],
+        out_shape=[
+            jax.ShapeDtypeStruct(out.shape, out.dtype, manual_axis_type=axes) for out in outs
+        ],
         compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
         name=f"isojax_{name}",
     )(*tiled, *whole)
 
 
-def _like(out: jax.ShapeDtypeStruct, x: Array) -> jax.ShapeDtypeStruct:
-    """`out`, which under `shard_map` differs between the same devices as `x` does."""
-    axes = jax.typeof(x).manual_axis_type
-    return jax.ShapeDtypeStruct(out.shape, out.dtype, manual_axis_type=axes)
+def _shared_axes(tiled: Sequence[Array], whole: Sequence[Array]) -> tuple[Any, Any, Any]:
+    """The operands made to differ, under `shard_map`, along all axes that one differs along."""
+    each = [jax.typeof(a).manual_axis_type.varying for a in (*tiled, *whole)]
+    axes = frozenset().union(*each)
+
+    def cast(a: Array, own: frozenset[str]) -> Array:
+        return lax.pcast(a, tuple(axes - own), to="varying") if axes - own else a
+
+    cast_all = [cast(a, own) for a, own in zip((*tiled, *whole), each, strict=True)]
+    kind = jax.typeof(cast_all[0]).manual_axis_type
+    return cast_all[: len(tiled)], cast_all[len(tiled) :], kind
 
 
 def _tiles(rows: int, block_rows: int) -> int:

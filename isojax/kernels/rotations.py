@@ -67,7 +67,8 @@ def unsupported_transform(t: Transform, dtype: Any) -> str:
     if isinstance(inner, Hadamard) and decompose(inner.block)[1] > MOST_BASE:
         return f"Hadamard matrices of 2^k times at most {MOST_BASE}, got {inner.block}."
     if not LANES[0] <= _lanes(inner).count <= LANES[1]:
-        return f"vectors of {LANES[0] // 2 + 1} to {LANES[1]} numbers, got {inner.dim}."
+        count = _lanes(inner).count
+        return f"vectors of {LANES[0] // 2 + 1} to {LANES[1]} lanes, got {count} for {inner.dim}."
     return ""
 
 

@@ -27,14 +27,19 @@ def rank_for_rate(variances: Float[Array, " d"], rate: float | Float[Array, ""])
     Args:
         variances: of the components, in descending order.
         rate: bits a number.
+
+    Raises:
+        ValueError: `rate` is a Python number below 0.
     """
+    if isinstance(rate, int | float) and not rate >= 0:
+        raise ValueError(f"rate must be at least 0, got {rate!r}.")
     v = variances.astype(compute_dtype(variances.dtype))
     dim = v.shape[-1]
     ranks = jnp.arange(1, dim + 1)
-    share, total = ranks / dim, jnp.cumsum(v)
-    least = jnp.finfo(v.dtype).tiny
-    lead = jnp.maximum(total / ranks, least)
-    rest = jnp.maximum((total[-1] - total) / jnp.maximum(dim - ranks, 1), least)
+    share, least = ranks / dim, jnp.finfo(v.dtype).tiny
+    tail = jnp.append(jnp.cumsum(v[::-1])[::-1][1:], 0)  # differences would lose what is small
+    lead = jnp.maximum(jnp.cumsum(v) / ranks, least)
+    rest = jnp.maximum(tail / jnp.maximum(dim - ranks, 1), least)
     rest = jnp.where(ranks == dim, lead, rest)
     both = jnp.exp2(share * jnp.log2(lead) + (1 - share) * jnp.log2(rest) - 2 * rate)
     alone = share * lead * jnp.exp2(-2 * rate / share) + (1 - share) * rest
@@ -52,7 +57,8 @@ def low_rank(
         rate: bits a number that the codes are to take.
 
     Raises:
-        ValueError: `samples` is not a matrix with at least one row.
+        ValueError: `samples` is not a matrix with at least one row, or `rate` is a Python number
+            below 0.
     """
     axes = pca(samples)
     variances = jnp.mean(jnp.square(axes.apply(samples.astype(jnp.float32))), axis=0)
