@@ -145,6 +145,8 @@ def losses(rows: Sequence[Row], windows: int) -> Means:
             found.setdefault(point, []).append(row.value)
     means: Means = {}
     for (*point, seed), values in found.items():
+        if len(values) > windows:
+            raise ValueError(f"{point}, seed {seed}: {len(values)} losses of {windows} windows.")
         if len(values) == windows:
             means.setdefault((point[0], point[1], point[2]), {})[seed] = stat(values).mean
     return means

@@ -4,18 +4,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Tests compile much and compute little. XLA reads this when its first device is made.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-)
-
 import jax
 import pytest
 from small_models import TEXT, small_model, tokenizer
 
 from experiments.common import run
 from isojax.models import save_checkpoint
+
+# Tests compile much and compute little. XLA reads this when its first device is made.
+FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+if jax.__version_info__ < (0, 11):  # later ones do not know it
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 
 @pytest.fixture(scope="module", autouse=True)
