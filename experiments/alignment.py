@@ -11,8 +11,9 @@ absmax error, from Hadamard). Alignment: pca, local_pca (axes of 4 clusters), lo
 axes, as many as cost least at 3 bit, and the rest, each rotated), learned_alignment (least rate +
 lambda distortion, from pca). Coders: `fixed`, the same levels for all coordinates and a norm a
 vector; `allocated`, whole bits where they take most of the error away; `entropy`, one step and an
-entropy coder for each coordinate with the frequencies of the calibration text. All stand beside
-Shannon's bound for Gaussian vectors of the same covariance.
+entropy coder for each coordinate with the frequencies of the calibration text; `lattice`, the same
+with eight neighbours rounded to the lattice E8. All stand beside Shannon's bound for Gaussian
+vectors of the same covariance.
 Sources: Goyal 2001, KurTail (2503.01483), SpinQuant (2405.16406), Balle et al. (1611.01704).
 """
 

@@ -16,6 +16,7 @@ CODERS = {
     "fixed": "one set of levels, a norm a vector",
     "allocated": "whole bits by component",
     "entropy": "one step, an entropy code by component",
+    "lattice": "so, but E8 in place of integers",
 }
 LOOKS = {
     "kurtosis": "kurtosis",

@@ -19,7 +19,7 @@ TRANSFORMS = (
     "learned_alignment",
 )  # fmt: skip
 RANDOM = ("haar", "hadamard", "learned_rotation", "low_rank", "local_pca", "learned_alignment")
-CODERS = ("fixed", "allocated", "entropy")
+CODERS = ("fixed", "allocated", "entropy", "lattice")
 CLUSTERS = 4
 RATE = 3.0  # bits a number, which axes are fitted for
 STEPS, BATCH = 200, 256
@@ -163,10 +163,15 @@ def coded_bits(seen: Integer[Array, "n d"], codes: Integer[Array, "m d"]) -> Arr
 def _code(coder: str, rate: int, y: Array, w: Array) -> tuple[Array, Array]:
     """`w` from its codes, all fitted on `y`, and the bits a number that they take."""
     dim = y.shape[-1]
-    if coder == "entropy":
-        quantizer = quantizers.ecsq_for_rate(y[:FEW], float(rate), "channel")
-        codes = quantizer.encode(w)
-        return quantizer.decode(codes), coded_bits(quantizer.encode(y).values, codes.values)
+    if coder in ("entropy", "lattice"):
+        fit = quantizers.ecsq_for_rate if coder == "entropy" else quantizers.e8_for_rate
+        quantizer = fit(y[:FEW], float(rate), "channel")
+        seen, codes = quantizer.encode(y).values, quantizer.encode(w)
+        spent = coded_bits(seen, codes.values)
+        if coder == "lattice":  # as `Lattice.entropy_bits`: coset and parity once a block
+            spent -= 3 / 4 * coded_bits(seen & 1, codes.values & 1)
+            spent -= 1 / 8 * coded_bits(seen & 3, codes.values & 3)
+        return quantizer.decode(codes), spent
     if coder == "fixed":
         quantizer = quantizers.lloyd_max_samples(y, rate, normalize="rms")
     else:

@@ -36,6 +36,12 @@ def test_entropy_coded_principal_axes_stay_at_the_known_distance_from_the_bound(
     assert 1.4 < distance(gaussian, "pca", "entropy", 5) < 1.7
 
 
+def test_the_lattice_gains_what_its_cells_are_rounder_by(gaussian):
+    # 0.65 dB for E8 at high rate (Conway and Sloane, chapter 2)
+    gain = distance(gaussian, "pca", "entropy", 5) - distance(gaussian, "pca", "lattice", 5)
+    assert 0.45 < gain < 0.75
+
+
 def test_alignment_wins_entropy_coded_and_rotation_at_one_fixed_rate(gaussian):
     spread = np.square(np.geomspace(8, 0.5, DIM))
     gain = 10 * np.log10(spread.mean() / np.exp(np.log(spread).mean()))
@@ -67,7 +73,7 @@ def test_every_point_is_there_and_random_ones_with_every_seed(study):
     found = select(read_rows(study / "rows.jsonl"), "nmse")
     for tensor in ("key", "weight:q_proj"):
         for layer in (0, 1):
-            for coder in ("fixed", "allocated", "entropy"):
+            for coder in ("fixed", "allocated", "entropy", "lattice"):
                 for bits in (2, 4):
                     here = select(found, tensor=tensor, layer=layer, coder=coder, bits=bits)
                     seeds = [(r.config["transform"], r.seed) for r in here]
