@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "kernels.md")
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
-BENCHES = ("bench_model", "bench_load", "bench_sweep", "bench_cpu")
+BENCHES = ("bench_model", "bench_load", "bench_sweep", "bench_learn", "bench_cpu")
 WINDOWS = 8  # that a point must have read
 # what is fitted on text of the same kind as that to test on
 OWN = ("valid.tokens.txt", "the windows after them")
@@ -104,6 +104,14 @@ def costs(rows: list[Row]) -> str:
         seconds = summarize(mine, "time_us").mean / 1e6
         peak = summarize(mine, "peak_rss_bytes").mean / 1e9
         lines.append([text, f"`scripts/{name}.py`", f"{seconds:.0f}", f"{peak:.2f}"])
+    for way, text in {
+        "vmap": "learn 128 rotations of 128 x 128, 500 steps each, in one program by `vmap`",
+        "loop": "the same, one program run after run (of two)",
+        "programs": "the same, a program for each run (of two)",
+    }.items():
+        mine = [r for r in rows if r.experiment == "bench_learn" and r.config["way"] == way]
+        seconds = summarize(mine, "time_us").mean / 1e6
+        lines.append([text, "`scripts/bench_learn.py`", f"{seconds:.0f}", "-"])
     return markdown(["what", "script", "seconds", "peak memory, GB"], lines)
 
 
