@@ -95,6 +95,7 @@ def table(rows: Sequence[Row], coder: str) -> str:
     lines = [
         [name, *(stat(found[r].values()).format(3) if r in found else "-" for r in rates)]
         for name, found in each.items()
+        if found
     ]
     head = [f"`{coder}` ({CODERS[coder]}): above the bound, dB", *(f"{r} bit" for r in rates)]
     return markdown(head, lines)
@@ -114,13 +115,13 @@ def answers(rows: Sequence[Row]) -> str:
     gains = ", ".join(f"{n} {_stat(rows, 'coding_gain_db', n).mean:.2f}" for n in names)
     said.append(f"Alignment concentrates: coding gain in dB, {gains}.")
     for coder in CODERS:
-        each = {n: above_bound(rows, n, coder) for n in names}
-        rates = sorted(set.intersection(*(set(found) for found in each.values())))
-        best = {r: min(names, key=lambda n, r=r, each=each: _level(each[n][r])) for r in rates}
+        each = {n: found for n in names if (found := above_bound(rows, n, coder))}
+        rates = sorted(set.intersection(*map(set, each.values()))) if each else []
+        best = {r: min(each, key=lambda n, r=r, each=each: _level(each[n][r])) for r in rates}
         if best:
             wins = ", ".join(f"{r} bit {n}" for r, n in best.items())
             said.append(f"Least error, `{coder}`: {wins}.")
-        if rates and {"haar", "pca"} <= set(names):
+        if rates and {"haar", "pca"} <= set(each):
             gap = {r: _difference(each["haar"][r], each["pca"][r]) for r in rates}
             shown = ", ".join(f"{r} bit {g.mean:+.2f} ± {g.sd:.2f}" for r, g in gap.items())
             said.append(f"Error of haar over that of pca, `{coder}`, in dB: {shown}.")
