@@ -161,12 +161,15 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
                     for r, mine in above_bound(here, name, coder).items()
                     if r in level or not level
                 }
+                if not found:
+                    continue
                 panel.errorbar(
                     list(found), [s.mean for s in found.values()], [s.sd for s in found.values()],
                     fmt="o-", ms=3, lw=1.3, capsize=2, label=name,
                     color=COLORS.get(name) or spare[name],
                 )  # fmt: skip
             panel.set_title(f"{tensor}, {coder}", fontsize=9)
+            panel.set_visible(panel.has_data())
     for panel in axes[-1]:
         panel.set_xlabel("bits a number")
     marks = axes[0, 0].get_legend_handles_labels()
