@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Integer
 
+from experiments.alignment_report import CODERS
 from isojax import learn, metrics, quantizers, transforms
 
 TRANSFORMS = (
@@ -19,7 +20,6 @@ TRANSFORMS = (
     "learned_alignment",
 )  # fmt: skip
 RANDOM = ("haar", "hadamard", "learned_rotation", "low_rank", "local_pca", "learned_alignment")
-CODERS = ("fixed", "allocated", "entropy", "lattice")
 CLUSTERS = 4
 RATE = 3.0  # bits a number, which axes are fitted for
 STEPS, BATCH = 200, 256

@@ -81,8 +81,9 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
                 f"## {setting}, {form}", answers(here, looked, full),
                 grid(here, exact.mean, full), recoveries(here, full),
             ]  # fmt: skip
-    if len({r.config["format"] for r in select(scored, setting="D4")}) > 1:
-        parts += ["## Formats of down_proj's input", formats(select(scored, setting="D4"), rows)]
+    alone = select(scored, setting="D4")
+    if len({r.config["format"] for r in alone}) > 1:
+        parts += ["## Formats of down_proj's input", formats(alone, rows)]
     parts += [f"## Published: {PUBLISHED['model']}, INT4 W4A4", published(study)]
     if select(rows, "relative_error"):
         parts += ["## What down_proj reads, by layers", *by_layers(rows)]

@@ -131,8 +131,11 @@ def by_qwix(y, qtype, size):
 def test_fp4_is_qwix_and_so_is_nvfp4_at_a_tensor_scale_of_one():
     fp4, nvfp4 = coded(q.fp4("group", 8), WIDE)[1], coded(q.nvfp4(1.0), GAUSSIAN)[1]
     assert_allclose(fp4, by_qwix(WIDE, "float4_e2m1fn", 8)[1], rtol=1e-6)
-    same = nvfp4 == by_qwix(GAUSSIAN, "nvfp4", 16)[1]
-    assert np.mean(same) > 0.995  # all but a quotient that XLA rounds to the other side of a tie
+    want = np.asarray(by_qwix(GAUSSIAN, "nvfp4", 16)[1])
+    off, x = nvfp4 != want, np.asarray(GAUSSIAN)
+    # XLA may go by fp16 from qwix's quotients to E2M1, and round those twice that are near a tie
+    assert_allclose(x[off], (nvfp4 + want)[off] / 2, rtol=2**-11)
+    assert np.all(np.abs(x - nvfp4)[off] < np.abs(x - want)[off]) and off.mean() < 0.005
 
 
 def test_mxfp4_is_qwix_but_for_blocks_that_saturate():
