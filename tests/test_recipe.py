@@ -123,7 +123,7 @@ def test_what_comes_back_is_what_the_oracle_makes(name):
             error = np.abs(out - want)[n:].max(-1) / np.abs(want).max()
             # in fp32 a number may fall on the other side of a border
             assert np.mean(error < 1e-4) >= 0.9, f"{layer} {head} {np.sort(error)[::-1]}"
-            assert np.mean(error**2) ** 0.5 < 0.1
+            assert np.mean(error**2) ** 0.5 < 0.055  # one such number can make 0.051
 
 
 def distortion(column, levels):
