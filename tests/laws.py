@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
 
 KEYS = jax.random.split(jax.random.key(7))
 KEY, OTHER = KEYS
@@ -43,6 +44,12 @@ def apply(t, x):
 def views(t, x=None):
     """What the laws compare, from one compiled program; for four vectors `x`."""
     return jax.tree.map(np.asarray, _views(t, vectors(t.dim, 4) if x is None else x))
+
+
+def gaussian(n):
+    """Symmetric samples at equal shares of the normal distribution, with its tails."""
+    half = stats.norm.ppf((np.arange(n // 2) + 0.5) / n).astype(np.float32)
+    return jnp.asarray(np.concatenate([half, -half]))
 
 
 def vectors(dim, *batch):

@@ -1,0 +1,315 @@
+"""The tables of README.md, docs/findings.md and docs/kernels.md, each made from rows."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+
+from experiments import compare_report
+from experiments.end_to_end import COLUMNS
+from experiments.end_to_end import lines as learned_lines
+from isojax.report import Row, complete, markdown, paired, select, summarize
+
+AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
+WINDOWS = 8  # that a point must have read
+# what is fitted on text of the same kind as that to test on
+OWN = ("valid.tokens.txt", "the windows after them")
+KV_METHODS = (
+    "kivi", "kivi+lean", "minmax", "identity", "haar", "hadamard", "quaternion_full", "planar",
+    "rotor", "haar+pre", "haar+post", "haar+scale", "haar+pre+minmax", "haar+pre+fitted",
+    "quaternion_full+massdiff", "quaternion_full+pre", "quaternion_full+pre+minmax",
+    "quaternion_full+pre+fitted", "quaternion_full+pre+massdiff",
+    "quaternion_full+pre+coactivation", "pca+pre", "haar+pre+sinks", "haar+pre+sinks+unbiased",
+    "aligned", "aligned+half", "aligned+unbiased", "aligned+haar", "aligned+haar-centre",
+    "aligned+learned", "learned+pre+sinks", "learned+pre+sinks+unbiased", "smaq-like",
+    "kvtc-like", "gtq-like",
+)  # fmt: skip
+SIDES = (
+    "haar", "quaternion_full", "haar+pre", "quaternion_full+pre", "haar+pre+sinks",
+    "haar+pre+sinks+unbiased", "aligned", "aligned+half", "aligned+unbiased",
+    "learned+pre+sinks", "learned+pre+sinks+unbiased", "kivi",
+)  # fmt: skip
+SHORT = ("none", "random", "massdiff")  # permutations before blocks of 16
+SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
+
+
+def short(model: str) -> str:
+    """The name of a model without its quantization and the ending of its file."""
+    return re.sub(r"[-.]q\d.*", "", model, flags=re.I)
+
+
+def costs(rows: list[Row]) -> str:
+    """Time and memory of a sweep, and of loading a model of 1.5B."""
+    what = {
+        "bench_sweep": "24 seeds x 3 transforms x 5 granularities of 2048 x 1536, compilation too",
+        "bench_load": "load a 1.5B Q8_0 GGUF in fp32 (time), then score 2048 tokens (memory)",
+    }
+    lines = []
+    for name, text in what.items():
+        mine = [r for r in rows if r.experiment == name]
+        seconds = summarize(mine, "time_us").mean / 1e6
+        peak = summarize(mine, "peak_rss_bytes").mean / 1e9
+        lines.append([text, f"`scripts/{name}.py`", f"{seconds:.0f}", f"{peak:.2f}"])
+    for way, text in {
+        "vmap": "learn 128 rotations of 128 x 128, 500 steps each, in one program by `vmap`",
+        "loop": "the same, one program run after run (of two)",
+        "programs": "the same, a program for each run (of two)",
+    }.items():
+        mine = [r for r in rows if r.experiment == "bench_learn" and r.config["way"] == way]
+        seconds = summarize(mine, "time_us").mean / 1e6
+        lines.append([text, "`scripts/bench_learn.py`", f"{seconds:.0f}", "-"])
+    return markdown(["what", "script", "seconds", "peak memory, GB"], lines)
+
+
+def bench_model(rows: list[Row]) -> str:
+    """Speed and memory against torch, plain and with logits in chunks."""
+    rows = [r for r in rows if r.experiment == "bench_model"]
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in rows):
+        mine = select(rows, model=model)
+        others = [n for n in ("torch_plain", "torch") if select(mine, implementation=n)]
+        for name in (*others, "isojax"):
+            speed, peak, nll = (
+                summarize(mine, m, implementation=name)
+                for m in ("tokens_per_s", "peak_rss_bytes", "nll")
+            )
+            cells = [speed.format(3), f"{peak.mean / 1e9:.2f}", f"{nll.mean:.4f}", speed.n]
+            lines.append([short(model), name, *cells])
+        for name in others:
+            sides = {"implementation": "isojax"}, {"implementation": name}
+            ratios = [
+                1 + paired(mine, m, *sides, relative=True).mean
+                for m in ("tokens_per_s", "peak_rss_bytes")
+            ]
+            label = "**ratio**" if len(others) == 1 else f"**ratio to {name}**"
+            lines.append([short(model), label, *(f"**{r:.2f}x**" for r in ratios), "", ""])
+    head = ["model", "", "tokens a second", "peak memory, GB", "nll", "processes"]
+    return markdown(head, lines)
+
+
+def bench_cpu(rows: list[Row]) -> str:
+    """Times of stage 1 and of Hadamard transforms, in passes over the same numbers."""
+    rows = [r for r in rows if r.experiment == "bench_cpu"]
+    cases = dict.fromkeys((r.config["case"], r.config["dim"]) for r in rows)
+    lines = []
+    for way in dict.fromkeys(r.config["way"] for r in rows):
+        cells = []
+        for case, dim in cases:
+            mine = select(rows, case=case, dim=dim, way=way)
+            if mine:
+                ratio, time = (summarize(mine, m).mean for m in ("copy_ratio", "time_us"))
+                cells.append(f"{ratio:.1f} ({time / 1e3:.2g} ms)")
+            else:
+                cells.append("-")
+        lines.append([way, *cells])
+    return markdown(["", *(f"{case}, d = {dim}" for case, dim in cases)], lines)
+
+
+def perplexity(rows: list[Row]) -> str:
+    """Perplexities."""
+    found = [r for r in rows if r.experiment == "perplexity" and r.metric == "perplexity"]
+    names = ("text", "windows", "length", "dtype")
+    lines = [
+        [short(r.config["model"]), *(r.config[n] for n in names), f"{r.value:.3f}"] for r in found
+    ]
+    return markdown(["model", *names, "perplexity"], lines)
+
+
+def isotropic_tradeoff(rows: list[Row]) -> str:
+    """The tradeoff in every model, 3 bit, one absmax scale a tensor."""
+    rows = select([r for r in rows if r.experiment == "isotropic_tradeoff"], **AT3)
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in rows):
+        mine = select(rows, model=model)
+        for transform in dict.fromkeys(r.config["transform"] for r in mine):
+            changes = []
+            for metric in SHOWN[:2]:
+                s = paired(
+                    mine, metric, {"transform": transform}, {"transform": "identity"},
+                    relative=True,
+                )  # fmt: skip
+                changes.append("" if transform == "identity" else s.percent())
+            stats = []
+            for metric in SHOWN[2:]:
+                found = select(mine, metric, transform=transform)
+                stats.append(summarize(found, metric).format() if found else "-")
+            n = len(select(mine, "outlier_mse", transform=transform))
+            lines.append([short(model), transform, *changes, *stats, n])
+    head = ["model", "transform", "outlier MSE", "noise floor MSE", "false firings",
+            "missed firings", "F1", "n"]  # fmt: skip
+    return markdown(head, lines)
+
+
+def kv_cache(rows: list[Row]) -> str:
+    """What each method loses with keys and values in codes.
+
+    In the order of the mean at 2 bit, where there is one, or at 3, over the real models.
+    """
+    rows = select(_whole(rows), target="KV", calibration=OWN)
+    columns = [
+        (model, bits)
+        for model in dict.fromkeys(r.config["model"] for r in rows)
+        for bits in (3, 2)
+        if select(rows, "delta_nll", model=model, bits=bits)
+    ]
+    found = []
+    for method in dict.fromkeys(r.config["method"] for r in rows):
+        cells, losses = [], {2: [], 3: []}
+        for model, bits in columns:
+            mine = select(rows, model=model, method=method, bits=bits)
+            loss = summarize(mine, "delta_nll") if mine else None
+            cells.append(f"{loss.mean:.3f} ± {loss.sem:.3f}" if loss else "-")
+            if bits == 3:
+                cells.append(f"{summarize(mine, 'key_cosine').mean:.3f}" if mine else "-")
+            if loss and model != "tiny":
+                losses[bits].append(loss.mean)
+        rate = summarize(rows, "rate_bits", method=method, bits=3)
+        ends = dict.fromkeys(f"{end:.2f}" for end in (rate.low, rate.high))
+        order = [statistics.fmean(losses[b]) if losses[b] else math.inf for b in (2, 3)]
+        found.append((order, [method, " to ".join(ends), *cells]))
+    head = ["method", "bits at 3"]
+    for model, bits in columns:
+        head += [f"{short(model)}, {bits} bit", *(["K cosine"] if bits == 3 else [])]
+    return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
+
+
+def kv_sides(rows: list[Row]) -> str:
+    """What each method loses in real models with keys alone in codes, and with values alone."""
+    rows = [r for r in _whole(rows) if r.config["model"] != "tiny"]
+    rows = select(rows, "delta_nll", calibration=OWN)
+    columns = [
+        (model, bits, side)
+        for model in dict.fromkeys(r.config["model"] for r in rows)
+        for bits in (3, 2)
+        for side in ("K", "V")
+        if select(rows, model=model, bits=bits, target=side)
+    ]
+    lines = []
+    for name in SIDES:
+        cells = [
+            _loss(select(rows, model=model, bits=bits, target=side, method=name))
+            for model, bits, side in columns
+        ]
+        if set(cells) != {"-"}:
+            lines.append([name, *cells])
+    return markdown(["method", *(f"{short(m)}, {s} at {b}" for m, b, s in columns)], lines)
+
+
+def kv_domain(rows: list[Row]) -> str:
+    """What each method loses at 2 bit, fitted on text of the same kind and of another."""
+    rows = select(_whole(rows), "delta_nll", target="KV", bits=2)
+    other = list(
+        dict.fromkeys(r.config["calibration"] for r in rows if not select([r], calibration=OWN))
+    )
+    models = list(dict.fromkeys(r.config["model"] for r in select(rows, calibration=tuple(other))))
+    lines = []
+    for name in dict.fromkeys(r.config["method"] for r in select(rows, calibration=tuple(other))):
+        mine = select(rows, method=name)
+        cells = [
+            _loss(select(mine, model=model, calibration=fitted))
+            for model in models
+            for fitted in (OWN, *other)
+        ]
+        lines.append([name, *cells])
+    head = [f"{short(model)}, on {on}" for model in models for on in ("its own kind", *other)]
+    return markdown(["method", *head], lines)
+
+
+def kv_needles(rows: list[Row]) -> str:
+    """Share of needles that are found, by length of the prompt."""
+    rows = [r for r in rows if r.metric == "needle_accuracy"]
+    cases = dict.fromkeys(
+        (r.config["model"], r.config["method"], r.config.get("bits", 16)) for r in rows
+    )
+    lengths = sorted({r.config["probe_length"] for r in rows})
+    lines = []
+    for model, name, bits in cases:
+        mine = [
+            r for r in select(rows, model=model, method=name) if r.config.get("bits", 16) == bits
+        ]
+        found = [[r.value for r in select(mine, probe_length=n)] for n in lengths]
+        cells = [f"{sum(f):.0f} of {len(f)}" if f else "-" for f in found]
+        lines.append([short(model), name, bits, *cells])
+    return markdown(["model", "method", "bits", *(f"{n} tokens" for n in lengths)], lines)
+
+
+def compare(rows: list[Row]) -> str:
+    """Every transform by every measure."""
+    rows = [r for r in rows if r.experiment == "compare"]
+    return compare_report.lines(select(rows, model="tiny", tensor="hidden:final"))
+
+
+def _whole(rows: list[Row]) -> list[Row]:
+    """Rows of the points of `kv_cache` that have read all windows."""
+    rows = [r for r in rows if r.experiment == "kv_cache" and r.metric != "needle_accuracy"]
+    return complete(
+        rows, WINDOWS, ("model", "calibration", "method", "bits", "target"), "delta_nll"
+    )
+
+
+def _loss(rows: list[Row]) -> str:
+    loss = summarize(rows, "delta_nll") if rows else None
+    return f"{loss.mean:.3f} ± {loss.sem:.3f}" if loss else "-"
+
+
+def block_rotation(rows: list[Row]) -> str:
+    """Loss over the length of blocks before down_proj, by permutation."""
+    point = ("model", "setting", "format", "block", "permutation")
+    rows = [r for r in rows if r.experiment == "block_rotation"]
+    rows = select(complete(rows, WINDOWS, point, "delta_nll"), "delta_nll", format="int4")
+    lengths = sorted({r.config["block"] for r in select(rows, permutation="massdiff")})
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in rows):
+        for setting in dict.fromkeys(r.config["setting"] for r in select(rows, model=model)):
+            here = select(rows, model=model, setting=setting)
+            full = max(r.config["block"] for r in here)
+            for name in dict.fromkeys(r.config["permutation"] for r in here):
+                mine = select(here, permutation=name)
+                cells = []
+                for block in (0, *lengths, full):
+                    cells.append(_loss(select(mine, block=block)))
+                lines.append([short(model), setting, name, *cells])
+    return markdown(["model", "int4", "permutation", "none", *map(str, lengths), "full"], lines)
+
+
+def block_formats(rows: list[Row]) -> str:
+    """Loss by the format of down_proj's input, and bits a number, at the rotations all have."""
+    rows = [r for r in rows if r.experiment == "block_rotation"]
+    scored = complete(
+        select(rows, "delta_nll", setting="D4"), WINDOWS,
+        ("model", "format", "block", "permutation"), "delta_nll",
+    )  # fmt: skip
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in scored):
+        mine = select(scored, model=model)
+        full = max(r.config["block"] for r in mine)
+        points = ((0, "none"), *((16, name) for name in SHORT), (full, "none"))
+        for form in dict.fromkeys(r.config["format"] for r in mine):
+            here = select(mine, format=form)
+            bits = select(rows, "rate_bits", model=model, format=form)
+            cells = [_loss(select(here, block=b, permutation=p)) for b, p in points]
+            rate = f"{summarize(bits, 'rate_bits').mean:.2f}" if bits else "-"
+            lines.append([short(model), form, rate, *cells])
+    return markdown(
+        ["model", "format", "bits", "none", *(f"16, {n}" for n in SHORT), "full"], lines
+    )
+
+
+def end_to_end(rows: list[Row]) -> str:
+    """Rotations before and after learning by the loss of the whole model."""
+    rows = [r for r in rows if r.experiment == "end_to_end"]
+    lines = []
+    for model in dict.fromkeys(r.config["model"] for r in rows):
+        mine = learned_lines(select(rows, model=model), WINDOWS)
+        lines += [[short(model), *line] for line in mine]
+    return markdown(["model", *COLUMNS], lines)
+
+
+TABLES = {
+    make.__name__: make
+    for make in (
+        bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
+        kv_needles, block_rotation, block_formats, end_to_end, compare, bench_cpu,
+    )
+}  # fmt: skip
