@@ -132,16 +132,21 @@ def stage1_ways(config: Config, x: jax.Array) -> Ways:
 
 
 def hadamard_ways(x: jax.Array) -> Ways:
-    """The Hadamard transform here, by its peers, and by a dense product in torch."""
+    """Hadamard transforms: plain, here and by the peers, and after random signs."""
     dim = x.shape[-1]
-    t = transforms.hadamard(None, dim)
-    ways = {"pass": jitted(lambda x: x + 1, x), "isojax": jitted(kernels.apply, t, x)}
+    signed = transforms.hadamard(jax.random.key(1), dim)
+    ways = {
+        "pass": jitted(lambda x: x + 1, x),
+        "isojax": jitted(transforms.fwht, x),
+        "isojax, random signs": jitted(kernels.apply, signed, x),
+    }
     fht, torch = peer("fht_cpu"), peer("torch")
     if fht is not None:
         own, out = np.array(x), np.empty(x.shape, np.float32)
         ways["fht-cpu"] = lambda: fht.fht(own, out=out)
     if torch is not None:
-        v, matrix = torch.tensor(np.array(x)), torch.tensor(np.array(t.matrix()))
+        v, plain = torch.tensor(np.array(x)), transforms.hadamard(None, dim)
+        matrix = torch.tensor(np.array(plain.matrix()))
         ways["torch dense"] = lambda: v @ matrix
         other = peer("hadamard_transform")
         if other is not None:

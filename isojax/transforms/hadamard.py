@@ -29,17 +29,17 @@ def fwht(x: Float[Array, "*batch d"], *, transposed: bool = False) -> Float[Arra
         ValueError: no Hadamard matrix of order d (see `paley.decompose`).
     """
     *lead, d = x.shape
-    last, steps = _factors(d)
-    h = jnp.asarray(last.T if transposed else last, x.dtype)
+    last, orders = _factors(d)
+    h = jnp.asarray((last.T if transposed else last) / np.sqrt(d), x.dtype)
     x = jnp.matmul(x.reshape(*lead, d // len(h), len(h)), h, precision="highest")
     stride = len(h)
-    for step in steps:
-        x = x.reshape(*lead, d // (step * stride), step, stride)
-        parts = _butterfly([x[..., i, :] for i in range(step)])
-        # else XLA makes one loop of several steps, in which each does the work of those before
-        x = jax.lax.optimization_barrier(jnp.stack(parts, axis=-2))
-        stride *= step
-    return x.reshape(*lead, d) / jnp.sqrt(d).astype(x.dtype)
+    for order in orders:
+        if stride > len(h):  # else XLA may make one loop of all, in which each repeats those before
+            x = jax.lax.optimization_barrier(x)
+        x = x.reshape(*lead, d // (order * stride), order, stride)
+        x = jnp.stack(_butterfly([x[..., i, :] for i in range(order)]), axis=-2)
+        stride *= order
+    return x.reshape(*lead, d)
 
 
 def _factors(order: int) -> tuple[Int8[np.ndarray, "n n"], list[int]]:
