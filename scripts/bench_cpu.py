@@ -1,6 +1,7 @@
 """Time of stage 1 and of Hadamard transforms on a CPU, beside a pass and the peers that install.
 
     pip install fht-cpu hadamard-transform    # peers; torch comes with the test extra
+    pip install git+https://github.com/scrya-com/rotorquant    # more of them, in torch
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456
     OMP_WAIT_POLICY=PASSIVE python scripts/bench_cpu.py    # a minute; on a quiet machine
     python scripts/bench_cpu.py --quick
@@ -9,14 +10,15 @@ The variables make glibc keep memory that it was given, and the threads of one w
 to the next: else most of what is timed is page faults and waiting. All ways of a case are called in
 turn, so that what else the machine does meets them alike; rows are medians, and their ratio to
 `x + 1` on as many numbers in the same rounds. Stage 1 is a round trip of 8192 vectors at 3 bit, one
-norm a vector; `torch dense` is the public form of TurboQuant, two dense products with a search
-between them. Results are written over what they are made of, as by fht-cpu, whose result is not
-normalised; torch takes new memory.
+norm a vector; `torch dense` is two dense products with a search between them, as TurboQuant, and
+`torch IsoQuant` and its like are the modules of that repository. Results are written over what they
+are made of, as by fht-cpu, whose result is not normalised; torch takes new memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -128,6 +130,10 @@ def stage1_ways(config: Config, x: jax.Array) -> Ways:
             return levels[index] @ matrix.T * norm
 
         ways["torch dense"] = dense
+        public = peer("turboquant")
+        for name in ("IsoQuant", "PlanarQuant", "RotorQuant") if public is not None else ():
+            module = getattr(public, f"{name}MSE")(dim, config.bits)
+            ways[f"torch {name}"] = functools.partial(module, v)
     return ways
 
 
