@@ -16,13 +16,14 @@ from isojax.models.rotate import permute_ffn, rotate_down, rotate_residual, rota
 Layers = dict[str, Any]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "site"))
+@functools.partial(jax.jit, static_argnames=("config", "sites"))
 def capture(
-    params: Any, config: ModelConfig, ids: Int[Array, " t"], site: str
-) -> Float[Array, "layers t d"]:
-    """What passes at one site of all layers."""
-    wanted = tuple(Site(site, layer) for layer in range(config.num_hidden_layers))
-    return forward(params, config, ids[None], capture=wanted).captured[site][:, 0]
+    params: Any, config: ModelConfig, ids: Int[Array, " t"], sites: tuple[str, ...]
+) -> dict[str, Float[Array, "layers t d"]]:
+    """What passes at these sites of all layers."""
+    wanted = tuple(Site(site, layer) for site in sites for layer in range(config.num_hidden_layers))
+    captured = forward(params, config, ids[None], capture=wanted).captured
+    return {site: captured[site][:, 0] for site in sites}
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -76,22 +77,35 @@ def round_weights(
     params: Any,
     quantizer: quantizers.Quantizer,
     names: tuple[str, ...],
-    read: Float[Array, "layers t d"] | None = None,
+    hessian: Float[Array, "layers i i"] | None = None,
     turns: tuple[Any, ...] = (),
 ) -> Any:
-    """Weights as their codes have them: to nearest, or by GPTQ where it is given what they read.
+    """Weights as their codes have them: to nearest, or by GPTQ where it is given a Hessian.
 
-    Each of the `turns` (a transform for each layer, or None) acts on what is read first. Other
-    weights are shared with `params`, not copied.
+    That is of what the weights read before each of the `turns` (a transform for each layer, or
+    None) acts on it. Other weights are shared with `params`, not copied.
     """
     layers = dict(params["layers"])
     for name in names:
         kernel = layers[name]["kernel"]
-        rounded = (
-            _nearest(kernel, quantizer) if read is None else _gptq(kernel, quantizer, read, turns)
-        )
+        if hessian is None:
+            rounded = _nearest(kernel, quantizer)
+        else:
+            rounded = _gptq(kernel, quantizer, hessian, turns)
         layers[name] = layers[name] | {"kernel": rounded}
     return params | {"layers": layers}
+
+
+@functools.partial(jax.jit, donate_argnames="total")
+def add_grams(
+    total: Float[Array, "layers d d"], read: Float[Array, "layers t d"]
+) -> Float[Array, "layers d d"]:
+    """`total`, whose memory is used again, and the Gram matrices of what the layers read."""
+
+    def add(layer: Array, total: Array) -> Array:
+        return total.at[layer].add(learn.gram(read[layer]).total)
+
+    return jax.lax.fori_loop(0, len(read), add, total)
 
 
 @jax.jit
@@ -101,12 +115,13 @@ def _nearest(kernel: Float[Array, "layers i o"], quantizer: Any) -> Float[Array,
 
 @jax.jit
 def _gptq(
-    kernel: Float[Array, "layers i o"], quantizer: Any, read: Float[Array, "layers t i"], turns: Any
-) -> Float[Array, "layers i o"]:
+    kernel: Float[Array, "layers i o"], quantizer: Any, hessian: Float[Array, "layers i i"],
+    turns: Any,
+) -> Float[Array, "layers i o"]:  # fmt: skip
     def rounded(here: Any) -> Array:
-        w, x, turns = here
+        w, h, turns = here
         for t in turns:
-            x = x if t is None else t.apply(x)
-        return quantizer.decode(learn.gptq(w, learn.second_moment(x), quantizer)).T
+            h = h if t is None else t.apply(t.apply(h).T)
+        return quantizer.decode(learn.gptq(w, h, quantizer)).T
 
-    return jax.lax.map(rounded, (kernel, read, turns))
+    return jax.lax.map(rounded, (kernel, hessian, turns))

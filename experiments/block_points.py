@@ -18,6 +18,8 @@ SETTINGS: dict[str, tuple[tuple[str, ...], str]] = {
     "W4A4": (SITES, "nearest"),
     "W4A4-gptq": (SITES, "gptq"),
 }
+# settings whose models are the same but for what they read
+SHARED = (("D4",), ("W16A4",), ("W4A16", "W4A4"), ("W4A16-gptq", "W4A4-gptq"))
 PERMUTATIONS = {
     "none": None,
     "random": None,

@@ -28,7 +28,7 @@ from typing import Any
 import jax
 from rich.progress import Progress
 
-from experiments.block_points import FORMATS, PERMUTATIONS, SETTINGS, Point
+from experiments.block_points import FORMATS, PERMUTATIONS, SETTINGS, SHARED, Point
 from experiments.block_report import add_published, figure, text
 from experiments.common import Calibrated, run
 from isojax import transforms
@@ -53,7 +53,10 @@ class Config(Calibrated):
     seeds: int = 3
     """Seeds of signs and random permutations; window i has seed i modulo this."""
     calibration_windows: int = 2
-    """Windows to fit on."""
+    """Windows to fit permutations and SmoothQuant on."""
+    gptq_windows: int = 8
+    """Windows that GPTQ's Hessians are of, those to fit on first: tokens should outnumber channels
+    by far, else it learns them by heart."""
 
     @property
     def texts(self) -> int:  # noqa: D102
@@ -86,11 +89,19 @@ def main(config: Config) -> None:
         if not values:
             raise ValueError(f"{name} must name at least one, got none.")
     check_positive("seeds", config.seeds)
+    check_positive("calibration_windows", config.calibration_windows)
+    if config.gptq_windows < config.calibration_windows:
+        raise ValueError(
+            f"gptq_windows must be at least calibration_windows ({config.calibration_windows}), "
+            f"got {config.gptq_windows}."
+        )
     grows = ("settings", "formats", "permutations", "blocks")
     # without a text of their own, the windows to fit on come after those to test on
     grows += ("windows",) if config.calibration_text else ()
     study = Study("block_rotation", config.out, config, grows=grows)
-    model, texts, fit_on, base = config.load()
+    gptq = any(SETTINGS[setting][1] == "gptq" for setting in config.settings)
+    windows = config.gptq_windows if gptq else config.calibration_windows
+    model, texts, fit_on, base = dataclasses.replace(config, calibration_windows=windows).load()
     width = model.config.intermediate_size
     for block in (*config.lengths(width), width):
         make = functools.partial(transforms.block_hadamard, dim=width, block=block)
@@ -98,17 +109,20 @@ def main(config: Config) -> None:
     if set(config.settings) != {"D4"}:
         for dim in (model.config.hidden_size, model.config.head_dim):
             jax.eval_shape(functools.partial(transforms.hadamard, dim=dim), jax.random.key(0))
-    trial = Trial(model, fit_on, texts)
+    trial = Trial(model, fit_on, texts, config.calibration_windows)
     del model  # the trial has folded its norms, and two of a size are one too many
     turns: list[tuple[int, str]] = [(0, "none"), (width, "none")]
     turns += itertools.product(config.lengths(width), config.permutations)
-    cases = [
-        (Point(setting, form, *turn), seed)
-        for setting, form in itertools.product(config.settings, config.formats)
-        for seed in range(config.seeds)
+    cases: list[tuple[list[Point], int]] = []
+    shared = [[setting for setting in of if setting in config.settings] for of in SHARED]
+    for form, of in itertools.product(config.formats, filter(None, shared)):
+        cases += [
+            ([Point(setting, form, *turn) for setting in of], seed)
+            for seed, turn in itertools.product(range(config.seeds), turns)
+        ]
         # weights alone need no smoothing of what they read
-        for turn in (*turns, *([(0, "smooth")] if SETTINGS[setting][0] else ()))
-    ]
+        smooth = [Point(setting, form, 0, "smooth") for setting in of if SETTINGS[setting][0]]
+        cases += [(smooth, seed) for seed in range(config.seeds)]
     add_published(study)
     with Progress() as bar:
         task = bar.add_task("exact", total=1 + len(cases))
@@ -118,15 +132,16 @@ def main(config: Config) -> None:
                 study.add(exact | {"window": i}, None, {"nll": trial.nll(i)})
         plain = [study.rows("nll", **exact, window=i)[0].value for i in range(config.texts)]
         bar.advance(task)
-        for point, seed in cases:
-            bar.update(task, description=" ".join(map(str, point)))
-            row, quantized = base | point._asdict(), None
-            for i in range(seed, config.texts, config.seeds):
-                if not study.has(row | {"window": i}, seed, ["nll", "delta_nll"]):
-                    quantized = quantized or trial.quantized(point, seed)
-                    nll = trial.nll_of(point, *quantized, i)
-                    found = {"nll": nll, "delta_nll": nll - plain[i]}
-                    study.add(row | {"window": i}, seed, found)
+        for points, seed in cases:
+            quantized = None
+            for point in points:
+                bar.update(task, description=" ".join(map(str, point)))
+                for i in range(seed, config.texts, config.seeds):
+                    row = base | point._asdict() | {"window": i}
+                    if not study.has(row, seed, ["nll", "delta_nll"]):
+                        quantized = quantized or trial.quantized(point, seed)
+                        nll = trial.nll_of(point, *quantized, i)
+                        study.add(row, seed, {"nll": nll, "delta_nll": nll - plain[i]})
             bar.advance(task)
         for form, turn in itertools.product(config.formats, turns):
             point = Point("D4", form, *turn)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments import block_merge
-from experiments.block_points import DOWN, PERMUTATIONS, SETTINGS, Point, quantizer_of
+from experiments.block_points import DOWN, PERMUTATIONS, SETTINGS, SITES, Point, quantizer_of
 from isojax import metrics, quantizers, transforms
 from isojax.models import Hooks, LanguageModel, ModelConfig, token_nll
 from isojax.models.hooks import INPUTS
@@ -21,23 +21,34 @@ from isojax.models.rotate import chain, fold_norms, rotate_down_online
 class Trial:
     """A model with folded norms, text to calibrate on, and texts to test on."""
 
-    def __init__(self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray) -> None:
-        """Take the calibration windows [n, tokens]; `texts` [m, tokens] are those to test on."""
+    def __init__(
+        self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray, fitted: int
+    ) -> None:
+        """Take the calibration windows [n, tokens] and the texts [m, tokens] to test on.
+
+        The first `fitted` of the windows are for permutations and for SmoothQuant, all for GPTQ.
+        """
         self.params, self.config = fold_norms(model.params, model.config)
         self.calibration, self.texts = jnp.asarray(calibration), jnp.asarray(texts)
+        self.fitted = fitted
         self.plain = transforms.identity(self.config.intermediate_size)
         self._permutation = functools.cache(self._permute)
         self._base = functools.lru_cache(1)(self._rounded)  # one at a time: it is a whole model
 
     @functools.cached_property
     def samples(self) -> Float[Array, "layers t d"]:
-        """What down_proj reads on the calibration text."""
+        """What down_proj reads on the text that permutations are fitted on."""
         return self._read(self.params, DOWN)
+
+    @functools.cached_property
+    def hessian(self) -> Float[Array, "layers d d"]:
+        """Of what down_proj reads on the calibration text."""
+        return self._hessians(self.params, (DOWN,))[DOWN]
 
     @functools.cached_property
     def seen(self) -> Float[Array, "layers t d"]:
         """What down_proj reads on the first text."""
-        return block_merge.capture(self.params, self.config, self.texts[0], DOWN)
+        return block_merge.capture(self.params, self.config, self.texts[0], (DOWN,))[DOWN]
 
     def nll(self, i: int) -> float:
         """Mean nll of text i in nat a token, nothing quantized."""
@@ -67,14 +78,14 @@ class Trial:
     def quantized(self, point: Point, seed: int) -> tuple[Any, transforms.Transform]:
         """Parameters merged and, where weights are quantized, rounded; and the rotation left."""
         smooth, form = point.permutation == "smooth", point.format
-        params, read = self._base(point.setting, form, smooth, seed)
+        params, hessian = self._base(point.setting, form, smooth, 0 if smooth else seed)
         permutation, online = self.turns(point, seed)
         params = block_merge.merge_down(params, self.config, permutation, online)
         if SETTINGS[point.setting][1]:
             layers = self.config.num_hidden_layers
             each = jax.tree.map(lambda a: jnp.broadcast_to(a, (layers, *a.shape)), online)
             params = block_merge.round_weights(
-                params, quantizer_of(form, True), ("down_proj",), read, (permutation, each)
+                params, quantizer_of(form, True), ("down_proj",), hessian, (permutation, each)
             )
         return params, online
 
@@ -83,7 +94,7 @@ class Trial:
 
         The residual stream and the values of each head are rotated by full Hadamard matrices with
         random signs, save where down_proj alone is quantized, which it makes no difference to, and
-        in place of SmoothQuant. For GPTQ, what down_proj reads on the calibration text too.
+        in place of SmoothQuant. For GPTQ, the Hessian of what down_proj reads too.
         """
         (sites, rounding), params, config = SETTINGS[setting], self.params, self.config
         if smooth:
@@ -95,20 +106,33 @@ class Trial:
                 transforms.hadamard(jax.random.fold_in(key, 2 + i), n) for i, n in enumerate(sizes)
             ]
             params = block_merge.merge_fused(params, config, *fused)
-        exact, gptq = params, rounding == "gptq"
-        for first in dict.fromkeys(INPUTS.values()) if rounding else ():
-            if first != "down_proj":
-                names = tuple(name for name, source in INPUTS.items() if source == first)
-                read = self._read(exact, f"input:{first}") if gptq else None
-                params = block_merge.round_weights(params, quantizer_of(form, True), names, read)
-        if not gptq:
-            return params, None
-        return params, self._read(exact, DOWN) if smooth else self.samples
+        found: dict[str, Any] = {}
+        if rounding == "gptq":
+            found = self._hessians(params, SITES if smooth else SITES[:-1])
+            found = found if smooth else found | {DOWN: self.hessian}
+        for site in SITES[:-1] if rounding else ():
+            names = tuple(name for name, source in INPUTS.items() if f"input:{source}" == site)
+            params = block_merge.round_weights(
+                params, quantizer_of(form, True), names, found.get(site)
+            )
+        return params, found.get(DOWN)
 
     def _read(self, params: Any, site: str) -> Float[Array, "layers t d"]:
-        """What the layers at this site read on the calibration text."""
-        seen = [block_merge.capture(params, self.config, ids, site) for ids in self.calibration]
+        """What the layers at this site read on the text that permutations are fitted on."""
+        texts = self.calibration[: self.fitted]
+        seen = [block_merge.capture(params, self.config, ids, (site,))[site] for ids in texts]
         return jnp.concatenate(seen, axis=1)
+
+    def _hessians(self, params: Any, sites: tuple[str, ...]) -> dict[str, Array]:
+        """Of what the layers at these sites read on the calibration text, times some number."""
+        total: dict[str, Array] = {}
+        for ids in self.calibration:
+            seen = block_merge.capture(params, self.config, ids, sites)
+            for site in sites:
+                layers, _, d = seen[site].shape
+                before = total.pop(site) if site in total else jnp.zeros((layers, d, d))
+                total[site] = block_merge.add_grams(before, seen.pop(site))
+        return total
 
     def nll_of(self, point: Point, params: Any, online: transforms.Transform, i: int) -> float:
         """Mean nll of text i in nat a token, with parameters of `quantized`."""

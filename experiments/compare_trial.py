@@ -73,7 +73,7 @@ class Trial:
             return _few(self.cache.samples["value"].reshape(-1, self.config.head_dim))
         sites = ("input:q_proj", "input:gate_proj") if place == "residual" else (place,)
         seen = [
-            block_merge.capture(self.params, self.folded, ids, site)
+            block_merge.capture(self.params, self.folded, ids, (site,))[site]
             for ids in self.calibration
             for site in sites
         ]

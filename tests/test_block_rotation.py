@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import jax.numpy as jnp
 import pytest
 from small_models import random_tokens, small_model
@@ -10,13 +11,15 @@ from experiments import block_merge, block_rotation
 from experiments.block_answers import share
 from experiments.block_points import DOWN, FORMATS, PERMUTATIONS, SITES, Point, quantizer_of
 from experiments.block_trial import Trial
+from isojax import learn
 from isojax.models import WEIGHTS, Site, forward
 from isojax.models.hooks import INPUTS
 from isojax.models.rotate import rotate_down_online
 from isojax.report import read_rows, select
 
 GIVEN = ("--settings", "D4", "W4A4-gptq", "--blocks", 8, "--permutations", "none", "random",
-         "massdiff", "--windows", 3, "--seeds", 2, "--calibration-windows", 1)  # fmt: skip
+         "massdiff", "--windows", 3, "--seeds", 2, "--calibration-windows", 1,
+         "--gptq-windows", 2)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +29,8 @@ def study(call):
 
 @pytest.fixture(scope="module")
 def trial():
-    tokens = random_tokens(3, 64)
-    return Trial(small_model(num_hidden_layers=2), tokens[:1], tokens[1:])
+    tokens = random_tokens(4, 64)
+    return Trial(small_model(num_hidden_layers=2), tokens[:2], tokens[2:], fitted=1)
 
 
 def rows(folder):
@@ -103,8 +106,9 @@ def test_weights_rounded_once_for_all_permutations_are_those_rounded_after_each(
     seen = forward(exact, trial.config, trial.calibration, hooks=hooks, capture=sites).captured
     want = exact
     for name in WEIGHTS:
-        read = seen[f"input:{INPUTS[name]}"][:, 0] if setting == "W4A16-gptq" else None
-        want = block_merge.round_weights(want, quantizer_of("int4", True), (name,), read)
+        read = seen[f"input:{INPUTS[name]}"].reshape(2, -1, want["layers"][name]["kernel"].shape[1])
+        hessian = jax.vmap(learn.second_moment)(read) if setting == "W4A16-gptq" else None
+        want = block_merge.round_weights(want, quantizer_of("int4", True), (name,), hessian)
     for name in WEIGHTS:
         here, there = (params["layers"][name]["kernel"] for params in (got, want))
         same = jnp.isclose(here, there, atol=1e-5).mean()
@@ -114,7 +118,7 @@ def test_weights_rounded_once_for_all_permutations_are_those_rounded_after_each(
 def test_smoothing_levels_the_inputs(trial):
     def peak(params):
         ids = trial.calibration[0]
-        seen = {site: block_merge.capture(params, trial.config, ids, site) for site in SITES}
+        seen = block_merge.capture(params, trial.config, ids, SITES)
         return {site: float(jnp.abs(x).max()) for site, x in seen.items()}
 
     smoothed, _ = trial.quantized(Point("W16A4", "int4", 0, "smooth"), 0)
