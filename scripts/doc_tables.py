@@ -7,6 +7,7 @@ import re
 import statistics
 
 from experiments import compare_report
+from experiments.block_points import SETTINGS
 from experiments.end_to_end import COLUMNS
 from experiments.end_to_end import lines as learned_lines
 from isojax.report import Row, complete, markdown, paired, select, summarize
@@ -261,8 +262,10 @@ def block_rotation(rows: list[Row]) -> str:
     lengths = sorted({r.config["block"] for r in select(rows, permutation="massdiff")})
     lines = []
     for model in dict.fromkeys(r.config["model"] for r in rows):
-        for setting in dict.fromkeys(r.config["setting"] for r in select(rows, model=model)):
+        for setting in SETTINGS:
             here = select(rows, model=model, setting=setting)
+            if not here:
+                continue
             full = max(r.config["block"] for r in here)
             for name in dict.fromkeys(r.config["permutation"] for r in here):
                 mine = select(here, permutation=name)
