@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.block_answers import answers, losses, share
-from experiments.block_points import Point
+from experiments.block_points import SETTINGS, Point
 from isojax.report import (
     Row,
     Stat,
@@ -189,23 +189,29 @@ def by_layers(rows: Sequence[Row]) -> list[str]:
 
 def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     """Loss over block length for each setting, and the peak against its bound."""
-    rows = [r for r in study.rows(**base) if r.config.get("block", 0)]
+    rows = [r for r in study.rows(**base) if "block" in r.config]
     scored = select(complete(rows, windows, Point._fields), "delta_nll")
     forms = list(dict.fromkeys(r.config["format"] for r in scored))
     scored = select(scored, format=forms[0])
-    settings = list(dict.fromkeys(r.config["setting"] for r in scored))
+    settings = [setting for setting in SETTINGS if select(scored, setting=setting)]
     title = f"Block rotations in {base['model']}, {forms[0]}"
-    chart, axes = new_figure(1, len(settings) + 1, title)
+    columns = math.ceil((len(settings) + 1) / (1 if len(settings) < 4 else 2))
+    chart, axes = new_figure(math.ceil((len(settings) + 1) / columns), columns, title)
+    panels = list(axes.flat)
+    for panel in panels[len(settings) + 1 :]:
+        panel.remove()
     blocks = sorted({r.config["block"] for r in scored})
-    for panel, setting in zip(axes[0], settings, strict=False):
+    for panel, setting in zip(panels, settings, strict=False):
         mine = select(scored, setting=setting, format=forms[0])
         means = _means(mine)
         draw_lines(panel, means, "delta_nll", "block", "permutation", order=blocks)
         panel.set_title(setting, fontsize=10)
-    axes[0, 0].set_ylabel("delta nll, nat a token (mean over windows)")
-    axes[0, 0].legend(fontsize=7, frameon=False)
+        panel.set_xlabel("block (0: no rotation)")
+    for row in axes:
+        row[0].set_ylabel("delta nll, nat a token")
+    panels[0].legend(fontsize=7, frameon=False)
     looked = select([r for r in rows if "layer" in r.config], format=forms[0])
-    panel = axes[0, -1]
+    panel = panels[len(settings)]
     for name, color in (("none", "#444444"), ("massdiff", "#1f6fb4"), ("coactivation", "#e07b00")):
         mine = select(looked, permutation=name)
         if not mine:
@@ -217,7 +223,7 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
             panel.plot([blocks.index(b) for b in at], values, style, ms=3, color=color, label=label)
     panel.set_xticks(range(len(blocks)), [str(b) for b in blocks])
     panel.set_yscale("log")
-    panel.set_xlabel("block")
+    panel.set_xlabel("block (0: no rotation)")
     panel.set_title("largest number a token after rotation", fontsize=10)
     panel.legend(fontsize=6, frameon=False)
     return chart

@@ -55,8 +55,8 @@ class Config(Calibrated):
     calibration_windows: int = 2
     """Windows to fit permutations and SmoothQuant on."""
     gptq_windows: int = 8
-    """Windows that GPTQ's Hessians are of, those to fit on first: tokens should outnumber channels
-    by far, else it learns them by heart."""
+    """Windows that GPTQ's Hessians are of, with those to fit on the first of them, and no fewer.
+    Tokens should outnumber channels by far, else it learns them by heart."""
 
     @property
     def texts(self) -> int:  # noqa: D102
@@ -90,18 +90,15 @@ def main(config: Config) -> None:
             raise ValueError(f"{name} must name at least one, got none.")
     check_positive("seeds", config.seeds)
     check_positive("calibration_windows", config.calibration_windows)
-    if config.gptq_windows < config.calibration_windows:
-        raise ValueError(
-            f"gptq_windows must be at least calibration_windows ({config.calibration_windows}), "
-            f"got {config.gptq_windows}."
-        )
+    check_positive("gptq_windows", config.gptq_windows)
     grows = ("settings", "formats", "permutations", "blocks")
     # without a text of their own, the windows to fit on come after those to test on
     grows += ("windows",) if config.calibration_text else ()
     study = Study("block_rotation", config.out, config, grows=grows)
     gptq = any(SETTINGS[setting][1] == "gptq" for setting in config.settings)
-    windows = config.gptq_windows if gptq else config.calibration_windows
-    model, texts, fit_on, base = dataclasses.replace(config, calibration_windows=windows).load()
+    fitted = config.calibration_windows
+    most = max(fitted, config.gptq_windows if gptq else 0)
+    model, texts, fit_on, base = dataclasses.replace(config, calibration_windows=most).load()
     width = model.config.intermediate_size
     for block in (*config.lengths(width), width):
         make = functools.partial(transforms.block_hadamard, dim=width, block=block)
@@ -109,7 +106,7 @@ def main(config: Config) -> None:
     if set(config.settings) != {"D4"}:
         for dim in (model.config.hidden_size, model.config.head_dim):
             jax.eval_shape(functools.partial(transforms.hadamard, dim=dim), jax.random.key(0))
-    trial = Trial(model, fit_on, texts, config.calibration_windows)
+    trial = Trial(model, fit_on, texts, fitted)
     del model  # the trial has folded its norms, and two of a size are one too many
     turns: list[tuple[int, str]] = [(0, "none"), (width, "none")]
     turns += itertools.product(config.lengths(width), config.permutations)
