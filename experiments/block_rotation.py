@@ -55,8 +55,8 @@ class Config(Calibrated):
     calibration_windows: int = 2
     """Windows to fit permutations and SmoothQuant on."""
     gptq_windows: int = 8
-    """Windows that GPTQ's Hessians are of, with those to fit on the first of them, and no fewer.
-    Tokens should outnumber channels by far, else it learns them by heart."""
+    """Windows that GPTQ's Hessians are of; `calibration_windows` where that is more. Tokens should
+    outnumber channels by far, else it learns them by heart."""
 
     @property
     def texts(self) -> int:  # noqa: D102

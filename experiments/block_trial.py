@@ -42,7 +42,7 @@ class Trial:
 
     @functools.cached_property
     def hessian(self) -> Float[Array, "layers d d"]:
-        """Of what down_proj reads on the calibration text."""
+        """For GPTQ, of what down_proj reads on all of the calibration text."""
         return self._hessians(self.params, (DOWN,))[DOWN]
 
     @functools.cached_property
@@ -124,7 +124,7 @@ class Trial:
         return jnp.concatenate(seen, axis=1)
 
     def _hessians(self, params: Any, sites: tuple[str, ...]) -> dict[str, Array]:
-        """Of what the layers at these sites read on the calibration text, times some number."""
+        """Sums over all of the calibration text, no means: GPTQ takes any multiple."""
         total: dict[str, Array] = {}
         for ids in self.calibration:
             seen = block_merge.capture(params, self.config, ids, sites)

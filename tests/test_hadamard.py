@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import scipy.linalg
@@ -103,3 +104,13 @@ def test_admissible_blocks_divide_and_decompose(dim):
         power, base = paley.decompose(block)
         assert dim % block == 0 and power * base == block and power.bit_count() == 1
         assert block <= 2 or block % 4 == 0
+
+
+def test_fwht_computes_bf16_in_fp32_and_refuses_integers(monkeypatch):
+    x = jnp.asarray(vectors(256, 4), jnp.bfloat16)
+    got = fwht(x)
+    assert got.dtype == jnp.bfloat16
+    assert_array_equal(got, fwht(x.astype(jnp.float32)).astype(jnp.bfloat16))
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match="floating"):
+        fwht(jnp.arange(8))

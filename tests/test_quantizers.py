@@ -13,7 +13,6 @@ from scipy import stats
 from isojax import quantizers as q
 
 Y = jax.random.t(jax.random.key(0), 4.0, (6, 32)) + 0.1
-GRANULARITIES = {"tensor": 0, "token": 0, "channel": 0, "group": 8}
 
 UNIFORM = {
     "restricted-tensor": q.absmax(3),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, Key
 
-from isojax._core.checks import check_choice, check_positive
+from isojax._core.checks import check_choice, check_positive, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.transforms.base import Transform
 from isojax.transforms.paley import admissible_blocks, decompose, paley, sylvester
@@ -21,16 +21,20 @@ def fwht(x: Float[Array, "*batch d"], *, transposed: bool = False) -> Float[Arra
     that lie apart, so that loops over what lies between them are long. Each of these reads and
     writes all vectors once.
 
+    Computed in fp32 (fp64 for fp64) and returned in the dtype of `x`.
+
     Args:
         x: vectors of any length d with a Hadamard matrix.
         transposed: use H^T. Only Paley I makes a difference; Sylvester and Paley II are symmetric.
 
     Raises:
-        ValueError: no Hadamard matrix of order d (see `paley.decompose`).
+        ValueError: no Hadamard matrix of order d (see `paley.decompose`), or `x` is not floating.
     """
     *lead, d = x.shape
     last, orders = _factors(d)
-    h = jnp.asarray((last.T if transposed else last) / np.sqrt(d), x.dtype)
+    given, dtype = x.dtype, compute_dtype(x.dtype)
+    h = jnp.asarray((last.T if transposed else last) / np.sqrt(d), dtype)
+    x = x.astype(dtype)
     x = jnp.matmul(x.reshape(*lead, d // len(h), len(h)), h, precision="highest")
     stride = len(h)
     for order in orders:
@@ -39,7 +43,7 @@ def fwht(x: Float[Array, "*batch d"], *, transposed: bool = False) -> Float[Arra
         x = x.reshape(*lead, d // (order * stride), order, stride)
         x = jnp.stack(_butterfly([x[..., i, :] for i in range(order)]), axis=-2)
         stride *= order
-    return x.reshape(*lead, d)
+    return x.reshape(*lead, d).astype(given)
 
 
 def _factors(order: int) -> tuple[Int8[np.ndarray, "n n"], list[int]]:
