@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from isojax.kvcache import Recipe
+from isojax.kvcache.recipe import Recipe
 from isojax.kvcache.recipe import BLOCKS
 
 ROTATIONS = (

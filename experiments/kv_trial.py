@@ -20,7 +20,8 @@ from isojax.data import (
     needle_prompts,
     second_half,
 )
-from isojax.kvcache import Cache, PackedSide, Recipe, Store
+from isojax.kvcache import Cache, PackedSide, Store
+from isojax.kvcache.recipe import Recipe
 from isojax.models import LanguageModel, ModelConfig, empty_cache, forward, logits, token_nll
 from isojax.models.hooks import Site
 from isojax.models.rope import rope_frequencies

@@ -69,34 +69,38 @@ class Case:
         each = {"store": vector + codes, "load": vector + codes, "scores": codes + 4}
         return vectors * each.get(self.kernel, 2 * vector)
 
-    def deviation(self, implementation: str | None, vectors: int) -> float:
-        """Energy of the difference to the result in fp64, relative to the result."""
-        args = jax.jit(self.arguments, static_argnums=1)(jax.random.key(1), vectors)
-        found = jax.jit(self.call(implementation))(*args)
-        codec = args[0]
-        if self.kernel == "store":
-            found = jax.jit(lambda codec, p: codec.load_rotated(p))(codec, found)
-        found, want = np.asarray(found, np.float64), self._exact(*args)
+    def deviation(self, args: tuple[Any, ...], result: Any, rows: Any) -> float:
+        """Energy of the difference of `result` to the result in fp64, relative to that.
+
+        Args:
+            args: of the call.
+            result: what it returned.
+            rows: the vectors to look at; fp64 on the host has no room for all.
+        """
+        args = (*args[:-1], jax.tree.map(lambda a: a[rows], args[-1]))
+        args, found = jax.device_get((args, jax.tree.map(lambda a: a[rows], result)))
+        with jax.default_device(jax.devices("cpu")[0]):
+            if self.kernel == "store":
+                found = args[0].load_rotated(found)
+            found, want = np.asarray(found, np.float64), self._exact(*args)
         return float(np.sum((found - want) ** 2) / np.sum(want**2))
 
-    def disagreement(self, one: str, other: str, vectors: int) -> float:
-        """Share of vectors in which two implementations differ by more than rounding explains.
+    def disagreement(self, args: tuple[Any, ...], one: Any, other: Any) -> float:
+        """Share of vectors in which two results differ by more than rounding explains.
 
-        On the device, with so many vectors that `deviation` has no room on the host for them.
-        Products differ by vector, or by number where there is one a vector.
+        Computed on the device, over all vectors. Scores differ by number.
         """
 
-        def difference(args: Any) -> jax.Array:
-            a, b = (self.call(way)(*args) for way in (one, other))
+        @jax.jit
+        def difference(codec: Any, a: Any, b: Any) -> jax.Array:
             if self.kernel == "store":
-                a, b = args[0].load_rotated(a), args[0].load_rotated(b)
-            a, b = (v.astype(jnp.float32).reshape(vectors, -1) for v in (a, b))
+                a, b = codec.load_rotated(a), codec.load_rotated(b)
+            a, b = (v.astype(jnp.float32).reshape(len(v), -1) for v in (a, b))
             size = jnp.square(b).sum(-1) if b.shape[1] > 1 else jnp.mean(jnp.square(b))
             near = jnp.square(a - b).sum(-1) <= FAR * self._rounding * size
             return jnp.where(jnp.isfinite(a).all(), jnp.mean(~near), jnp.inf)
 
-        args = jax.jit(self.arguments, static_argnums=1)(jax.random.key(1), vectors)
-        return float(jax.jit(difference)(args))
+        return float(difference(args[0], one, other))
 
     def _exact(self, *args: Any) -> np.ndarray:
         codec = args[0]

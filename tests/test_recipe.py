@@ -12,7 +12,8 @@ import scipy.linalg
 
 from experiments.kv_methods import METHODS
 from isojax.data import load_text
-from isojax.kvcache import PackedSide, Recipe
+from isojax.kvcache import PackedSide
+from isojax.kvcache.recipe import Recipe
 from isojax.models import empty_cache, encode, forward, load_model, token_nll
 from isojax.models.hooks import Site
 from isojax.models.rope import rope_frequencies
