@@ -15,6 +15,7 @@ time, save where `EXEMPT` says why not. It says nothing about numbers or speed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import re
@@ -138,15 +139,20 @@ class Found(NamedTuple):
 
 def configure(dump: Path) -> Path:
     """Set what the plugin needs without a driver, before jax starts; returns the tools' folder."""
-    spec = importlib.util.find_spec("nvidia.cuda_nvcc")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("error: nvidia-cuda-nvcc-cu12 is not installed; see --help.")
-    tools = Path(spec.submodule_search_locations[0])
+    for package, folder in (("nvidia", "cu13"), ("nvidia", "cuda_nvcc")):
+        spec = importlib.util.find_spec(package)
+        places = (spec.submodule_search_locations if spec else None) or []
+        found = [tools for p in places if (tools := Path(p) / folder).is_dir()]
+        if found:
+            break
+    else:
+        raise SystemExit("error: the wheel with ptxas is not installed; see --help.")
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    flags = (f"--xla_gpu_cuda_data_dir={tools}", f"--xla_dump_to={dump}")
-    os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_gpu_autotune_level=0"])
-    return tools
+    flags = (f"--xla_gpu_cuda_data_dir={found[0]}", f"--xla_dump_to={dump}")
+    more = ("--xla_gpu_autotune_level=0", "--xla_dump_emitter_re=ptx")
+    os.environ["XLA_FLAGS"] = " ".join([*flags, *more])
+    return found[0]
 
 
 def compiled(case: Any, vectors: int, target: str, dump: Path, tools: Path) -> Found:
@@ -163,10 +169,23 @@ def compiled(case: Any, vectors: int, target: str, dump: Path, tools: Path) -> F
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
     for old in dump.rglob("*.ptx"):
         old.unlink()
-    jax.jit(case.call("triton")).lower(*placed).compile()
+    with device(target):
+        jax.jit(case.call("triton")).lower(*placed).compile()
     entry = f".entry isojax_{case.kernel}"
     (text,) = [p for p in dump.rglob("*.ptx") if entry in p.read_text()]
     return read(text, entry, tools)
+
+
+def device(target: str) -> Any:
+    """The context in which a kernel is lowered; from JAX 0.11 on Triton wants to know the GPU."""
+    import jax
+
+    if jax.__version_info__ < (0, 11):
+        return contextlib.nullcontext()
+    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+    gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, platform="gpu")
+    return use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu))
 
 
 def read(text: Path, entry: str, tools: Path) -> Found:
