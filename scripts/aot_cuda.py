@@ -1,15 +1,36 @@
 """Compile every kernel for GPUs that are not there, and read what the compiler made of it.
 
-    pip install jax==0.10.2 jaxtyping
-    pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12
-    python scripts/aot_cuda.py                         # all kernels, sm80 to sm120
-    python scripts/aot_cuda.py --targets sm90 --kernels roundtrip
+In an environment of its own, since the plugin is large and complains where no driver is. For JAX
+0.10.2 (Python 3.11 and later, CUDA 12, 600 MB):
 
-In an environment of its own: the plugin takes 570 MB, and complains where no driver is. A line of
-the table is a kernel on a target: registers a thread, bytes
-spilled, machine instructions, accesses to shared memory, barriers, and the widest loads and stores
-of global memory in bytes. It ends with code 1 unless nothing spills and vectors move 16 bytes at a
-time, save where `EXEMPT` says why not. It says nothing about numbers or speed.
+    pip install jax==0.10.2 jaxtyping
+    pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 \\
+        nvidia-cuda-nvcc-cu12 nvidia-cuda-nvdisasm
+
+For JAX 0.11.2 or 0.12.0.1 (Python 3.12 and later, CUDA 13, 600 MB), the same version three times:
+
+    pip install jax==0.11.2 jaxtyping
+    pip install --no-deps jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2 \\
+        nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-nvdisasm
+
+Then
+
+    python scripts/aot_cuda.py                         # all kernels, sm80 to sm120
+    python scripts/aot_cuda.py --targets sm90 --kernels roundtrip store --dims 128 --json rows.jsonl
+
+A line of the table is a kernel on a target: registers a thread, bytes spilled, machine
+instructions, accesses to shared memory, barriers, and the widest loads and stores of global memory
+in bytes. Then, of the loop over tiles, how many instructions a thread takes for a number of a
+vector, and how fast each pipe lets the kernel be, in per cent of the time that memory takes:
+slots to issue instructions; the half-rate pipe of integers, comparisons and selections; fp32;
+shared memory with shuffles. Under 100 the pipe is slower than memory. `roof` is the least of them,
+at most 100, and `bound` its pipe, which may also be roots and reciprocals (xu) or tensor cores.
+These are upper bounds: latency, barriers and conflicts of banks come on top, as do accesses of
+global memory that are narrower than 16 bytes. They are `-` without nvdisasm (in `nvidia-cuda-
+nvdisasm` or on the path), and where loops are nested.
+
+Ends with code 1 unless nothing spills and vectors move 16 bytes at a time, save where `EXEMPT`
+says why not. It says nothing about numbers.
 """
 
 from __future__ import annotations
@@ -17,8 +38,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import json
+import math
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -26,6 +50,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import sass
 
 ROOT = Path(__file__).parents[1]
 WIDE = 16
@@ -126,7 +152,21 @@ def cases() -> Iterator[tuple[Any, int]]:
 
 
 class Found(NamedTuple):
-    """What the compiler made of a kernel; `loads` and `stores` are the widest ones, in bytes."""
+    """What the compiler made of a kernel.
+
+    Attributes:
+        registers: a thread.
+        spills: bytes.
+        instructions: of the machine, in all.
+        shared: accesses to shared memory in the PTX.
+        barriers: in the PTX.
+        loads: bytes of the widest load of global memory.
+        stores: bytes of the widest store.
+        each: instructions of the loop over tiles that a thread takes for a number of a vector.
+        issue, alu, fma, shuffle: per cent of the speed of memory that the pipe allows.
+        roof: the least of these and of the other pipes, at most 100.
+        bound: the pipe it is.
+    """
 
     registers: int
     spills: int
@@ -135,27 +175,47 @@ class Found(NamedTuple):
     barriers: int
     loads: int
     stores: int
+    each: Any = "-"
+    issue: Any = "-"
+    alu: Any = "-"
+    fma: Any = "-"
+    shuffle: Any = "-"
+    roof: Any = "-"
+    bound: str = "-"
 
 
-def configure(dump: Path) -> Path:
-    """Set what the plugin needs without a driver, before jax starts; returns the tools' folder."""
-    for package, folder in (("nvidia", "cu13"), ("nvidia", "cuda_nvcc")):
-        spec = importlib.util.find_spec(package)
-        places = (spec.submodule_search_locations if spec else None) or []
-        found = [tools for p in places if (tools := Path(p) / folder).is_dir()]
-        if found:
-            break
-    else:
+class Tools(NamedTuple):
+    """Programs of CUDA, and the folder that XLA takes for that of CUDA."""
+
+    folder: Path
+    ptxas: Path
+    nvdisasm: Path | None
+
+
+def tools() -> Tools:
+    """Those of the wheels; the disassembler may also be on the path."""
+    spec = importlib.util.find_spec("nvidia")
+    wheels = [Path(p) for p in (spec.submodule_search_locations if spec else None) or []]
+
+    def find(name: str) -> list[Path]:
+        return sorted(path for wheel in wheels for path in wheel.glob(f"*/bin/{name}"))
+
+    if not find("ptxas"):
         raise SystemExit("error: the wheel with ptxas is not installed; see --help.")
+    ptxas, other = find("ptxas")[0], shutil.which("nvdisasm")
+    return Tools(ptxas.parents[1], ptxas, next(iter(find("nvdisasm")), other and Path(other)))
+
+
+def configure(dump: Path, cuda: Path) -> None:
+    """Set what the plugin needs without a driver; before jax starts."""
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    flags = (f"--xla_gpu_cuda_data_dir={found[0]}", f"--xla_dump_to={dump}")
+    flags = (f"--xla_gpu_cuda_data_dir={cuda}", f"--xla_dump_to={dump}")
     more = ("--xla_gpu_autotune_level=0", "--xla_dump_emitter_re=ptx")
     os.environ["XLA_FLAGS"] = " ".join([*flags, *more])
-    return found[0]
 
 
-def compiled(case: Any, vectors: int, target: str, dump: Path, tools: Path) -> Found:
+def compiled(case: Any, vectors: int, target: str, dump: Path, using: Tools) -> Found:
     """Compile `case` for `target`, and read its kernel."""
     import jax
     from jax.experimental import topologies
@@ -169,11 +229,63 @@ def compiled(case: Any, vectors: int, target: str, dump: Path, tools: Path) -> F
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
     for old in dump.rglob("*.ptx"):
         old.unlink()
+    call = jax.jit(case.call("triton"))
     with device(target):
-        jax.jit(case.call("triton")).lower(*placed).compile()
-    entry = f".entry isojax_{case.kernel}"
-    (text,) = [p for p in dump.rglob("*.ptx") if entry in p.read_text()]
-    return read(text, entry, tools)
+        call.lower(*placed).compile()
+    name = f"isojax_{case.kernel}"
+    (text,) = [p for p in dump.rglob("*.ptx") if f".entry {name}" in p.read_text()]
+    found, listing = read(text, name, using)
+    if not listing:
+        return found
+    programs, steps = tiles(jax.make_jaxpr(call)(*shapes), name)
+    size, moved = vectors * case.dim / programs, case.moved(vectors) / programs
+    return found._replace(**speed(text.read_text(), listing, target, (size, moved), steps, name))
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a program and of all programs in it."""
+    import jax
+
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves([*equation.params.values()]):
+            if hasattr(value, "eqns"):
+                yield from equations(value)
+
+
+def tiles(jaxpr: Any, name: str) -> tuple[int, int]:
+    """Programs of a kernel, and the tiles that each takes."""
+    calls = [e for e in equations(jaxpr) if e.primitive.name == "pallas_call"]
+    (call,) = [e for e in calls if e.params["name"] == name]
+    loops = [e.params["length"] for e in call.params["jaxpr"].eqns if e.primitive.name == "scan"]
+    return math.prod(call.params["grid_mapping"].grid), max(loops, default=1)
+
+
+def speed(
+    ptx: str, listing: str, target: str, of_program: tuple[float, float], steps: int, name: str
+) -> dict[str, Any]:
+    """The fields of `Found` about pipes; `of_program` are its numbers and the bytes it moves."""
+    code = sass.listing(listing, name)
+    if (loop := sass.inner(code)) is None:
+        return {}
+    body, repeated = loop
+    stores = len(re.findall(r"\bst\.global", entry(ptx, name)))
+    unrolled = sum(i.name.startswith("STG") for i in code) / stores
+    share = unrolled / steps if repeated else 1
+    (threads,) = re.findall(r"^\.reqntid (\d+)", entry(ptx, name), flags=re.M)
+    numbers, moved = (share * whole * sass.WARP / int(threads) for whole in of_program)
+    memory = moved / sass.RATES[target].memory
+    taken = sass.clocks(body, sass.RATES[target])
+    parts = {pipe: round(100 * memory / clocks) for pipe, clocks in taken.items() if clocks}
+    bound = min(parts, key=lambda pipe: parts[pipe])
+    shown = {field: parts.get(field, "-") for field in ("issue", "alu", "fma")}
+    return {
+        **shown,
+        "each": round(sass.WARP * len(body) / numbers, 1),
+        "shuffle": parts.get("shared", "-"),
+        "roof": min(parts[bound], 100),
+        "bound": bound if parts[bound] < 100 else "memory",
+    }
 
 
 def device(target: str) -> Any:
@@ -188,15 +300,19 @@ def device(target: str) -> Any:
     return use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu))
 
 
-def read(text: Path, entry: str, tools: Path) -> Found:
-    """Registers, spills and accesses of the kernel `entry` in a file of PTX."""
+def entry(ptx: str, name: str) -> str:
+    """The part of a file of PTX that is the kernel `name`."""
+    return ptx[ptx.index(f".entry {name}") :].split(".entry", 2)[1]
+
+
+def read(text: Path, name: str, using: Tools) -> tuple[Found, str]:
+    """Registers, spills and accesses of a kernel in a file of PTX, and its machine code."""
     ptx = text.read_text()
     (arch,) = re.findall(r"^\.target (\w+)", ptx, flags=re.M)
-    cubin = text.with_suffix(".cubin")
-    command = [tools / "bin" / "ptxas", "-v", f"-arch={arch}", text, "-o", cubin]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    own = report[report.index(entry.split()[1]) :]
-    body = ptx[ptx.index(entry) :].split(".entry", 2)[1]
+    cubin, body = text.with_suffix(".cubin"), entry(ptx, name)
+    report = output(using.ptxas, "-v", f"-arch={arch}", text, "-o", cubin)
+    own = report[report.index(name) :]
+    listing = output(using.nvdisasm, "-c", cubin) if using.nvdisasm else ""
 
     def number(pattern: str) -> int:
         return int(re.findall(pattern, own)[0])
@@ -205,15 +321,22 @@ def read(text: Path, entry: str, tools: Path) -> Found:
         found = re.findall(rf"{kind}\.global\S*?(?:\.v(\d))?\.[busf](\d+)\s", body)
         return max((int(n or 1) * int(bits) // 8 for n, bits in found), default=0)
 
-    return Found(
+    found = Found(
         number(r"Used (\d+) registers"),
         number(r"(\d+) bytes spill stores"),
-        instructions(cubin, entry.split()[1]),
+        instructions(cubin, name),
         len(re.findall(r"(?:ld|st)\.shared|ldmatrix|stmatrix", body)),
         len(re.findall(r"bar\.sync|barrier", body)),
         widest("ld"),
         widest("st"),
     )
+    return found, listing
+
+
+def output(*command: str | Path) -> str:
+    """What a program prints, to both of its streams."""
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return run.stdout + run.stderr
 
 
 def instructions(cubin: Path, name: str) -> int:
@@ -229,6 +352,25 @@ def instructions(cubin: Path, name: str) -> int:
     raise ValueError(f"{cubin} has no section of {name}.")
 
 
+def rows(options: argparse.Namespace, dump: Path, using: Tools) -> Iterator[dict[str, Any]]:
+    """The rows of the table, of the cases that are asked for."""
+    import jax
+
+    for case, vectors in cases():
+        if options.kernels and case.kernel not in options.kernels:
+            continue
+        if options.dims and case.dim not in options.dims:
+            continue
+        for target in options.targets:
+            try:
+                found = compiled(case, vectors, target, dump, using)
+                fields, wrong = found._asdict(), complaint(case, found)
+            except RuntimeError as error:  # what XLA raises where memory does not suffice
+                fields, wrong = dict.fromkeys(Found._fields, "-"), str(error).splitlines()[0]
+            named = {"target": target, **case.named, "vectors": vectors}
+            yield {"jax": jax.__version__, **named, **fields, "wrong": wrong}
+
+
 def main() -> None:
     """Compile the grid, print the table, and say what is wrong."""
     parser = argparse.ArgumentParser(
@@ -236,25 +378,21 @@ def main() -> None:
     )
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=[*TARGETS])
     parser.add_argument("--kernels", nargs="+", help="only these kernels")
+    parser.add_argument("--dims", nargs="+", type=int, help="only vectors of so many numbers")
+    parser.add_argument("--json", type=Path, help="file for the rows, one JSON object a line")
     options = parser.parse_args()
-    wrong = 0
-    print("| target | kernel | transform | d | dtype | b |", " | ".join(Found._fields), "| wrong |")
-    print("| --- " * (7 + len(Found._fields)) + "|")
-    with tempfile.TemporaryDirectory() as folder:
-        tools = configure(Path(folder))
+    using, wrong = tools(), 0
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        configure(Path(folder), using.folder)
         sys.path.insert(0, str(ROOT))
-        for case, vectors in cases():
-            if options.kernels and case.kernel not in options.kernels:
-                continue
-            for target in options.targets:
-                try:
-                    found: Any = compiled(case, vectors, target, Path(folder), tools)
-                    wrongs = complaint(case, found)
-                except RuntimeError as error:  # what XLA raises where memory does not suffice
-                    found, wrongs = ("-",) * len(Found._fields), str(error).splitlines()[0]
-                wrong += bool(wrongs)
-                named = (target, case.kernel, case.transform, case.dim, case.dtype, case.bits)
-                print("|", " | ".join(map(str, (*named, *found, wrongs))), "|", flush=True)
+        file = stack.enter_context(options.json.open("w")) if options.json else None
+        for i, row in enumerate(rows(options, Path(folder), using)):
+            if not i:
+                print("|", " | ".join(row), "|\n" + "| --- " * len(row) + "|")
+            print("|", " | ".join(map(str, row.values())), "|", flush=True)
+            if file:
+                print(json.dumps(row), file=file, flush=True)
+            wrong += bool(row["wrong"])
     if wrong:
         raise SystemExit(f"{wrong} of them spill, or move less than {WIDE} bytes at a time.")
 
