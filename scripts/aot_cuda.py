@@ -4,14 +4,14 @@ In an environment of its own, since the plugin is large and complains where no d
 0.10.2 (Python 3.11 and later, CUDA 12, 600 MB):
 
     pip install jax==0.10.2 jaxtyping
-    pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 \\
-        nvidia-cuda-nvcc-cu12 nvidia-cuda-nvdisasm
+    pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
+    pip install --no-deps nvidia-cuda-nvcc-cu12 nvidia-cuda-nvdisasm
 
 For JAX 0.11.2 or 0.12.0.1 (Python 3.12 and later, CUDA 13, 600 MB), the same version three times:
 
     pip install jax==0.11.2 jaxtyping
-    pip install --no-deps jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2 \\
-        nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-nvdisasm
+    pip install --no-deps jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2
+    pip install --no-deps nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-nvdisasm
 
 Then
 
@@ -21,13 +21,12 @@ Then
 A line of the table is a kernel on a target: registers a thread, bytes spilled, machine
 instructions, accesses to shared memory, barriers, and the widest loads and stores of global memory
 in bytes. Then, of the loop over tiles, how many instructions a thread takes for a number of a
-vector, and how fast each pipe lets the kernel be, in per cent of the time that memory takes:
-slots to issue instructions; the half-rate pipe of integers, comparisons and selections; fp32;
-shared memory with shuffles. Under 100 the pipe is slower than memory. `roof` is the least of them,
-at most 100, and `bound` its pipe, which may also be roots and reciprocals (xu) or tensor cores.
-These are upper bounds: latency, barriers and conflicts of banks come on top, as do accesses of
-global memory that are narrower than 16 bytes. They are `-` without nvdisasm (in `nvidia-cuda-
-nvdisasm` or on the path), and where loops are nested.
+vector, and how fast each pipe lets the kernel be, in per cent of what memory lets it be: slots to
+issue instructions; the half-rate pipe of integers, comparisons and selections (alu); fp32 (fma);
+shared memory with shuffles (smem). `roof` is the least of them, at most 100, and `bound` its pipe,
+which may also be that of roots and reciprocals (xu) or of tensor cores. These are upper bounds:
+latency, barriers, conflicts of banks and narrow accesses of global memory come on top. They are `-`
+without nvdisasm (from its wheel, or on the path), and where loops are nested.
 
 Ends with code 1 unless nothing spills and vectors move 16 bytes at a time, save where `EXEMPT`
 says why not. It says nothing about numbers.
@@ -37,21 +36,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import math
 import os
-import re
-import shutil
-import struct
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import sass
+from sass import Found, Tools, Work, read, tools
 
 ROOT = Path(__file__).parents[1]
 WIDE = 16
@@ -151,61 +145,6 @@ def cases() -> Iterator[tuple[Any, int]]:
             yield case("hadamard", "hadamard", dim, dtype, 3)
 
 
-class Found(NamedTuple):
-    """What the compiler made of a kernel.
-
-    Attributes:
-        registers: a thread.
-        spills: bytes.
-        instructions: of the machine, in all.
-        shared: accesses to shared memory in the PTX.
-        barriers: in the PTX.
-        loads: bytes of the widest load of global memory.
-        stores: bytes of the widest store.
-        each: instructions of the loop over tiles that a thread takes for a number of a vector.
-        issue, alu, fma, shuffle: per cent of the speed of memory that the pipe allows.
-        roof: the least of these and of the other pipes, at most 100.
-        bound: the pipe it is.
-    """
-
-    registers: int
-    spills: int
-    instructions: int
-    shared: int
-    barriers: int
-    loads: int
-    stores: int
-    each: Any = "-"
-    issue: Any = "-"
-    alu: Any = "-"
-    fma: Any = "-"
-    shuffle: Any = "-"
-    roof: Any = "-"
-    bound: str = "-"
-
-
-class Tools(NamedTuple):
-    """Programs of CUDA, and the folder that XLA takes for that of CUDA."""
-
-    folder: Path
-    ptxas: Path
-    nvdisasm: Path | None
-
-
-def tools() -> Tools:
-    """Those of the wheels; the disassembler may also be on the path."""
-    spec = importlib.util.find_spec("nvidia")
-    wheels = [Path(p) for p in (spec.submodule_search_locations if spec else None) or []]
-
-    def find(name: str) -> list[Path]:
-        return sorted(path for wheel in wheels for path in wheel.glob(f"*/bin/{name}"))
-
-    if not find("ptxas"):
-        raise SystemExit("error: the wheel with ptxas is not installed; see --help.")
-    ptxas, other = find("ptxas")[0], shutil.which("nvdisasm")
-    return Tools(ptxas.parents[1], ptxas, next(iter(find("nvdisasm")), other and Path(other)))
-
-
 def configure(dump: Path, cuda: Path) -> None:
     """Set what the plugin needs without a driver; before jax starts."""
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
@@ -234,12 +173,9 @@ def compiled(case: Any, vectors: int, target: str, dump: Path, using: Tools) -> 
         call.lower(*placed).compile()
     name = f"isojax_{case.kernel}"
     (text,) = [p for p in dump.rglob("*.ptx") if f".entry {name}" in p.read_text()]
-    found, listing = read(text, name, using)
-    if not listing:
-        return found
     programs, steps = tiles(jax.make_jaxpr(call)(*shapes), name)
-    size, moved = vectors * case.dim / programs, case.moved(vectors) / programs
-    return found._replace(**speed(text.read_text(), listing, target, (size, moved), steps, name))
+    work = Work(vectors * case.dim / programs, case.moved(vectors) / programs, steps)
+    return read(text, name, work, target, using)
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
@@ -261,33 +197,6 @@ def tiles(jaxpr: Any, name: str) -> tuple[int, int]:
     return math.prod(call.params["grid_mapping"].grid), max(loops, default=1)
 
 
-def speed(
-    ptx: str, listing: str, target: str, of_program: tuple[float, float], steps: int, name: str
-) -> dict[str, Any]:
-    """The fields of `Found` about pipes; `of_program` are its numbers and the bytes it moves."""
-    code = sass.listing(listing, name)
-    if (loop := sass.inner(code)) is None:
-        return {}
-    body, repeated = loop
-    stores = len(re.findall(r"\bst\.global", entry(ptx, name)))
-    unrolled = sum(i.name.startswith("STG") for i in code) / stores
-    share = unrolled / steps if repeated else 1
-    (threads,) = re.findall(r"^\.reqntid (\d+)", entry(ptx, name), flags=re.M)
-    numbers, moved = (share * whole * sass.WARP / int(threads) for whole in of_program)
-    memory = moved / sass.RATES[target].memory
-    taken = sass.clocks(body, sass.RATES[target])
-    parts = {pipe: round(100 * memory / clocks) for pipe, clocks in taken.items() if clocks}
-    bound = min(parts, key=lambda pipe: parts[pipe])
-    shown = {field: parts.get(field, "-") for field in ("issue", "alu", "fma")}
-    return {
-        **shown,
-        "each": round(sass.WARP * len(body) / numbers, 1),
-        "shuffle": parts.get("shared", "-"),
-        "roof": min(parts[bound], 100),
-        "bound": bound if parts[bound] < 100 else "memory",
-    }
-
-
 def device(target: str) -> Any:
     """The context in which a kernel is lowered; from JAX 0.11 on Triton wants to know the GPU."""
     import jax
@@ -298,58 +207,6 @@ def device(target: str) -> Any:
 
     gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, platform="gpu")
     return use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu))
-
-
-def entry(ptx: str, name: str) -> str:
-    """The part of a file of PTX that is the kernel `name`."""
-    return ptx[ptx.index(f".entry {name}") :].split(".entry", 2)[1]
-
-
-def read(text: Path, name: str, using: Tools) -> tuple[Found, str]:
-    """Registers, spills and accesses of a kernel in a file of PTX, and its machine code."""
-    ptx = text.read_text()
-    (arch,) = re.findall(r"^\.target (\w+)", ptx, flags=re.M)
-    cubin, body = text.with_suffix(".cubin"), entry(ptx, name)
-    report = output(using.ptxas, "-v", f"-arch={arch}", text, "-o", cubin)
-    own = report[report.index(name) :]
-    listing = output(using.nvdisasm, "-c", cubin) if using.nvdisasm else ""
-
-    def number(pattern: str) -> int:
-        return int(re.findall(pattern, own)[0])
-
-    def widest(kind: str) -> int:
-        found = re.findall(rf"{kind}\.global\S*?(?:\.v(\d))?\.[busf](\d+)\s", body)
-        return max((int(n or 1) * int(bits) // 8 for n, bits in found), default=0)
-
-    found = Found(
-        number(r"Used (\d+) registers"),
-        number(r"(\d+) bytes spill stores"),
-        instructions(cubin, name),
-        len(re.findall(r"(?:ld|st)\.shared|ldmatrix|stmatrix", body)),
-        len(re.findall(r"bar\.sync|barrier", body)),
-        widest("ld"),
-        widest("st"),
-    )
-    return found, listing
-
-
-def output(*command: str | Path) -> str:
-    """What a program prints, to both of its streams."""
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    return run.stdout + run.stderr
-
-
-def instructions(cubin: Path, name: str) -> int:
-    """Machine instructions of a kernel, of 16 bytes each, from the section table of an ELF file."""
-    data = cubin.read_bytes()
-    (table,) = struct.unpack_from("<Q", data, 40)
-    entry, number, names = struct.unpack_from("<HHH", data, 58)
-    heads = [struct.unpack_from("<IIQQQQ", data, table + i * entry) for i in range(number)]
-    for at, *_, size in heads:
-        start = heads[names][4] + at
-        if data[start : data.index(b"\0", start)].decode() == f".text.{name}":
-            return size // 16
-    raise ValueError(f"{cubin} has no section of {name}.")
 
 
 def rows(options: argparse.Namespace, dump: Path, using: Tools) -> Iterator[dict[str, Any]]:
