@@ -7,7 +7,7 @@ In an environment of its own, since the plugin is large and complains where no d
     pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
     pip install --no-deps nvidia-cuda-nvcc-cu12 nvidia-cuda-nvdisasm
 
-For JAX 0.11.2 or 0.12.0.1 (Python 3.12 and later, CUDA 13, 600 MB), the same version three times:
+For JAX 0.11.2 or 0.12.0.1 (Python 3.12 and later, CUDA 13, 750 MB), that version three times:
 
     pip install jax==0.11.2 jaxtyping
     pip install --no-deps jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2
@@ -57,6 +57,14 @@ TARGETS: dict[str, tuple[int, int, int, int, int, int, float, int]] = {
     "sm90": (9, 0, 132, 232_448, 50 << 20, 3_352_000_000_000, 1.98, 80 << 30),
     "sm100": (10, 0, 148, 232_448, 126 << 20, 8_000_000_000_000, 1.96, 180 << 30),
     "sm120": (12, 0, 170, 101_376, 96 << 20, 1_792_000_000_000, 2.41, 32 << 30),
+}
+# Names by which Triton knows one of each, from JAX 0.11 on.
+NAMES = {
+    "sm80": "NVIDIA A100-SXM4-80GB",
+    "sm89": "NVIDIA GeForce RTX 4090",
+    "sm90": "NVIDIA H100 80GB HBM3",
+    "sm100": "NVIDIA B200",
+    "sm120": "NVIDIA RTX PRO 6000",
 }
 
 
@@ -205,7 +213,7 @@ def device(target: str) -> Any:
         return contextlib.nullcontext()
     from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-    gpu = AbstractDevice("NVIDIA H100 80GB HBM3", 132, platform="gpu")
+    gpu = AbstractDevice(NAMES[target], TARGETS[target][2], platform="gpu")
     return use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu))
 
 
