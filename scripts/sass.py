@@ -39,7 +39,8 @@ def _share(gigabytes: float, cores: int, clock: float) -> float:
     return gigabytes / (cores * clock)
 
 
-# What a copy reaches is 0.9 of the bandwidth on paper, 3.0 TB/s of an H100.
+# What a copy reaches is 0.9 of the bandwidth on paper, 3.0 TB/s of an H100. What sm100 does in its
+# own instructions for tensor cores and their memory (tcgen05) is not counted.
 RATES = {
     "sm80": Rates(64, 1024, 0, _share(1835, 108, 1.41)),
     "sm89": Rates(128, 256, 0, _share(907, 128, 2.52)),
