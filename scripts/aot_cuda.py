@@ -112,9 +112,9 @@ def complaint(case: Any, found: Found) -> str:
     if case.transform == "hadamard" and case.dim & (case.dim - 1):
         exempt = "hadamard of m * 2^k"
     if exempt not in EXEMPT:
-        if case.kernel in ("roundtrip", "store", "hadamard") and found.loads < WIDE:
+        if case.kernel in ("roundtrip", "store", "apply") and found.loads < WIDE:
             wrong.append(f"loads of {found.loads} bytes")
-        if case.kernel in ("roundtrip", "load", "hadamard") and found.stores < WIDE:
+        if case.kernel in ("roundtrip", "load", "apply") and found.stores < WIDE:
             wrong.append(f"stores of {found.stores} bytes")
     return ", ".join(wrong)
 
@@ -150,7 +150,7 @@ def cases() -> Iterator[tuple[Any, int]]:
         yield case("roundtrip", name, dim, "bfloat16", 4)
     for dtype in ("float32", "bfloat16"):
         for dim in (128, 512, 1024, 4096, 896, 1536, 3584):
-            yield case("hadamard", "hadamard", dim, dtype, 3)
+            yield case("apply", "hadamard", dim, dtype, 3)
 
 
 def configure(dump: Path, cuda: Path) -> None:

@@ -12,9 +12,9 @@ all of them against plain JAX. A wrong result is a row too, and the run ends wit
 `wall_us` is the time of one of many calls in a row. The ways of a case take turns, after 100 ms of
 work that warms the clocks up. `of_copy` is the speed in the bytes that must be moved over that of
 `x + 1` on as many bytes. What bounds a case: `memory` moves 200 MB and more, which no L2 holds;
-`L2` moves less, so its copy is one of the cache; `launch` takes over 1.5 times as long by the wall as on
-the device, in an L2 case. Goals at 200 MB and more, as shares of the copy: round trips and stores .85 in bf16
-and .9 in fp32, Hadamard transforms to 4096 and dense matrices of 128 .8.
+`L2` moves less, so its copy is one of the cache; `launch` is an L2 case that takes over 1.5 times
+as long by the wall as on the device. Goals at 200 MB and more, as shares of the copy: round trips and
+stores .85 in bf16 and .9 in fp32, Hadamard transforms to 4096 and dense matrices of 128 .8.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_c
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from gpu_cases import Group, phases  # noqa: E402
+from gpu_cases import Case, Group, large, phases  # noqa: E402
 from gpu_events import Event, median_us, read_events  # noqa: E402
 
 from isojax.report import Study, table  # noqa: E402
@@ -55,6 +55,7 @@ def settings() -> argparse.Namespace:
     add("--size", type=int, default=256 << 20, help="bytes moved by large cases (%(default)s)")
     add("--seconds", type=float, default=280, help="begin no case after (default %(default)s)")
     add("--only", nargs="+", default=[], help="only these kernels")
+    add("--cases", nargs="+", default=[], help="only these, as kernel,transform,dim,dtype,bits")
     add("--threads", type=int, default=min(os.cpu_count() or 1, 14), help="that compile")
     add("--commit", default="", help="of the source tree, where git cannot tell")
     add("--keep-trace", type=Path, help="folder for the profile of the first case")
@@ -75,8 +76,12 @@ def main(options: argparse.Namespace) -> None:
         study.stamp.commit = options.commit
     mine = "triton" if on_gpu else "interpret"
     left_out, failed, number = [], [], 0
+
+    def say(words: str) -> None:
+        print(f"{time.perf_counter() - start:6.1f} s  {words}", flush=True)
+
     with ThreadPoolExecutor(options.threads) as pool:
-        for phase in phases(options.quick, mine, options.size):
+        for phase in wanted(options, mine):
             compiled = []
             for group in phase:
                 if not options.only or group.config["kernel"] in options.only:
@@ -85,7 +90,7 @@ def main(options: argparse.Namespace) -> None:
                     compiled.append((group, number, programs))
             # whoever compiles may try its choices on the device, beside what is timed
             wait([future for *_, programs in compiled for future in programs.values()])
-            print(f"{time.perf_counter() - start:6.1f} s  {len(compiled)} cases compiled", flush=True)
+            say(f"{len(compiled)} cases compiled")
             for group, own, programs in compiled:
                 name = " ".join(str(v) for v in group.config.values())
                 if time.perf_counter() - start > options.seconds:
@@ -93,7 +98,7 @@ def main(options: argparse.Namespace) -> None:
                     continue
                 troubles = run(study, group, own, programs, options)
                 failed += [f"{name}, {way}: {trouble}" for way, trouble in troubles.items()]
-                print(f"{time.perf_counter() - start:6.1f} s  {name}", *troubles.values(), flush=True)
+                say(" ".join((name, *troubles.values())))
     text = report(study, left_out, failed)
     if not on_gpu:
         text += "\n\nThe interpreter on a CPU: these are no figures of the kernels."
@@ -101,6 +106,14 @@ def main(options: argparse.Namespace) -> None:
     print((options.out / "table.md").read_text())
     if failed:
         raise SystemExit(1)
+
+
+def wanted(options: argparse.Namespace, mine: str) -> Iterable[list[Group]]:
+    """The cases that are asked for, large where they are named one by one."""
+    if not options.cases:
+        return phases(options.quick, mine, options.size)
+    named = [tuple(case.split(",")) for case in options.cases]
+    return [[large(Case(k, t, int(d), x, int(b)), options.size, mine) for k, t, d, x, b in named]]
 
 
 def compile_way(group: Group, way: str, number: int) -> tuple[Any, Any]:

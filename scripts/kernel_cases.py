@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isojax import Codec, kernels, quantizers, transforms
+from isojax import Codec, quantizers, transforms
 from isojax.quantizers.packing import packed_bytes
 
 SEARCHED = ("roundtrip", "store")  # in which a number at a tie may take another level
 FAR = 64  # times the energy of rounding
-KERNELS = ("roundtrip", "store", "load", "scores", "hadamard")
+KERNELS = ("roundtrip", "store", "load", "scores", "apply")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`kernel` of `isojax.kernels` for vectors of `dim` numbers.
+    """The verb `kernel` for vectors of `dim` numbers.
 
     Attributes:
         kernel: one of `KERNELS`.
@@ -44,7 +44,7 @@ class Case:
         book = quantizers.lloyd_max_gaussian(self.bits, self.dim, normalize="norm")
         codec = Codec(t, book)
         x = jax.random.normal(of_x, (vectors, self.dim)).astype(self.dtype)
-        if self.kernel == "hadamard":
+        if self.kernel == "apply":
             return t, x
         if self.kernel in ("roundtrip", "store"):
             return codec, x
@@ -55,11 +55,11 @@ class Case:
         """The kernel as a function of its arguments."""
         how = implementation
         return {
-            "roundtrip": lambda codec, x: kernels.roundtrip(codec, x, how),
-            "store": lambda codec, x: kernels.store(codec, x, implementation=how),
-            "load": lambda codec, packed: kernels.load(codec, packed, self.dtype, how),
-            "scores": lambda codec, q, packed: kernels.scores(codec, q, packed, how),
-            "hadamard": lambda t, x: kernels.apply(t, x, how),
+            "roundtrip": lambda codec, x: codec.roundtrip(x, how),
+            "store": lambda codec, x: codec.store(x, implementation=how),
+            "load": lambda codec, packed: codec.load(packed, self.dtype, how),
+            "scores": lambda codec, q, packed: codec.scores(q, packed, how),
+            "apply": lambda t, x: t.apply(x, how),
         }[self.kernel]
 
     def moved(self, vectors: int) -> int:
@@ -104,9 +104,9 @@ class Case:
 
     def _exact(self, *args: Any) -> np.ndarray:
         codec = args[0]
-        t = codec if self.kernel == "hadamard" else codec.transform
+        t = codec if self.kernel == "apply" else codec.transform
         matrix = np.asarray(t.matrix(), np.float64)
-        if self.kernel == "hadamard":
+        if self.kernel == "apply":
             return np.asarray(args[1], np.float64) @ matrix
         levels = np.asarray(codec.quantizer.levels, np.float64)
         if self.kernel in ("roundtrip", "store"):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from kernel_members import CODECS, codec_of, vectors
 from numpy.testing import assert_allclose, assert_array_equal
 
-from isojax import Codec, kernels, quantizers, transforms
-from isojax.kernels import choice
+from isojax import Codec, quantizers, transforms
+from isojax._core import implementation as choice
 
 KEY = jax.random.key(5)
 AGREE = 0.999  # the least share of codes that agree: all but near ties
@@ -25,23 +25,23 @@ PACKED = ["full-102", "full-1024", "planar-33", "rotor-128", "rotor-66", "hadama
 def everything(codec, x, implementation):
     packed = codec.store(x)
     return {
-        "roundtrip": kernels.roundtrip(codec, x, implementation),
-        "store": kernels.store(codec, x, implementation=implementation),
-        "load": kernels.load(codec, packed, x.dtype, implementation),
+        "roundtrip": codec.roundtrip(x, implementation),
+        "store": codec.store(x, implementation=implementation),
+        "load": codec.load(packed, x.dtype, implementation),
     }
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def scores(codec, x, query, implementation):
-    return kernels.scores(codec, query, codec.store(x), implementation)
+    return codec.scores(query, codec.store(x), implementation)
 
 
-roundtrip = jax.jit(kernels.roundtrip, static_argnums=2)
+roundtrip = jax.jit(Codec.roundtrip, static_argnums=2)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def packed_by(codec, x, implementation):
-    return kernels.pack(codec, x, implementation=implementation)
+    return codec.store(x, implementation=implementation)
 
 
 def wide(x):
@@ -117,7 +117,7 @@ HADAMARDS = {
 def test_hadamard_kernel_is_the_matrix_product(name):
     t, dtype = HADAMARDS[name]
     x = jax.random.normal(KEY, (3, t.dim)).astype(dtype)
-    found = jax.jit(lambda t, x: kernels.apply(t, x, "interpret"))(t, x)
+    found = jax.jit(lambda t, x: t.apply(x, "interpret"))(t, x)
     assert found.dtype == x.dtype
     want = wide(x) @ wide(t.matrix())
     assert_allclose(wide(found), want, atol=4 * float(jnp.finfo(dtype).eps) + 2e-6, rtol=1e-2)
@@ -175,7 +175,7 @@ def test_gradients_are_those_of_straight_through(implementation):
         return jnp.sum(w * run(codec, x))
 
     def mine(codec, x):
-        return kernels.roundtrip(codec, x, implementation)
+        return codec.roundtrip(x, implementation)
 
     by_codec, by_x = jax.jit(jax.grad(functools.partial(loss, mine), (0, 1)))(Codec(t, q), x)
     assert_allclose(by_x, w, atol=1e-5)  # the identity: rotated back what was rotated
@@ -195,13 +195,13 @@ def test_gradients_of_what_is_linear_are_exact(implementation):
 
     def losses(t, inverse, levels, x, query):
         how = implementation
-        codec = Codec(t, quantizers.Codebook(levels, "rms", "token", 0))
+        codec = Codec(t, quantizers.Codebook(levels, "rms", "token", 0, False))
         return {
-            "apply": jnp.sum(w * kernels.apply(t, x, how)),
-            "inverse": jnp.sum(w * kernels.apply(inverse, x, how)),
-            "load": jnp.sum(w * kernels.load(codec, packed, jnp.float32, how)),
-            "scores": kernels.scores(codec, query, packed, how).sum(),
-            "store": kernels.store(codec, x, implementation=how).scale.sum(),
+            "apply": jnp.sum(w * t.apply(x, how)),
+            "inverse": jnp.sum(w * inverse.apply(x, how)),
+            "load": jnp.sum(w * codec.load(packed, jnp.float32, how)),
+            "scores": codec.scores(query, packed, how).sum(),
+            "store": codec.store(x, implementation=how).scale.sum(),
         }
 
     found = jax.jit(jax.jacrev(losses, (0, 1, 2, 3, 4)))(t, t.T, book.levels, x, w[0])
@@ -230,12 +230,12 @@ def test_vmap_over_codecs_is_a_loop():
     x = jax.random.normal(KEY, (3, 5, 32))
 
     def run(codec, x):
-        packed = kernels.store(codec, x, implementation="interpret")
+        packed = codec.store(x, implementation="interpret")
         return (
-            kernels.roundtrip(codec, x, "interpret"),
+            codec.roundtrip(x, "interpret"),
             packed.data,
-            kernels.load(codec, packed, implementation="interpret"),
-            kernels.scores(codec, x[0], packed, "interpret"),
+            codec.load(packed, implementation="interpret"),
+            codec.scores(x[0], packed, "interpret"),
         )
 
     found = jax.jit(jax.vmap(run))(codecs, x)
@@ -245,7 +245,7 @@ def test_vmap_over_codecs_is_a_loop():
         assert_array_equal(found[1][i], want["store"].data)
         assert_allclose(found[2][i], want["load"], atol=1e-5)
         assert_allclose(found[3][i], want["load"] @ x[i][0], atol=1e-4)
-    by_signs = jax.vmap(lambda key, x: kernels.apply(transforms.hadamard(key, 32), x, "interpret"))
+    by_signs = jax.vmap(lambda key, x: transforms.hadamard(key, 32).apply(x, "interpret"))
     want = [transforms.hadamard(k, 32).apply(v) for k, v in zip(keys, x, strict=True)]
     assert_allclose(by_signs(keys, x), want, atol=1e-5)
 
@@ -256,7 +256,7 @@ def test_new_levels_and_rotations_do_not_recompile():
     @jax.jit
     def run(codec, x):
         traces.append(codec)
-        return kernels.roundtrip(codec, x, "interpret")
+        return codec.roundtrip(x, "interpret")
 
     x = jax.random.normal(KEY, (4, 32))
     for key in jax.random.split(KEY, 2):
@@ -276,7 +276,7 @@ def test_by_default_a_cpu_gets_plain_jax_of_any_codec(q):
     assert_allclose(found["load"], loaded, atol=1e-6)
     assert_allclose(scores(codec, x, x[0], None), loaded @ x[0], atol=1e-4)
     t = transforms.planar(KEY, 32)
-    assert_allclose(kernels.apply(t, x[:, :32]), x[:, :32] @ t.matrix(), atol=1e-5)
+    assert_allclose(t.apply(x[:, :32]), x[:, :32] @ t.matrix(), atol=1e-5)
 
 
 SPHERE = quantizers.lloyd_max_sphere(3, 32)
@@ -302,8 +302,8 @@ def test_what_the_kernels_do_not_support_is_said(name):
     codec, dtype, implementation, words = BAD[name]
     x = jnp.ones((2, codec.transform.dim), dtype)
     for call in (
-        lambda: kernels.roundtrip(codec, x, implementation),
-        lambda: kernels.store(codec, x, implementation=implementation),
+        lambda: codec.roundtrip(x, implementation),
+        lambda: codec.store(x, implementation=implementation),
     ):
         with pytest.raises(ValueError, match=words):
             call()
@@ -313,10 +313,10 @@ def test_codes_that_would_wrap_offsets_have_no_kernel():
     codec, rows = Codec(PLANAR, SPHERE), 2**31 // 12 + 1
 
     def load(packed):
-        return kernels.load(codec, packed, implementation="triton")
+        return codec.load(packed, implementation="triton")
 
     def store(x):
-        return kernels.store(codec, x, implementation="triton")
+        return codec.store(x, implementation="triton")
 
     one = jax.eval_shape(codec.store, jnp.ones((1, 32)))
     many = jax.tree.map(lambda a: jax.ShapeDtypeStruct((rows, *a.shape[1:]), a.dtype), one)
@@ -337,37 +337,37 @@ def test_kernels_run_on_the_shards_of_a_mesh():
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, spec = jax.sharding.PartitionSpec("x"), jax.sharding.PartitionSpec()
     codec, x = Codec(PLANAR, SPHERE), jax.random.normal(KEY, (8, 32))
-    call = jax.shard_map(kernels.roundtrip, mesh=mesh, in_specs=(spec, rows), out_specs=rows)
+    call = jax.shard_map(Codec.roundtrip, mesh=mesh, in_specs=(spec, rows), out_specs=rows)
     assert_allclose(jax.jit(call)(codec, x), codec.roundtrip(x), atol=1e-5)
     queries, keys = x[:2], jax.jit(codec.store)(x)
     given = {"mesh": mesh, "in_specs": (spec, rows, spec), "out_specs": rows}
-    products = jax.jit(jax.shard_map(kernels.scores, **given))(codec, queries, keys)
+    products = jax.jit(jax.shard_map(Codec.scores, **given))(codec, queries, keys)
     assert_allclose(products, scores(codec, x, queries, "xla"), atol=1e-5)
 
 
 def test_no_vectors_go_by_plain_jax():
     codec, none = Codec(PLANAR, SPHERE), jnp.ones((0, 32))
-    assert kernels.roundtrip(codec, none).shape == (0, 32)
+    assert codec.roundtrip(none).shape == (0, 32)
     with pytest.raises(ValueError, match=r"non-empty arrays .*, got float32 \(0, 32\)"):
-        kernels.roundtrip(codec, none, "triton")
+        codec.roundtrip(none, "triton")
 
 
 def test_bad_codes_and_queries_are_refused():
     codec = Codec(PLANAR, SPHERE)
     packed = jax.jit(codec.store)(jnp.ones((2, 32)))
     with pytest.raises(ValueError, match="query must have a last axis of length 32"):
-        kernels.scores(codec, jnp.ones(31), packed)
+        codec.scores(jnp.ones(31), packed)
     with pytest.raises(ValueError, match=r"keys must be packed codes \[s, n\]"):
-        kernels.scores(codec, jnp.ones(32), jax.tree.map(lambda a: a[None], packed))
+        codec.scores(jnp.ones(32), jax.tree.map(lambda a: a[None], packed))
     with pytest.raises(ValueError, match="1 to 16 queries, got 17"):
-        kernels.scores(codec, jnp.ones((17, 32)), packed, "triton")
+        codec.scores(jnp.ones((17, 32)), packed, "triton")
     other = Codec(transforms.planar(KEY, 64), SPHERE)
     with pytest.raises(ValueError, match="64 of 3 bits, got 32 of 3 bits"):
-        kernels.load(other, packed, implementation="triton")
+        other.load(packed, implementation="triton")
     coarse = Codec(PLANAR, quantizers.lloyd_max_sphere(2, 32))
     with pytest.raises(ValueError, match="32 of 2 bits, got 32 of 3"):
-        kernels.scores(coarse, jnp.ones(32), packed, "triton")
+        coarse.scores(jnp.ones(32), packed, "triton")
     with pytest.raises(ValueError, match="a Hadamard, got Planar"):
-        kernels.apply(PLANAR, jnp.ones(32), "triton")
+        PADDED.apply(jnp.ones(31), "triton")
     with pytest.raises(ValueError, match="x must have a last axis of length 32"):
-        kernels.apply(PLANAR, jnp.ones(31))
+        PLANAR.apply(jnp.ones(31))

@@ -39,12 +39,15 @@ class Codebook(Quantizer):
             Euclidean norm `norm`, or `none`.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0.
+        symmetric: whether the levels are known to be their own negatives; a kernel then searches
+            half of them.
     """
 
     levels: Float[Array, "*d n"]
     normalize: str = static()
     granularity: str = static()
     group: int = static()
+    symmetric: bool = static()
 
     @property
     def bits(self) -> int:
@@ -74,9 +77,12 @@ class Codebook(Quantizer):
 
     def _rows(self) -> Array:
         """The levels as they broadcast against split numbers, with the levels on a last axis."""
-        if self.levels.ndim == 1:
-            return self.levels
-        return jnp.moveaxis(split(self.levels.T, self.granularity, self.group), 0, -1)
+        levels = self.levels
+        if self.symmetric:
+            levels = (levels - levels[..., ::-1]) / 2
+        if levels.ndim == 1:
+            return levels
+        return jnp.moveaxis(split(levels.T, self.granularity, self.group), 0, -1)
 
     def _split(self, y: Array) -> Array:
         if self.levels.ndim == 2:
@@ -93,6 +99,7 @@ def nearest_level(
     normalize: str = "none",
     granularity: str = "token",
     group: int = 0,
+    symmetric: bool = False,
 ) -> Codebook:
     """The codebook of any `levels`, which it sorts.
 
@@ -101,6 +108,8 @@ def nearest_level(
         normalize: `none`, or divide by the `rms` or the `norm` of the numbers that share a scale.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0; it must divide the last axis.
+        symmetric: say that an even number of levels are symmetric about zero; they are made so,
+            `(levels - levels[::-1]) / 2`, also while they are learned.
 
     Raises:
         ValueError: an argument is none of the allowed values.
@@ -108,7 +117,9 @@ def nearest_level(
     levels = sorted_levels(levels)
     check_choice("normalize", normalize, NORMALIZE)
     check_granularity(granularity, group)
-    return Codebook(levels, normalize, granularity, group)
+    if symmetric and levels.shape[-1] % 2:
+        raise ValueError(f"levels must be even in number to be symmetric, got {levels.shape[-1]}.")
+    return Codebook(levels, normalize, granularity, group, symmetric)
 
 
 def sorted_levels(levels: Float[Array, "*d n"]) -> Float[Array, "*d n"]:
