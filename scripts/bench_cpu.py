@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from isojax import Codec, kernels, quantizers, transforms
+from isojax import Codec, quantizers, transforms
 from isojax.report import Study, table
 
 Ways = dict[str, Callable[[], Any]]
@@ -128,7 +128,7 @@ def stage1_ways(config: Config, x: jax.Array) -> Ways:
     ways = {"pass": in_place(lambda x: x + 1, x)}
     for name in config.stage1:
         codec = Codec(transforms.from_name(jax.random.key(1), name, dim), book)
-        ways[name] = in_place(kernels.roundtrip, codec, x)
+        ways[name] = in_place(Codec.roundtrip, codec, x)
     torch = peer("torch")
     if torch is not None:
         matrix = torch.tensor(np.array(transforms.haar(jax.random.key(1), dim).matrix()))
@@ -155,7 +155,7 @@ def hadamard_ways(x: jax.Array) -> Ways:
     ways = {
         "pass": jitted(lambda x: x + 1, x),
         "isojax": jitted(transforms.fwht, x),
-        "isojax, random signs": jitted(kernels.apply, signed, x),
+        "isojax, random signs": jitted(transforms.Hadamard.apply, signed, x),
     }
     fht, torch = peer("fht_cpu"), peer("torch")
     if fht is not None:

@@ -113,7 +113,7 @@ class Decode:
         make_copy, copy = copy_of(codes, "bfloat16")
         calls = {"packed": self._attend, "bf16": self._attend} | self._others()
         moved = {"copy": codes} | dict.fromkeys(calls, 2 * numbers) | {"packed": codes}
-        makes = dict.fromkeys(calls, self._plain_tensors) | {
+        makes = dict.fromkeys(calls, self._tensors) | {
             "copy": make_copy,
             "packed": functools.partial(self._cache, packed=True),
             "bf16": functools.partial(self._cache, packed=False),
@@ -146,10 +146,8 @@ class Decode:
         of_q, of_k, of_v = jax.random.split(key, 3)
         shape = (self.batch, self.slots, self.groups, self.dim)
         q = jax.random.normal(of_q, (self.batch, 1, self.heads, self.dim), jnp.bfloat16)
-        return q, *(jax.random.normal(k, shape, jnp.bfloat16) for k in (of_k, of_v))
-
-    def _plain_tensors(self, key: Any) -> tuple[Any, Any, Any]:
-        return self._tensors(key)
+        k, v = (jax.random.normal(key, shape, jnp.bfloat16) for key in (of_k, of_v))
+        return q, k, v
 
     def _cache(self, key: Any, packed: bool) -> tuple[Any, ...]:
         """A layer with all but one token, then the query, key and value of the last one."""

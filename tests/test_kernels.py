@@ -1,6 +1,8 @@
 """Triton kernels by the interpreter, against the plain JAX beside them."""
 
 import functools
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -18,7 +20,7 @@ from isojax._core import implementation as choice
 KEY = jax.random.key(5)
 AGREE = 0.999  # the least share of codes that agree: all but near ties
 # Of these codes are packed too: 2, 3 and 4 bits, whole runs of them and not, blocks of three.
-PACKED = ["full-102", "full-1024", "planar-33", "rotor-128", "rotor-66", "hadamard-48"]
+PACKED = ["full-102", "full-1024", "planar-35", "rotor-130", "rotor-66", "hadamard-48"]
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -102,7 +104,8 @@ def test_scores_are_products_with_the_keys(name):
     query = jnp.asarray(np.random.default_rng(0).standard_normal((2, x.shape[-1]), np.float32))
     keys = wide(jax.jit(lambda codec, x: codec.load(codec.store(x)))(codec, x))
     found = scores(codec, x, query, "interpret")
-    assert_allclose(found, wide(query) @ keys.T, atol=1e-5 * np.abs(keys).sum(-1).max())
+    # products take 16 bits of each factor
+    assert_allclose(found, wide(query) @ keys.T, atol=2**-15 * np.abs(keys).sum(-1).max())
 
 
 HADAMARDS = {
@@ -142,19 +145,18 @@ def test_the_bytes_are_those_of_the_codes():
         x = wide(q.levels)[codes] @ wide(t.matrix()).T
         packed = packed_by(Codec(t, q), jnp.asarray(x, jnp.float32), "interpret")
         assert packed.scale is None and packed.data.shape == (21, 5 * bits)
-        stream = np.unpackbits(codes[..., None], axis=-1, count=bits, bitorder="little")
-        assert_array_equal(packed.data, np.packbits(stream.reshape(21, -1), -1, "little"))
+        assert_array_equal(packed.data, quantizers.pack_bits(jnp.asarray(codes), bits))
 
 
 def test_many_rows_go_by_several_tiles_a_program(monkeypatch):
-    monkeypatch.setattr("isojax.kernels._pallas.PROGRAMS", 1)
+    monkeypatch.setattr("isojax.kernels._pallas._tiles", lambda *_: 4)
     codec = Codec(transforms.planar(KEY, 64), quantizers.lloyd_max_gaussian(3, 64))
     x = jax.random.normal(KEY, (32 * 5 + 3, 64))  # two programs of four tiles, the last one ragged
     found, want = (everything(codec, x, way) for way in ("interpret", "xla"))
     assert_allclose(found["roundtrip"], want["roundtrip"], atol=1e-5)
     assert_array_equal(found["store"].data, want["store"].data)
     assert_allclose(found["load"], want["load"], atol=1e-5)
-    assert_allclose(scores(codec, x, x[0], "interpret"), want["load"] @ x[0], atol=1e-4)
+    assert_allclose(scores(codec, x, x[0], "interpret"), want["load"] @ x[0], atol=1e-3)
 
 
 def test_a_zero_vector_stays_zero_and_a_nan_spreads_over_its_vector_alone():
@@ -165,26 +167,26 @@ def test_a_zero_vector_stays_zero_and_a_nan_spreads_over_its_vector_alone():
     assert np.isnan(found[1]).all() and np.isfinite(found[2]).all()
 
 
-@pytest.mark.parametrize("implementation", ["interpret", None])
-def test_gradients_are_those_of_straight_through(implementation):
+@pytest.mark.parametrize("straight", [False, True])
+def test_derivatives_of_a_round_trip_are_those_of_plain_jax(straight):
     t = transforms.quaternion(KEY, 32)
     q = quantizers.lloyd_max_gaussian(2, 32, normalize="norm")
+    codec = Codec(t, quantizers.straight_through(q) if straight else q)
     x, w = jax.random.normal(KEY, (2, 5, 32))
 
-    def loss(run, codec, x):
-        return jnp.sum(w * run(codec, x))
+    @functools.partial(jax.jit, static_argnums=2)
+    def derivatives(codec, x, implementation):
+        def loss(codec, x):
+            return jnp.sum(w * codec.roundtrip(x, implementation))
 
-    def mine(codec, x):
-        return codec.roundtrip(x, implementation)
+        slopes = jax.grad(loss, (0, 1))(codec, x)
+        return slopes, jax.jvp(lambda x: codec.roundtrip(x, implementation), (x,), (w,))[1]
 
-    by_codec, by_x = jax.jit(jax.grad(functools.partial(loss, mine), (0, 1)))(Codec(t, q), x)
-    assert_allclose(by_x, w, atol=1e-5)  # the identity: rotated back what was rotated
-    assert_array_equal(by_codec.quantizer.levels, 0)
-    through = Codec(t, quantizers.straight_through(q))
-    want = jax.jit(jax.grad(functools.partial(loss, lambda c, x: c.roundtrip(x))))(through, x)
-    assert np.abs(want.transform.left).max() > 1e-2
-    assert_allclose(by_codec.transform.left, want.transform.left, atol=1e-4)
-    assert_allclose(by_codec.transform.right, want.transform.right, atol=1e-4)
+    found, want = (derivatives(codec, x, way) for way in ("interpret", "xla"))
+    assert np.abs(want[0][0].transform.left).max() > 1e-2
+    jax.tree.map(functools.partial(assert_allclose, atol=1e-4), found, want)
+    if straight:
+        assert_allclose(found[0][1], w, atol=1e-5)  # the identity: rotated back what was rotated
 
 
 @pytest.mark.parametrize("implementation", ["interpret", None])
@@ -216,7 +218,8 @@ def test_gradients_of_what_is_linear_are_exact(implementation):
     assert_allclose(found["load"][2], [turned[values == i].sum() for i in range(8)], atol=1e-3)
     keys = wide(book.levels)[np.asarray(values)] * scale @ inverse
     assert_allclose(found["scores"][4], keys.sum(0), atol=1e-4)
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(found["store"]))
+    rms = np.sqrt(np.mean(wide(x) ** 2, -1, keepdims=True))
+    assert_allclose(found["store"][3], wide(x) / (32 * rms), atol=1e-4)
 
 
 def test_vmap_over_codecs_is_a_loop():
@@ -244,7 +247,7 @@ def test_vmap_over_codecs_is_a_loop():
         assert_allclose(found[0][i], want["roundtrip"], atol=1e-5)
         assert_array_equal(found[1][i], want["store"].data)
         assert_allclose(found[2][i], want["load"], atol=1e-5)
-        assert_allclose(found[3][i], want["load"] @ x[i][0], atol=1e-4)
+        assert_allclose(found[3][i], want["load"] @ x[i][0], atol=1e-3)
     by_signs = jax.vmap(lambda key, x: transforms.hadamard(key, 32).apply(x, "interpret"))
     want = [transforms.hadamard(k, 32).apply(v) for k, v in zip(keys, x, strict=True)]
     assert_allclose(by_signs(keys, x), want, atol=1e-5)
@@ -283,7 +286,8 @@ SPHERE = quantizers.lloyd_max_sphere(3, 32)
 PLANAR = transforms.planar(KEY, 32)
 BAD = {
     "pallas": (Codec(PLANAR, SPHERE), "float32", "pallas", "implementation must be one of"),
-    "butterfly": (Codec(transforms.identity(32), SPHERE), "float32", "triton", "got Identity"),
+    "composed": (Codec(PLANAR @ PLANAR, SPHERE), "float32", "triton", "got Composed"),
+    "device": (Codec(PLANAR, SPHERE), "float32", "triton", "an NVIDIA GPU .*got cpu; allowed"),
     "dense": (Codec(transforms.haar(KEY, 96), SPHERE), "float32", "triton", "up to dim 64"),
     "uniform": (Codec(PLANAR, quantizers.absmax(3)), "float32", "triton", "a Codebook"),
     "group": (
@@ -330,7 +334,7 @@ def test_codes_that_would_wrap_offsets_have_no_kernel():
 def test_gpus_are_told_apart(monkeypatch, capability):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
-    assert choice._old_gpu() == (capability == "7.5")
+    assert choice._on_gpu() == (capability != "7.5")
 
 
 def test_kernels_run_on_the_shards_of_a_mesh():
@@ -357,7 +361,7 @@ def test_bad_codes_and_queries_are_refused():
     packed = jax.jit(codec.store)(jnp.ones((2, 32)))
     with pytest.raises(ValueError, match="query must have a last axis of length 32"):
         codec.scores(jnp.ones(31), packed)
-    with pytest.raises(ValueError, match=r"keys must be packed codes \[s, n\]"):
+    with pytest.raises(ValueError, match=r"packed must be of keys \[s, d\]"):
         codec.scores(jnp.ones(32), jax.tree.map(lambda a: a[None], packed))
     with pytest.raises(ValueError, match="1 to 16 queries, got 17"):
         codec.scores(jnp.ones((17, 32)), packed, "triton")
@@ -367,7 +371,27 @@ def test_bad_codes_and_queries_are_refused():
     coarse = Codec(PLANAR, quantizers.lloyd_max_sphere(2, 32))
     with pytest.raises(ValueError, match="32 of 2 bits, got 32 of 3"):
         coarse.scores(jnp.ones(32), packed, "triton")
-    with pytest.raises(ValueError, match="a Hadamard, got Planar"):
-        PADDED.apply(jnp.ones(31), "triton")
+    padded = transforms.padded(PLANAR, 31)
+    with pytest.raises(ValueError, match="got Padded"):
+        padded.apply(jnp.ones(31), "triton")
     with pytest.raises(ValueError, match="x must have a last axis of length 32"):
         PLANAR.apply(jnp.ones(31))
+
+
+def test_nothing_of_pallas_is_needed_on_a_cpu():
+    code = """
+import sys
+for name in ("triton", "mosaic_gpu"):
+    sys.modules["jax.experimental.pallas." + name] = None
+import jax
+from isojax import Codec, quantizers, transforms
+codec = Codec(transforms.hadamard(jax.random.key(0), 32), quantizers.lloyd_max_sphere(3, 32))
+x = jax.random.normal(jax.random.key(1), (4, 32))
+assert codec.roundtrip(x).shape == codec.load(codec.store(x)).shape == (4, 32)
+try:
+    codec.roundtrip(x, "interpret")
+except ValueError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "needs Pallas with Triton" in run.stdout and "allowed are None and 'xla'" in run.stdout

@@ -135,6 +135,13 @@ def step(a: Any, b: Any, c: Any, interpret: bool) -> Array:
     return _assembly("fma.rn.sat.f32 $0, $1, $2, $3;", a, b, c)
 
 
+def whole(v: Array, interpret: bool) -> Array:
+    """A whole number from 0 to 255 as int32: the last bits of `v + 2^23`, without a conversion."""
+    if interpret:
+        return v.astype(jnp.int32)
+    return lax.bitcast_convert_type(v + 2.0**23, jnp.int32) & 255
+
+
 def _assembly(code: str, *args: Any) -> Array:
     shape = jnp.broadcast_shapes(*map(jnp.shape, args))
     each = [

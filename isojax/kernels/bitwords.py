@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from isojax.kernels._pallas import Span, fma
+from isojax.kernels._pallas import Span, fma, whole
 from isojax.kernels.tile import Lanes, indices, parts, placed, read_raw, write
 from isojax.quantizers.packing import fields
 
@@ -80,9 +80,8 @@ class Words:
             for code in reversed(rest):
                 byte = fma(byte, 2.0**width, code, interpret)
             ones = sum(2 ** (width * i) for i in range(8 // width))
-            whole = fma(byte, a, b * ones, interpret) + 2.0**23  # whose last bits are the byte
-            value = lax.bitcast_convert_type(whole, jnp.int32) & 255
-            write(ref, *self._bytes(span, low, width, 0), value)
+            byte = whole(fma(byte, a, b * ones, interpret), interpret)
+            write(ref, *self._bytes(span, low, width, 0), byte)
 
     def read(self, ref: Any, span: Span) -> list[Array]:
         """The bytes of each field, one by one, or for each lane where some hold no code."""
@@ -126,7 +125,9 @@ class Words:
         width, pitch = self.lanes.width, self.lanes.pitch
         return lane if width == pitch else lane // width * pitch + lane % width
 
-    def _bytes(self, span: Span, low: int, width: int, i: int) -> Any:
+    def _bytes(
+        self, span: Span, low: int, width: int, i: int
+    ) -> tuple[tuple[Array, Array], Any]:
         """Where byte `i` of each run of a field lies."""
         runs, number = self.lanes.count // self._run(width), self._bytes_of_run(width)
         row, run = indices(span.rows, runs)

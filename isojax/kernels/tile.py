@@ -110,12 +110,12 @@ def placed(
     return (row, column), functools.reduce(operator.and_, both) if both else None
 
 
-def read(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0) -> Array:
+def read(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0.0) -> Array:
     """What `ref` holds there, in fp32 if floating; `other` where masked."""
     return wide(read_raw(ref, places, mask, other))
 
 
-def read_raw(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0) -> Array:
+def read_raw(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0.0) -> Array:
     """The same in the dtype of `ref`, and in the shape of the places."""
     at = ref.at[places]
     return load(at) if mask is None else load(at, mask=mask, other=jnp.array(other, ref.dtype))
