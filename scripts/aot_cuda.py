@@ -138,8 +138,9 @@ def cases() -> Iterator[tuple[Any, int]]:
     for name in ("quaternion_fast", "planar", "rotor", "hadamard"):
         for dtype in ("float32", "bfloat16"):
             yield case("roundtrip", name, 128, dtype, 3)
-        yield case("store", name, 128, "bfloat16", 3)
-        yield case("load", name, 128, "bfloat16", 3)
+        dim = 120 if name == "rotor" else 128  # 129 codes of 3 bits, padded, have no kernel
+        yield case("store", name, dim, "bfloat16", 3)
+        yield case("load", name, dim, "bfloat16", 3)
     for dim in (96, 1024):
         yield case("roundtrip", "hadamard", dim, "bfloat16", 4)
     yield case("roundtrip", "haar", 64, "float32", 3)
@@ -177,11 +178,11 @@ def compiled(case: Any, vectors: int, target: str, dump: Path, using: Tools) -> 
     for old in dump.rglob("*.ptx"):
         old.unlink()
     call = jax.jit(case.call("triton"))
+    name = f"isojax_{case.kernel}"
     with device(target):
         call.lower(*placed).compile()
-    name = f"isojax_{case.kernel}"
+        programs, steps = tiles(jax.make_jaxpr(call)(*shapes), name)
     (text,) = [p for p in dump.rglob("*.ptx") if f".entry {name}" in p.read_text()]
-    programs, steps = tiles(jax.make_jaxpr(call)(*shapes), name)
     work = Work(vectors * case.dim / programs, case.moved(vectors) / programs, steps)
     return read(text, name, work, target, using)
 
@@ -206,11 +207,7 @@ def tiles(jaxpr: Any, name: str) -> tuple[int, int]:
 
 
 def device(target: str) -> Any:
-    """The context in which a kernel is lowered; from JAX 0.11 on Triton wants to know the GPU."""
-    import jax
-
-    if jax.__version_info__ < (0, 11):
-        return contextlib.nullcontext()
+    """The context in which kernels are lowered: a GPU that is described, and not there."""
     from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
     gpu = AbstractDevice(NAMES[target], TARGETS[target][2], platform="gpu")

@@ -125,9 +125,7 @@ class Words:
         width, pitch = self.lanes.width, self.lanes.pitch
         return lane if width == pitch else lane // width * pitch + lane % width
 
-    def _bytes(
-        self, span: Span, low: int, width: int, i: int
-    ) -> tuple[tuple[Array, Array], Any]:
+    def _bytes(self, span: Span, low: int, width: int, i: int) -> tuple[tuple[Array, Array], Any]:
         """Where byte `i` of each run of a field lies."""
         runs, number = self.lanes.count // self._run(width), self._bytes_of_run(width)
         row, run = indices(span.rows, runs)

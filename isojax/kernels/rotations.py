@@ -145,7 +145,8 @@ def _base(block: int, dtype: Any) -> int:
     For 16 bits it is as large as a tile of shared memory holds, else no more than must be.
     """
     power, base = decompose(block)
-    while _exact(dtype) and power > 1 and 2 * base <= MOST_DENSE[0]:
+    most = MOST_DENSE[0] if base == 1 else MOST_DENSE[1]  # registers spill where lanes have gaps
+    while _exact(dtype) and power > 1 and 2 * base <= most:
         power, base = power // 2, 2 * base
     return base
 

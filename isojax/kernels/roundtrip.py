@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from isojax.kernels.codecs import book_of, unsupported_codec
 from isojax.kernels.levels import Levels, shared_scale
 from isojax.kernels.rotations import rotation, scales
 from isojax.kernels.tile import flat, read_raw, wide, write
+from isojax.transforms import Dense
 
 
 def unsupported(codec: Codec, x: Array) -> str:
@@ -27,6 +29,9 @@ def kernel(codec: Codec, x: Array, *, interpret: bool) -> Array:
     A Dense transform of 16-bit vectors is rounded to their dtype, for tensor cores.
     """
     turn, book = rotation(codec.transform, x.dtype, interpret), book_of(codec)
+    lanes = turn.lanes
+    if book.bits > 3 and not isinstance(codec.transform, Dense):  # registers spill
+        lanes = dataclasses.replace(lanes, min_rows=-(-lanes.min_rows // 2))
 
     def body(whole: Any) -> Any:
         *operands, levels_ref = whole
@@ -47,5 +52,5 @@ def kernel(codec: Codec, x: Array, *, interpret: bool) -> Array:
     rows = flat(x)
     shape = jax.ShapeDtypeStruct(rows.shape, x.dtype)
     whole = (*turn.operands, jnp.asarray(book.levels))
-    out = over_rows(body, [rows], whole, [shape], turn.lanes, "roundtrip", interpret)
+    out = over_rows(body, [rows], whole, [shape], lanes, "roundtrip", interpret)
     return out[0].reshape(x.shape)
