@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from isojax._core.queries import over_queries
+
+FEW = 16  # rows of queries up to which keys and values are the left factor on a CPU
 
 
 def apply_rope(
@@ -25,18 +27,61 @@ def apply_rope(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+class Exact(NamedTuple):
+    """A run of tokens that some queries read as they were before they were stored.
+
+    Attributes:
+        vectors: [batch, kv_heads, run, dim].
+        begin: position of the first of them.
+        fresh: `(query positions [t, 1], positions [run]) -> [t, run]`: who reads them.
+    """
+
+    vectors: Float[Array, "b g r d"]
+    begin: Int[Array, ""] | int
+    fresh: Callable[[Int[Array, "t 1"], Int[Array, " r"]], Bool[Array, "t r"]]
+
+    def mask(self, at: Int[Array, "t 1"]) -> Bool[Array, "t r"]:
+        """Which of them the queries at these positions read."""
+        return self.fresh(at, self.begin + jnp.arange(self.vectors.shape[2]))
+
+    def of(self, x: Float[Array, "n t s"]) -> Float[Array, "n t r"]:
+        """Their part of what is known of all slots."""
+        return jax.lax.dynamic_slice_in_dim(x, self.begin, self.vectors.shape[2], axis=-1)
+
+    def put(self, x: Float[Array, "n t s"], new: Any, at: Array) -> Float[Array, "n t s"]:
+        """`x` with `new` in their part, for the queries that read them."""
+        new = jnp.where(self.mask(at), new, self.of(x)).astype(x.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(x, new, self.begin, axis=-1)
+
+
 class Seen(NamedTuple):
     """Keys or values as attention reads them.
 
     Attributes:
-        stored: [batch, slots, kv_heads, dim], one for each position from 0.
-        exact: the same, as they were before they were stored; None where nobody reads it.
-        fresh: `(query positions [t, 1], positions [s]) -> [t, s]`: who reads `exact`.
+        stored: one vector for each position from 0, [batch, kv_heads, slots, dim], or with
+            `columns` [batch, kv_heads, dim, slots].
+        columns: see there.
+        exact: what some queries read in place of it.
     """
 
-    stored: Float[Array, "b s g d"]
-    exact: Float[Array, "b s g d"] | None = None
-    fresh: Callable[[Int[Array, "t 1"], Int[Array, " s"]], Bool[Array, "t s"]] | None = None
+    stored: Float[Array, "b g s d"] | Float[Array, "b g d s"]
+    columns: bool = False
+    exact: tuple[Exact, ...] = ()
+
+    @property
+    def slots(self) -> int:
+        """Positions that there is room for."""
+        return self.stored.shape[-1 if self.columns else -2]
+
+    def tokens(self, position: Int[Array, ""] | int) -> Float[Array, "b s g d"]:
+        """The vectors that a query at `position` reads."""
+        x = self.stored.swapaxes(2, 3) if self.columns else self.stored
+        for run in self.exact:
+            size = run.vectors.shape[2]
+            old = jax.lax.dynamic_slice_in_dim(x, run.begin, size, axis=2)
+            new = jnp.where(run.mask(jnp.full((1, 1), position))[0, :, None], run.vectors, old)
+            x = jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), run.begin, axis=2)
+        return x.swapaxes(1, 2)
 
 
 def causal_attention(
@@ -49,7 +94,8 @@ def causal_attention(
     """Softmax attention in which query i reads keys 0 .. start + i; the softmax is in fp32.
 
     Queries go by in blocks, so that the logits of a long text are never held at once. With a
-    `start` known to be 0, each quarter of them reads no keys that come after it.
+    `start` known to be 0, each quarter of them reads no keys that come after it. What is stored is
+    read as it lies, without a transpose.
 
     Args:
         q: queries, h heads.
@@ -58,38 +104,27 @@ def causal_attention(
         start: position of the first query among the keys.
         scale: what logits are multiplied by; d^-1/2 by default.
     """
-    keys = k if isinstance(k, Seen) else Seen(k)
-    values = v if isinstance(v, Seen) else Seen(v)
+    keys = k if isinstance(k, Seen) else Seen(k.transpose(0, 2, 3, 1), columns=True)
+    values = v if isinstance(v, Seen) else Seen(v.transpose(0, 2, 1, 3))
     batch, tokens, heads, dim = q.shape
-    slots, groups = keys.stored.shape[1:3]
+    slots, groups = keys.slots, keys.stored.shape[1]
     share = heads // groups
-
-    def columns(k: Array | None) -> Array | None:
-        return None if k is None else k.transpose(0, 2, 3, 1).reshape(batch * groups, dim, slots)
-
-    def lines(v: Array | None) -> Array | None:
-        return None if v is None else v.transpose(0, 2, 1, 3).reshape(batch * groups, slots, -1)
-
-    keys = keys._replace(stored=columns(keys.stored), exact=columns(keys.exact))
-    values = values._replace(stored=lines(values.stored), exact=lines(values.exact))
+    keys, values = _by_head(keys), _by_head(values)
 
     def read(rows: Array, at: Array, seen: int) -> Array:
         among = jnp.arange(seen)
-        logits = _product(rows, keys.stored[..., :seen])
-        if keys.exact is not None:
-            assert keys.fresh is not None
-            exact = _product(rows, keys.exact[..., :seen])
-            logits = jnp.where(keys.fresh(at, among), exact, logits)
+        logits = _scores(rows, keys.stored, keys.columns, seen)
+        for run in keys.exact:
+            logits = run.put(logits, _scores(rows, run.vectors[:, 0], False), at)
         logits = jnp.where(at >= among, logits, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
-        weights = weights.astype(values.stored.dtype)
-        if values.exact is None:
-            return _product(weights, values.stored[:, :seen]) / total
-        assert values.fresh is not None
-        other = jnp.where(values.fresh(at, among), weights, 0)
-        mixed = _product(weights - other, values.stored[:, :seen])
-        return (mixed + _product(other, values.exact[:, :seen])) / total
+        weights, mixed = weights.astype(values.stored.dtype), 0.0
+        for run in values.exact:
+            part = jnp.where(run.mask(at), run.of(weights), 0)
+            mixed = mixed + _mixture(part, run.vectors[:, 0], False)
+            weights = run.put(weights, 0, at)
+        return (mixed + _mixture(weights, values.stored, values.columns, seen)) / total
 
     q = q * (dim**-0.5 if scale is None else scale)
     q = q.reshape(batch, tokens, groups, share, dim).transpose(0, 2, 3, 1, 4)
@@ -99,5 +134,41 @@ def causal_attention(
     return out[:, :tokens].astype(q.dtype)
 
 
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+def _by_head(seen: Seen) -> Seen:
+    """All texts and heads on one axis; runs keep a second one of length 1."""
+    stored = jax.lax.collapse(seen.stored, 0, 2)
+    exact = tuple(
+        run._replace(vectors=jax.lax.collapse(run.vectors, 0, 2)[:, None]) for run in seen.exact
+    )
+    return Seen(stored, seen.columns, exact)
+
+
+def _scores(
+    rows: Float[Array, "n r d"], keys: Array, columns: bool, seen: int | None = None
+) -> Float[Array, "n r s"]:
+    """Inner products with the first `seen` keys, in fp32."""
+    if columns:
+        return _product(rows, keys[..., :seen], 2, 1)
+    keys = keys[:, :seen]
+    if rows.shape[1] > FEW:
+        return _product(rows, keys, 2, 2)
+    # XLA's products on a CPU copy the right factor, so let that be the queries
+    return _product(keys, rows.swapaxes(1, 2), 2, 1).swapaxes(1, 2)
+
+
+def _mixture(
+    weights: Float[Array, "n r s"], values: Array, columns: bool, seen: int | None = None
+) -> Float[Array, "n r d"]:
+    """Sums of the first `seen` values by their weights, in fp32."""
+    if not columns:
+        return _product(weights, values[:, :seen], 2, 1)
+    values = values[..., :seen]
+    if weights.shape[1] > FEW:
+        return _product(weights, values, 2, 2)
+    return _product(values, weights, 2, 2).swapaxes(1, 2)
+
+
+def _product(a: Array, b: Array, of_a: int, of_b: int) -> Array:
+    """Sum over axis `of_a` of a and `of_b` of b, one product for each of the first axis."""
+    axes = (((of_a,), (of_b,)), ((0,), (0,)))
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)

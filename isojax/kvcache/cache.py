@@ -40,6 +40,7 @@ class LayerCache:
         v: Float[Array, "b t g d"],
         start: Int[Array, ""],
         frequency: Float[Array, " half"],
+        layer: Int[Array, ""] | None = None,
     ) -> tuple[LayerCache, Float[Array, "b t o"]]:
         """Append keys and values, then attend to all that are stored.
 
@@ -52,16 +53,18 @@ class LayerCache:
             v: values.
             start: tokens stored so far.
             frequency: of the rotary embedding.
+            layer: which one, if the leaves are stacks of all layers: the stacks are returned with
+                this layer written in place.
 
         Returns:
             The layer with the new tokens, and what the queries read; NaN if there was no room.
         """
-        keys, k_seen = self.keys.update(k, start, frequency, self.rotated)
-        values, v_seen = self.values.update(v, start, None, self.rotated)
+        keys, k_seen = self.keys.update(k, start, frequency, self.rotated, layer)
+        values, v_seen = self.values.update(v, start, None, self.rotated, layer)
         if self.rotated:
-            q_seen = self.keys.query(q)
+            q_seen = self.keys.query(q, layer)
             mixed = causal_attention(q_seen, k_seen, v_seen, start, q.shape[-1] ** -0.5)
-            mixed = self.values.output(mixed.reshape(*q.shape[:-1], -1))
+            mixed = self.values.output(mixed.reshape(*q.shape[:-1], -1), layer)
             out = mixed.reshape(*q.shape[:2], -1).astype(q.dtype)
         else:
             out = causal_attention(q, k_seen, v_seen, start)
@@ -138,8 +141,11 @@ def new_cache(
 
     def side(name: str, kept: Store | None) -> Side:
         if kept is None:
-            return PlainSide(jnp.zeros((layers, batch, slots, kv_heads, head_dim), dtype))
+            columns = name == "values"
+            sizes = (head_dim, slots) if columns else (slots, head_dim)
+            return PlainSide(jnp.zeros((layers, batch, kv_heads, *sizes), dtype), columns)
         _check_store(name, kept, layers, slots, kv_heads, head_dim)
+        kept = jax.tree.map(jnp.copy, kept)  # a cache may be donated; no two leaves are one buffer
         empty = jax.vmap(lambda kept: PackedSide.empty(kept, batch, slots, kv_heads, head_dim))
         return empty(kept)
 

@@ -55,12 +55,12 @@ class Store:
         one = jax.vmap(jax.vmap(lambda c, x: c.store(x, dtype), (None, 0)), (None, 0))
         return jax.vmap(one)(self.codec, x.transpose(3, 0, 1, 2, 4))
 
-    def decode(self, packed: Packed, rotated: bool) -> Float[Array, "b s g e"]:
+    def decode(self, packed: Packed, rotated: bool) -> Float[Array, "b g s e"]:
         """What `encode` stored, pages joined; in the codec's coordinates where `rotated`."""
         one = (lambda c, p: c.load_rotated(p)) if rotated else (lambda c, p: c.load(p))
         x = jax.vmap(jax.vmap(jax.vmap(one, (None, 0)), (None, 0)))(self.codec, packed)
         groups, batch, pages, page, dim = x.shape
-        return x.reshape(groups, batch, pages * page, dim).transpose(1, 2, 0, 3)
+        return x.reshape(groups, batch, pages * page, dim).swapaxes(0, 1)
 
     def by_head(
         self, name: str, x: Float[Array, "b t h d"], groups: int

@@ -90,10 +90,10 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(  # noqa: D102
-        self, carry: tuple[Array, dict[str, Array]], layer: Layer, cache: Any, shared: Any
+        self, carry: tuple[Array, dict[str, Array], Any], layer: Layer, shared: Any
     ):
         config, hooks = self.config, self.hooks
-        x, captured = carry
+        x, captured, cache = carry
         positions, start = shared
         batch, tokens, _ = x.shape
 
@@ -140,7 +140,7 @@ class DecoderLayer(nn.Module):
         if cache is None:
             h = causal_attention(q, k, v)
         else:
-            cache, h = cache.attend(q, k, v, start, frequency)
+            cache, h = cache.attend(q, k, v, start, frequency, layer)
         h = activation("input:o_proj", h)
         captured = see("input:o_proj", h, captured)
         x = x + drop(linear("o_proj", config.hidden_size, config.o_bias, h))
@@ -153,7 +153,7 @@ class DecoderLayer(nn.Module):
         h = activation("input:down_proj", h)
         captured = see("input:down_proj", h, captured)
         x = x + drop(linear("down_proj", config.hidden_size, config.mlp_bias, h))
-        return (x, captured), cache
+        return (x, captured, cache), None
 
 
 class Decoder(nn.Module):
@@ -183,13 +183,13 @@ class Decoder(nn.Module):
             DecoderLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0 if cache is not None else nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=config.num_hidden_layers,
         )
         layers = scanned(config, self.hooks, wanted, self.dropout, name="layers")
         kept = None if cache is None else cache.layers
-        (x, captured), kept = layers(
-            (x, captured), jnp.arange(config.num_hidden_layers), kept, (positions, start)
+        (x, captured, kept), _ = layers(
+            (x, captured, kept), jnp.arange(config.num_hidden_layers), (positions, start)
         )
         captured = {kind: stack[: len(wanted[kind])] for kind, stack in captured.items()}
         if config.num_hidden_layers in wanted.get("hidden", ()):
