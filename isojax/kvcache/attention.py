@@ -31,22 +31,22 @@ class Exact(NamedTuple):
     """A run of tokens that some queries read as they were before they were stored.
 
     Attributes:
-        vectors: [batch, kv_heads, run, dim].
+        vectors: [batch * kv_heads, run, dim].
         begin: position of the first of them.
         fresh: `(query positions [t, 1], positions [run]) -> [t, run]`: who reads them.
     """
 
-    vectors: Float[Array, "b g r d"]
+    vectors: Float[Array, "n r d"]
     begin: Int[Array, ""] | int
     fresh: Callable[[Int[Array, "t 1"], Int[Array, " r"]], Bool[Array, "t r"]]
 
     def mask(self, at: Int[Array, "t 1"]) -> Bool[Array, "t r"]:
         """Which of them the queries at these positions read."""
-        return self.fresh(at, self.begin + jnp.arange(self.vectors.shape[2]))
+        return self.fresh(at, self.begin + jnp.arange(self.vectors.shape[1]))
 
     def of(self, x: Float[Array, "n t s"]) -> Float[Array, "n t r"]:
         """Their part of what is known of all slots."""
-        return jax.lax.dynamic_slice_in_dim(x, self.begin, self.vectors.shape[2], axis=-1)
+        return jax.lax.dynamic_slice_in_dim(x, self.begin, self.vectors.shape[1], axis=-1)
 
     def put(self, x: Float[Array, "n t s"], new: Any, at: Array) -> Float[Array, "n t s"]:
         """`x` with `new` in their part, for the queries that read them."""
@@ -55,17 +55,19 @@ class Exact(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """Keys or values as attention reads them.
+    """Keys or values as attention reads them; n is batch * kv_heads, heads of a text in a row.
 
     Attributes:
-        stored: one vector for each position from 0, [batch, kv_heads, slots, dim], or with
-            `columns` [batch, kv_heads, dim, slots].
+        stored: one vector for each position from 0, [n, slots, dim], or with `columns`
+            [n, dim, slots].
         columns: see there.
+        scale: what the vectors are multiplied by, [n, slots], or None for one.
         exact: what some queries read in place of it.
     """
 
-    stored: Float[Array, "b g s d"] | Float[Array, "b g d s"]
+    stored: Float[Array, "n s d"] | Float[Array, "n d s"]
     columns: bool = False
+    scale: Float[Array, "n s"] | None = None
     exact: tuple[Exact, ...] = ()
 
     @property
@@ -73,15 +75,15 @@ class Seen(NamedTuple):
         """Positions that there is room for."""
         return self.stored.shape[-1 if self.columns else -2]
 
-    def tokens(self, position: Int[Array, ""] | int) -> Float[Array, "b s g d"]:
+    def tokens(self, position: Int[Array, ""] | int) -> Float[Array, "s n d"]:
         """The vectors that a query at `position` reads."""
-        x = self.stored.swapaxes(2, 3) if self.columns else self.stored
+        x = self.stored.swapaxes(1, 2) if self.columns else self.stored
+        x = x if self.scale is None else x * self.scale[..., None]
         for run in self.exact:
-            size = run.vectors.shape[2]
-            old = jax.lax.dynamic_slice_in_dim(x, run.begin, size, axis=2)
+            old = jax.lax.dynamic_slice_in_dim(x, run.begin, run.vectors.shape[1], axis=1)
             new = jnp.where(run.mask(jnp.full((1, 1), position))[0, :, None], run.vectors, old)
-            x = jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), run.begin, axis=2)
-        return x.swapaxes(1, 2)
+            x = jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), run.begin, axis=1)
+        return x.swapaxes(0, 1)
 
 
 def causal_attention(
@@ -104,43 +106,44 @@ def causal_attention(
         start: position of the first query among the keys.
         scale: what logits are multiplied by; d^-1/2 by default.
     """
-    keys = k if isinstance(k, Seen) else Seen(k.transpose(0, 2, 3, 1), columns=True)
-    values = v if isinstance(v, Seen) else Seen(v.transpose(0, 2, 1, 3))
+    keys = k if isinstance(k, Seen) else Seen(by_head(k, columns=True), columns=True)
+    values = v if isinstance(v, Seen) else Seen(by_head(v))
     batch, tokens, heads, dim = q.shape
-    slots, groups = keys.slots, keys.stored.shape[1]
+    groups = len(keys.stored) // batch
     share = heads // groups
-    keys, values = _by_head(keys), _by_head(values)
 
     def read(rows: Array, at: Array, seen: int) -> Array:
         among = jnp.arange(seen)
-        logits = _scores(rows, keys.stored, keys.columns, seen)
+        logits = _scaled(_scores(rows, keys.stored, keys.columns, seen), keys, seen)
         for run in keys.exact:
-            logits = run.put(logits, _scores(rows, run.vectors[:, 0], False), at)
+            logits = run.put(logits, _scores(rows, run.vectors, False), at)
         logits = jnp.where(at >= among, logits, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
-        weights, mixed = weights.astype(values.stored.dtype), 0.0
+        dtype, mixed = values.stored.dtype, 0.0
         for run in values.exact:
-            part = jnp.where(run.mask(at), run.of(weights), 0)
-            mixed = mixed + _mixture(part, run.vectors[:, 0], False)
+            part = jnp.where(run.mask(at), run.of(weights), 0).astype(dtype)
+            mixed = mixed + _mixture(part, run.vectors, False)
             weights = run.put(weights, 0, at)
+        weights = _scaled(weights, values, seen).astype(dtype)
         return (mixed + _mixture(weights, values.stored, values.columns, seen)) / total
 
     q = q * (dim**-0.5 if scale is None else scale)
     q = q.reshape(batch, tokens, groups, share, dim).transpose(0, 2, 3, 1, 4)
-    out = over_queries(read, q.reshape(batch * groups, share, tokens, dim), slots, start)
+    out = over_queries(read, q.reshape(batch * groups, share, tokens, dim), keys.slots, start)
     out = out.reshape(len(out), batch, groups, share, -1, out.shape[-1])
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads * out.shape[-1])
     return out[:, :tokens].astype(q.dtype)
 
 
-def _by_head(seen: Seen) -> Seen:
-    """All texts and heads on one axis; runs keep a second one of length 1."""
-    stored = jax.lax.collapse(seen.stored, 0, 2)
-    exact = tuple(
-        run._replace(vectors=jax.lax.collapse(run.vectors, 0, 2)[:, None]) for run in seen.exact
-    )
-    return Seen(stored, seen.columns, exact)
+def by_head(x: Float[Array, "b t g d"], columns: bool = False) -> Array:
+    """Vectors of tokens as attention reads them, see `Seen`."""
+    return jax.lax.collapse(x.transpose(0, 2, 3, 1) if columns else x.transpose(0, 2, 1, 3), 0, 2)
+
+
+def _scaled(x: Float[Array, "n r s"], of: Seen, seen: int) -> Float[Array, "n r s"]:
+    """`x` times the scales of the first `seen` vectors."""
+    return x if of.scale is None else x * of.scale[:, None, :seen]
 
 
 def _scores(

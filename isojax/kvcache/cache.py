@@ -77,28 +77,43 @@ class Cache:
     """Keys and values of the tokens read so far.
 
     Attributes:
-        layers: leaves lead with [layers].
+        layers: leaves lead with [layers]; or, `unstack`ed, one for each layer.
         length: tokens stored.
     """
 
-    layers: LayerCache
+    layers: LayerCache | tuple[LayerCache, ...]
     length: Int[Array, ""]
 
     @property
     def slots(self) -> int:
         """Tokens that there is room for."""
-        return self.layers.keys.slots
+        return self._parts[0].keys.slots
 
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept for tokens, all layers; codecs not counted (see `side_bytes`)."""
-        return self.layers.keys.nbytes + self.layers.values.nbytes
+        return sum(part.keys.nbytes + part.values.nbytes for part in self._parts)
 
     @property
     def side_bytes(self) -> int:
         """Bytes of what does not grow with tokens: transforms, codebooks, means."""
-        sides = (self.layers.keys, self.layers.values)
+        sides = [side for part in self._parts for side in (part.keys, part.values)]
         return nbytes([side.store for side in sides if isinstance(side, PackedSide)])
+
+    def unstack(self) -> Cache:
+        """The same with the layers apart, for `models.unstack`ed parameters.
+
+        A layer is then read where it lies, which a slice of a stack is not on a CPU.
+        """
+        if isinstance(self.layers, tuple):
+            return self
+        number = len(jax.tree.leaves(self.layers)[0])
+        parts = (jax.tree.map(lambda a, i=i: a[i], self.layers) for i in range(number))
+        return Cache(tuple(parts), self.length)
+
+    @property
+    def _parts(self) -> tuple[LayerCache, ...]:
+        return self.layers if isinstance(self.layers, tuple) else (self.layers,)
 
 
 def new_cache(
@@ -143,7 +158,7 @@ def new_cache(
         if kept is None:
             columns = name == "values"
             sizes = (head_dim, slots) if columns else (slots, head_dim)
-            return PlainSide(jnp.zeros((layers, batch, kv_heads, *sizes), dtype), columns)
+            return PlainSide(jnp.zeros((layers, batch * kv_heads, *sizes), dtype), columns)
         _check_store(name, kept, layers, slots, kv_heads, head_dim)
         kept = jax.tree.map(jnp.copy, kept)  # a cache may be donated; no two leaves are one buffer
         empty = jax.vmap(lambda kept: PackedSide.empty(kept, batch, slots, kv_heads, head_dim))

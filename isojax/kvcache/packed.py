@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from isojax._core.pytree import pytree, static
-from isojax.kvcache.attention import Exact, Seen, apply_rope
+from isojax.kvcache.attention import Exact, Seen, apply_rope, by_head
 from isojax.kvcache.layers import append, at_layer
 from isojax.kvcache.store import Store, mean_at
 from isojax.quantizers.codes import Packed, nbytes, stored
@@ -125,16 +125,22 @@ class PackedSide:
         return store.by_head(name, x, groups=self.first.shape[-2])
 
     def _read(self, around: Array, start: Any, frequency: Array | None, rotated: bool) -> Seen:
-        """All slots, from codes, and the tokens that are read exact; `around` ends with new ones."""
-        kept = self.store
-        coded = kept.decode(self.packed, rotated)[:, :, : self.slots]
-        if not rotated and (kept.mean is not None or kept.rope == "before"):
-            by_token = self._uncentre(coded.swapaxes(1, 2), jnp.arange(self.slots), frequency)
-            coded = by_token.swapaxes(1, 2)
-        coded = self._with_mean(coded.astype(around.dtype), 0, frequency, rotated)
+        """All slots from their codes, and what is read exact; `around` ends with new tokens."""
+        kept, positions = self.store, jnp.arange(self.slots)
+        if rotated:
+            coded, scale = kept.decode_rotated(self.packed)
+            coded = coded[:, : self.slots]
+            scale = None if scale is None else scale[:, : self.slots]
+            if scale is not None and kept.mean is not None:
+                coded, scale = coded * scale, None
+            scale = None if scale is None else scale[..., 0]
+            coded = self._with_mean(coded.astype(around.dtype), positions, frequency)
+        else:
+            coded, scale = kept.decode(self.packed)[:, : self.slots], None
+            coded = by_head(self._uncentre(coded, positions, frequency).astype(around.dtype))
         runs = []
         if kept.sinks or kept.tail or kept.deferred:
-            # the window of slots in which they lie: some may lie before the first or behind the last
+            # the slots in which they lie: some may lie before the first or behind the last one
             size, first_at = min(around.shape[1], self.slots), start - kept.tail
             begin = jnp.clip(first_at, 0, self.slots - size)
             room = jnp.pad(around, ((0, 0), (0, size), (0, 0), (0, 0)))
@@ -144,21 +150,24 @@ class PackedSide:
         fresh = functools.partial(self._fresh, start)
         exact = []
         for x, begin in runs:
+            positions = begin + jnp.arange(x.shape[1])
             if rotated:
-                x = self._centre(x, begin + jnp.arange(x.shape[1]), frequency)
-                x = self._by_head("rotate", x).astype(coded.dtype)
-            x = self._with_mean(x.swapaxes(1, 2), begin, frequency, rotated)
+                x = self._by_head("rotate", self._centre(x, positions, frequency))
+                x = self._with_mean(by_head(x.astype(coded.dtype)), positions, frequency)
+            else:
+                x = by_head(x)
             exact.append(Exact(x, begin, fresh))
-        return Seen(coded, exact=tuple(exact))
+        return Seen(coded, scale=scale, exact=tuple(exact))
 
     def _with_mean(
-        self, x: Float[Array, "b g s d"], begin: Any, frequency: Array | None, rotated: bool
-    ) -> Float[Array, "b g s e"]:
-        """What stands at slots from `begin`, next to the mean that `query` holds against it."""
-        if not rotated or self.store.mean is None:
+        self, x: Float[Array, "n s d"], positions: Array, frequency: Array | None
+    ) -> Float[Array, "n s e"]:
+        """Next to what is stored at these positions, the mean that `query` holds against it."""
+        if self.store.mean is None:
             return x
-        mean = self._mean(begin + jnp.arange(x.shape[2]), frequency).swapaxes(0, 1).astype(x.dtype)
-        return jnp.concatenate([x, jnp.broadcast_to(mean, (*x.shape[:3], mean.shape[-1]))], axis=-1)
+        mean = self._mean(positions, frequency).swapaxes(0, 1).astype(x.dtype)
+        mean = jnp.tile(mean, (len(x) // len(mean), 1, 1))
+        return jnp.concatenate([x, mean], axis=-1)
 
     def _fresh(self, start: Any, asking: Any, positions: Array) -> Array:
         """Which positions a query at `asking`, in a call from `start` on, reads exact."""

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Array, Float, Int
 
 from isojax._core.pytree import pytree, static
-from isojax.kvcache.attention import Seen
+from isojax.kvcache.attention import Seen, by_head
 from isojax.kvcache.layers import append, at_layer
 from isojax.quantizers.codes import nbytes
 
@@ -17,12 +17,12 @@ class PlainSide:
     """Keys (after the rotary embedding) or values of one layer, or of all of them.
 
     Attributes:
-        numbers: zero where no token is yet: [batch, kv_heads, slots, head_dim], or with `columns`
-            [batch, kv_heads, head_dim, slots].
+        numbers: zero where no token is yet: [batch * kv_heads, slots, head_dim], or with `columns`
+            [batch * kv_heads, head_dim, slots]. XLA on a CPU writes one with split axes twice.
         columns: slots are the last axis, along which values are added up.
     """
 
-    numbers: Float[Array, "*layers b g s d"] | Float[Array, "*layers b g d s"]
+    numbers: Float[Array, "*layers n s d"] | Float[Array, "*layers n d s"]
     columns: bool = static()
 
     @property
@@ -44,9 +44,8 @@ class PlainSide:
         layer: Int[Array, ""] | None = None,
     ) -> tuple[PlainSide, Seen]:
         """Append `x` at position `start`; see `PackedSide.update`."""
-        new = x.transpose(0, 2, 3, 1) if self.columns else x.transpose(0, 2, 1, 3)
-        axis = 3 if self.columns else 2
-        numbers = append(self.numbers, new.astype(self.numbers.dtype), start, axis, layer)
+        new = by_head(x, self.columns).astype(self.numbers.dtype)
+        numbers = append(self.numbers, new, start, 2 if self.columns else 1, layer)
         stored = at_layer(numbers, layer).astype(x.dtype)
         return PlainSide(numbers, self.columns), Seen(stored, self.columns)
 

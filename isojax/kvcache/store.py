@@ -55,12 +55,25 @@ class Store:
         one = jax.vmap(jax.vmap(lambda c, x: c.store(x, dtype), (None, 0)), (None, 0))
         return jax.vmap(one)(self.codec, x.transpose(3, 0, 1, 2, 4))
 
-    def decode(self, packed: Packed, rotated: bool) -> Float[Array, "b g s e"]:
-        """What `encode` stored, pages joined; in the codec's coordinates where `rotated`."""
-        one = (lambda c, p: c.load_rotated(p)) if rotated else (lambda c, p: c.load(p))
-        x = jax.vmap(jax.vmap(jax.vmap(one, (None, 0)), (None, 0)))(self.codec, packed)
-        groups, batch, pages, page, dim = x.shape
-        return x.reshape(groups, batch, pages * page, dim).swapaxes(0, 1)
+    def decode(self, packed: Packed) -> Float[Array, "b s g d"]:
+        """What `encode` stored, pages joined."""
+        one = jax.vmap(jax.vmap(jax.vmap(lambda c, p: c.load(p), (None, 0)), (None, 0)))
+        x = one(self.codec, packed)
+        return jax.lax.collapse(x, 2, 4).transpose(1, 2, 0, 3)
+
+    def decode_rotated(
+        self, packed: Packed
+    ) -> tuple[Float[Array, "n s e"], Float[Array, "n s 1"] | None]:
+        """The same in the codec's coordinates, by head, and what the vectors are scaled by."""
+
+        def one(c: Codec, p: Packed) -> tuple[Array, Array | None]:
+            return c.quantizer.load_scaled(p)
+
+        found = jax.vmap(jax.vmap(jax.vmap(one, (None, 0)), (None, 0)))(self.codec, packed)
+        # [kv_heads, batch, pages, page, ...]
+        return jax.tree.map(
+            lambda x: jax.lax.collapse(jax.lax.collapse(x, 2, 4).swapaxes(0, 1), 0, 2), found
+        )
 
     def by_head(
         self, name: str, x: Float[Array, "b t h d"], groups: int

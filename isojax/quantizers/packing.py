@@ -53,12 +53,23 @@ def unpack_bits(packed: UInt8[Array, "*batch n"], bits: int, dim: int) -> UInt8[
     Raises:
         ValueError: `bits` is not 0 to 8, or `packed` has not the length of so many codes.
     """
+    return jax.lax.collapse(unpack_cycles(packed, bits, dim), -2)[..., :dim]
+
+
+def unpack_cycles(
+    packed: UInt8[Array, "*batch n"], bits: int, dim: int
+) -> UInt8[Array, "*batch cycles codes"]:
+    """`unpack_bits` by cycles, the fewest codes that fill whole bytes; the last one is filled up.
+
+    Raises:
+        ValueError: as there.
+    """
     check_choice("bits", bits, range(MOST_BITS + 1))
     check_last_axis("packed", packed, packed_bytes(dim, bits))
     *batch, length = packed.shape
     codes, size = _cycle(bits)
     if bits == 0:
-        return jnp.zeros((*batch, dim), jnp.uint8)
+        return jnp.zeros((*batch, -(-dim // codes), codes), jnp.uint8)
     pads = [(0, 0)] * len(batch) + [(0, -length % size)]
     cycles = jnp.pad(packed, pads).reshape(*batch, -(-length // size), size).astype(jnp.uint32)
     run = min(codes, 32 // bits)
@@ -70,8 +81,7 @@ def unpack_bits(packed: UInt8[Array, "*batch n"], bits: int, dim: int) -> UInt8[
             word |= _shift_left(cycles[..., byte], 8 * byte - bits * first)
         shifts = bits * jnp.arange(len(here), dtype=jnp.uint32)
         runs.append(word[..., None] >> shifts)
-    values = jnp.concatenate(runs, axis=-1) & (2**bits - 1)
-    return jax.lax.collapse(values.astype(jnp.uint8), -2)[..., :dim]
+    return (jnp.concatenate(runs, axis=-1) & (2**bits - 1)).astype(jnp.uint8)
 
 
 def pack_mixed(
