@@ -155,8 +155,7 @@ def _scores(
     keys = keys[:, :seen]
     if rows.shape[1] > FEW:
         return _product(rows, keys, 2, 2)
-    # XLA's products on a CPU copy the right factor, so let that be the queries
-    return _product(keys, rows.swapaxes(1, 2), 2, 1).swapaxes(1, 2)
+    return _product_turned(keys, rows, 1)
 
 
 def _mixture(
@@ -168,7 +167,17 @@ def _mixture(
     values = values[..., :seen]
     if weights.shape[1] > FEW:
         return _product(weights, values, 2, 2)
-    return _product(values, weights, 2, 2).swapaxes(1, 2)
+    return _product_turned(values, weights, 2)
+
+
+def _product_turned(a: Array, few: Array, of_few: int) -> Array:
+    """Sum over the last axes of both, [n, rows of few, rows of a]; `few` turned or not.
+
+    XLA's products on a CPU copy their right factor, so that should be the small one. The barriers
+    keep it from turning the product round again.
+    """
+    few = few if of_few == 2 else jax.lax.optimization_barrier(few.swapaxes(1, 2))
+    return jax.lax.optimization_barrier(_product(a, few, 2, of_few)).swapaxes(1, 2)
 
 
 def _product(a: Array, b: Array, of_a: int, of_b: int) -> Array:
