@@ -99,7 +99,7 @@ def reread(store, x, frequency):
 
     def layer(store, x):
         side = PackedSide.empty(store, 1, *x.shape)
-        return side.update(x[None], 0, frequency, rotated=False)[1].stored[0]
+        return side.update(x[None], 0, frequency, rotated=False)[1].tokens(len(x) - 1)
 
     return jax.vmap(layer)(store, x)
 

@@ -52,11 +52,9 @@ def run(
         ValueError: `implementation` is none of these, or is a kernel that does not support the
             arguments or cannot run here; names what is allowed.
     """
-    check_choice("implementation", implementation, IMPLEMENTATIONS)
-    explicit = implementation in ("triton", "interpret")
-    on_gpu = _on_gpu()
-    if implementation == "xla" or not (explicit or on_gpu):
+    if not by_kernels(implementation):
         return reference(*args)
+    explicit = implementation is not None
 
     def refuse(why: str) -> Any:
         if explicit:
@@ -71,7 +69,7 @@ def run(
         return refuse(f"needs Pallas with Triton ({error}); allowed are None and 'xla'.")
     if lacking := module.unsupported(*args, **options):
         return refuse(f"supports {lacking}")
-    if implementation == "triton" and not on_gpu:
+    if implementation == "triton" and not _on_gpu():
         return refuse(
             f"needs an NVIDIA GPU of compute capability {OLDEST} or later, got "
             f"{jax.default_backend()}; allowed are None, 'xla' and 'interpret'."
@@ -81,6 +79,15 @@ def run(
         return _with_derivative(kernel, reference)(*args)
     cuda = _with_derivative(kernel, reference)
     return lax.platform_dependent(*args, cuda=cuda, default=reference)
+
+
+def by_kernels(implementation: str | None) -> bool:
+    """Whether operations take kernels where these support the arguments, and not plain JAX.
+
+    For programs that would be written in another way around kernels.
+    """
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    return implementation in ("triton", "interpret") or (implementation is None and _on_gpu())
 
 
 def _with_derivative(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 from isojax._core.checks import check_choice, check_last_axis, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.quantizers.base import Quantizer
-from isojax.quantizers.codes import Codes
+from isojax.quantizers.codes import Codes, Packed, loaded
 from isojax.quantizers.granularity import (
     NORMALIZE,
     check_granularity,
@@ -21,6 +21,7 @@ from isojax.quantizers.granularity import (
     shared_scale,
     split,
 )
+from isojax.quantizers.packing import unpack_runs
 
 MOST_LEVELS = 256
 FUSED_LEVELS = 16
@@ -74,6 +75,14 @@ class Codebook(Quantizer):
         v = nearest_value(divide(v, scale), self._rows().astype(v.dtype))
         v = v if scale is None else v * scale
         return v.reshape(y.shape).astype(canonicalize_dtype(y.dtype))
+
+    def load_scaled(self, packed: Packed) -> tuple[Array, Array | None]:  # noqa: D102
+        if self.levels.ndim == 2 or self.granularity != "token" or packed.outliers is not None:
+            return super().load_scaled(packed)
+        # the levels before the axes are joined: XLA's loops then follow the bits
+        values = level_of(unpack_runs(packed.data, self.bits, packed.dim), self._rows())
+        scale = None if packed.scale is None else loaded(packed.scale)
+        return jax.lax.collapse(values, -2)[..., : packed.dim], scale
 
     def _rows(self) -> Array:
         """The levels as they broadcast against split numbers, with the levels on a last axis."""
@@ -154,8 +163,18 @@ def nearest(v: Float[Array, "..."], levels: Float[Array, "... n"]) -> UInt8[Arra
 
 
 def level_of(index: UInt8[Array, "..."], levels: Float[Array, "... n"]) -> Float[Array, "..."]:
-    """The level that each `index` stands for; leading axes of `levels` broadcast against it."""
+    """The level that each `index` stands for; leading axes of `levels` broadcast against it.
+
+    Up to 16 levels, bit by bit: choices between two that fuse with what makes the index.
+    """
     number = levels.shape[-1]
+    if 1 < number <= FUSED_LEVELS:
+        index, rest = index.astype(jnp.uint32), [levels[..., i] for i in range(number)]
+        for bit in range((number - 1).bit_length()):
+            rest += rest[-1:] * (len(rest) % 2)
+            odd = (index >> bit) & 1 == 1
+            rest = [jnp.where(odd, b, a) for a, b in zip(rest[::2], rest[1::2], strict=True)]
+        return jnp.broadcast_to(rest[0], jnp.broadcast_shapes(index.shape, levels.shape[:-1]))
     rows = jnp.arange(levels.size // number).reshape(levels.shape[:-1])
     return levels.ravel()[number * rows + index]
 
