@@ -98,7 +98,7 @@ def reread(store, x, frequency):
     """[layers, tokens, heads, dim] from codes."""
 
     def layer(store, x):
-        side = PackedSide.empty(store, 1, *x.shape)
+        side = PackedSide.empty(dataclasses.replace(store, recent=0), 1, *x.shape)
         return side.update(x[None], 0, frequency, rotated=False)[1].tokens(len(x) - 1)
 
     return jax.vmap(layer)(store, x)
