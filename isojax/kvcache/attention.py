@@ -78,6 +78,17 @@ class Seen(NamedTuple):
         """Positions that there is room for."""
         return self.stored.shape[-1 if self.columns else -2]
 
+    def cut(self, slots: int) -> Seen:
+        """The first `slots` of them."""
+        if slots == self.slots:
+            return self
+        scores = self.scores
+        return self._replace(
+            stored=self.stored[..., :slots] if self.columns else self.stored[:, :slots],
+            scale=None if self.scale is None else self.scale[:, :slots],
+            scores=None if scores is None else lambda q: scores(q)[..., :slots],
+        )
+
     def tokens(self, position: Int[Array, ""] | int) -> Float[Array, "s n d"]:
         """The vectors that a query at `position` reads."""
         x = self.stored.swapaxes(1, 2) if self.columns else self.stored

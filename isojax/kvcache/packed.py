@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from isojax._core.implementation import by_kernels
 from isojax._core.pytree import pytree, static
 from isojax.kvcache.attention import Exact, Seen, apply_rope, by_head
 from isojax.kvcache.layers import append, at_layer
@@ -127,20 +126,14 @@ class PackedSide:
 
     def _read(self, around: Array, start: Any, frequency: Array | None, rotated: bool) -> Seen:
         """All slots from their codes, and what is read exact; `around` ends with new tokens."""
-        kept, positions, scores = self.store, jnp.arange(self.slots), None
+        kept, positions, dtype = self.store, jnp.arange(self.slots), around.dtype
         if rotated:
-            if by_kernels(kept.implementation) and kept.mean is None:
-                scores = self._scores
-            coded, scale = kept.decode_rotated(self.packed, around.dtype)
-            coded = coded[:, : self.slots]
-            scale = None if scale is None else scale[:, : self.slots]
-            if scale is not None and kept.mean is not None:
-                coded, scale = coded * scale, None
-            scale = None if scale is None else scale[..., 0]
-            coded = self._with_mean(coded.astype(around.dtype), positions, frequency)
+            seen = kept.decode_rotated(self.packed, dtype).cut(self.slots)
+            if kept.mean is not None:
+                seen = Seen(self._with_mean(seen.stored, positions, frequency))
         else:
-            coded, scale = kept.decode(self.packed, self._dtype(around))[:, : self.slots], None
-            coded = by_head(self._uncentre(coded, positions, frequency).astype(around.dtype))
+            coded = kept.decode(self.packed, self._dtype(around))[:, : self.slots]
+            seen = Seen(by_head(self._uncentre(coded, positions, frequency).astype(dtype)))
         runs = []
         if kept.sinks or kept.tail or kept.deferred:
             # the slots in which they lie: some may lie before the first or behind the last one
@@ -156,20 +149,16 @@ class PackedSide:
             positions = begin + jnp.arange(x.shape[1])
             if rotated:
                 x = self._by_head("rotate", self._centre(x, positions, frequency))
-                x = self._with_mean(by_head(x.astype(coded.dtype)), positions, frequency)
+                x = self._with_mean(by_head(x.astype(dtype)), positions, frequency)
             else:
                 x = by_head(x)
             exact.append(Exact(x, begin, fresh))
-        return Seen(coded, scale=scale, exact=tuple(exact), scores=scores)
+        return seen._replace(exact=tuple(exact))
 
     def _dtype(self, around: Array) -> Any:
         """That in which vectors are read: of the model, unless something is added to them."""
         plain = self.store.mean is None and self.store.rope == "after"
         return around.dtype if plain else jnp.float32
-
-    def _scores(self, rows: Float[Array, "n r e"]) -> Float[Array, "n r s"]:
-        """Inner products of queries, from `query`, with all slots."""
-        return self.store.scores(rows, self.packed)[..., : self.slots]
 
     def _with_mean(
         self, x: Float[Array, "n s d"], positions: Array, frequency: Array | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from isojax._core.checks import check_choice, check_positive
 from isojax._core.implementation import IMPLEMENTATIONS, by_kernels
 from isojax._core.pytree import pytree, static
 from isojax.codec import Codec
-from isojax.kvcache.attention import apply_rope
+from isojax.kvcache.attention import Seen, apply_rope
 from isojax.quantizers.codes import Packed
 from isojax.transforms import identity
 
@@ -65,35 +66,34 @@ class Store:
         x = self._each(lambda c, p: c.load(p, dtype, self.implementation), packed)
         return jax.lax.collapse(x, 2, 4).transpose(1, 2, 0, 3)
 
-    def decode_rotated(
-        self, packed: Packed, dtype: Any
-    ) -> tuple[Float[Array, "n s e"], Float[Array, "n s 1"] | None]:
-        """The same in the codec's coordinates, by head, and what the vectors are scaled by."""
-        how = self.implementation
+    def decode_rotated(self, packed: Packed, dtype: Any) -> Seen:
+        """The same in the codec's coordinates, as attention reads them."""
+        how, joined = self.implementation, jax.tree.map(lambda a: jax.lax.collapse(a, 2, 4), packed)
 
-        def one(c: Codec, p: Packed) -> tuple[Array, Array | None]:
-            if by_kernels(how):
-                return c.load_rotated(p, dtype, how), None
-            x, scale = c.quantizer.load_scaled(p)
-            return (x if scale is None else x.astype(dtype)), scale
+        def by_text(found: Any) -> Any:  # [kv_heads, batch, ...] to [batch * kv_heads, ...]
+            return jax.tree.map(lambda a: jax.lax.collapse(a.swapaxes(0, 1), 0, 2), found)
 
-        # [kv_heads, batch, pages, page, ...]
-        return jax.tree.map(
-            lambda x: jax.lax.collapse(jax.lax.collapse(x, 2, 4).swapaxes(0, 1), 0, 2),
-            self._each(one, packed),
-        )
+        if self.page == 1 and self.mean is None and not by_kernels(how):
+            columns = jax.vmap(jax.vmap(lambda c, p: c.quantizer.load_columns(p), (None, 0)))
+            found = by_text(columns(self.codec, joined))
+            if found is not None:
+                x, scale = found
+                return Seen(x.astype(dtype), columns=True, scale=scale)
+        x = self._each(lambda c, p: c.load_rotated(p, dtype, how), packed)
+        kernel = by_kernels(how) and self.mean is None
+        scores = functools.partial(self._scores, joined) if kernel else None
+        return Seen(by_text(jax.lax.collapse(x, 2, 4)), scores=scores)
 
-    def scores(self, rows: Float[Array, "n r e"], packed: Packed) -> Float[Array, "n r s"]:
-        """Inner products of rotated queries with what `encode` stored, by head; in fp32."""
+    def _scores(self, packed: Packed, rows: Float[Array, "n r e"]) -> Float[Array, "n r s"]:
+        """Inner products of rotated queries with keys in codes, pages joined, by head; in fp32."""
         groups, batch = packed.data.shape[:2]
-        joined = jax.tree.map(lambda a: jax.lax.collapse(a, 2, 4), packed)
         rows = rows.reshape(batch, groups, *rows.shape[1:]).swapaxes(0, 1)
 
         def one(c: Codec, q: Array, p: Packed) -> Array:
             same = Codec(identity(q.shape[-1]), c.quantizer)
             return same.scores(q, p, self.implementation)
 
-        found = jax.vmap(jax.vmap(one, (None, 0, 0)))(self.codec, rows, joined)
+        found = jax.vmap(jax.vmap(one, (None, 0, 0)))(self.codec, rows, packed)
         return jax.lax.collapse(found.swapaxes(0, 1), 0, 2)
 
     def _each(self, one: Callable[[Codec, Packed], Any], packed: Packed) -> Any:
@@ -168,8 +168,11 @@ def store(
     for name, value in (("sinks", sinks), ("recent", recent)):
         if value:
             check_positive(name, value)
-    names = [str(jnp.dtype(d)) for d in (dtype, scale_dtype)]
-    for name, value in zip(("dtype", "scale_dtype"), names, strict=True):
+    names = {"dtype": str(jnp.dtype(dtype)), "scale_dtype": str(jnp.dtype(scale_dtype))}
+    for name, value in names.items():
         check_choice(name, value, DTYPES)
     check_choice("implementation", implementation, IMPLEMENTATIONS)
-    return Store(codec, mean, rope, page, sinks, recent, bool(deferred), *names, implementation)
+    return Store(
+        codec, mean, rope, page, sinks, recent, bool(deferred),
+        names["dtype"], names["scale_dtype"], implementation,
+    )  # fmt: skip

@@ -21,7 +21,7 @@ from isojax.quantizers.granularity import (
     shared_scale,
     split,
 )
-from isojax.quantizers.packing import unpack_runs
+from isojax.quantizers.packing import unpack_columns
 
 MOST_LEVELS = 256
 FUSED_LEVELS = 16
@@ -76,13 +76,13 @@ class Codebook(Quantizer):
         v = v if scale is None else v * scale
         return v.reshape(y.shape).astype(canonicalize_dtype(y.dtype))
 
-    def load_scaled(self, packed: Packed) -> tuple[Array, Array | None]:  # noqa: D102
-        if self.levels.ndim == 2 or self.granularity != "token" or packed.outliers is not None:
-            return super().load_scaled(packed)
-        # the levels before the axes are joined: XLA's loops then follow the bits
-        values = level_of(unpack_runs(packed.data, self.bits, packed.dim), self._rows())
-        scale = None if packed.scale is None else loaded(packed.scale)
-        return jax.lax.collapse(values, -2)[..., : packed.dim], scale
+    def load_columns(self, packed: Packed) -> tuple[Array, Array | None] | None:  # noqa: D102
+        one_scale = self.levels.ndim == 1 and self.granularity == "token"
+        if not one_scale or packed.outliers is not None or packed.dim % 8:
+            return None
+        data = jax.lax.optimization_barrier(packed.data.swapaxes(0, 1))
+        values = level_of(unpack_columns(data, self.bits, packed.dim), self._rows())
+        return values, None if packed.scale is None else loaded(packed.scale)[:, 0]
 
     def _rows(self) -> Array:
         """The levels as they broadcast against split numbers, with the levels on a last axis."""

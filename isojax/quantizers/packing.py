@@ -68,34 +68,37 @@ def unpack_bits(packed: UInt8[Array, "*batch n"], bits: int, dim: int) -> UInt8[
     Raises:
         ValueError: `bits` is not 0 to 8, or `packed` has not the length of so many codes.
     """
-    return jax.lax.collapse(unpack_runs(packed, bits, dim), packed.ndim - 1)[..., :dim]
-
-
-def unpack_runs(
-    packed: UInt8[Array, "*batch n"], bits: int, dim: int
-) -> UInt8[Array, "*batch runs codes"]:
-    """`unpack_bits` in runs of 8 codes, the last one filled up: loops that XLA makes well.
-
-    Raises:
-        ValueError: as there.
-    """
     check_choice("bits", bits, range(MOST_BITS + 1))
     check_last_axis("packed", packed, packed_bytes(dim, bits))
-    *batch, length = packed.shape
-    runs = -(-dim // 8)
-    values = jnp.zeros((*batch, runs, 8), jnp.uint8)
+    values = jnp.zeros((*packed.shape[:-1], dim), jnp.uint8)
     for low, width in fields(bits):
+        each = 8 // width
+        size = -(-dim // each)
         byte, shift = divmod(low * dim, 8)
-        plane = packed[..., byte:] >> shift
+        plane = packed[..., byte : byte + size] >> shift
         if shift:
-            plane |= _padded(packed[..., byte + 1 :], 0, length - byte) << (8 - shift)
-        plane = _padded(plane, 0, runs * width).reshape(*batch, runs, width)
-        if width == 8:
-            return plane
-        parts = (plane[..., i].astype(jnp.uint32) << (8 * i) for i in range(width))
-        word = functools.reduce(operator.or_, parts)
-        field = word[..., None] >> (width * jnp.arange(8, dtype=jnp.uint32)) & (2**width - 1)
-        values |= field.astype(jnp.uint8) << low
+            above = packed[..., byte + 1 : byte + 1 + size]
+            plane |= _padded(above, 0, size) << (8 - shift)
+        field = plane[..., None] >> (width * jnp.arange(each, dtype=jnp.uint8))
+        field = jax.lax.collapse(field & (2**width - 1), packed.ndim - 1)[..., :dim]
+        values |= field << low
+    return values
+
+
+def unpack_columns(packed: UInt8[Array, "n s"], bits: int, dim: int) -> UInt8[Array, "d s"]:
+    """`unpack_bits` of s vectors that are columns: loops over vectors, which vectorise.
+
+    Args:
+        packed: the bytes of each vector in a column.
+        bits: 0 to 8; fields begin where bytes do, as they do for a `dim` that 8 divides.
+        dim: codes per vector.
+    """
+    values = jnp.zeros((dim, packed.shape[-1]), jnp.uint8)
+    for low, width in fields(bits):
+        each = 8 // width
+        plane = packed[low * dim // 8 :][: -(-dim // each)]
+        field = plane[:, None] >> (width * jnp.arange(each, dtype=jnp.uint8))[:, None]
+        values |= (field & (2**width - 1)).reshape(-1, packed.shape[-1])[:dim] << low
     return values
 
 
