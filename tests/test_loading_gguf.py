@@ -1,46 +1,11 @@
 """How loading a GGUF fails: one line that names the file and what is wrong in it."""
 
-import gguf
 import numpy as np
 import pytest
-from small_models import error_of_loading, tokenizer
+from gguf_files import write_gguf
+from small_models import error_of_loading
 
 from isojax.models import load_model
-
-LAYER = {
-    "attn_norm": (32,), "ffn_norm": (32,), "attn_q": (32, 32), "attn_k": (16, 32),
-    "attn_v": (16, 32), "attn_output": (32, 32), "ffn_gate": (64, 32), "ffn_up": (64, 32),
-    "ffn_down": (32, 64),
-}  # fmt: skip
-
-
-def write_gguf(path, fields=(), tensors=()):
-    """A llama of one layer; `fields` and `tensors` replace its own, None takes one away."""
-    vocab = tokenizer().get_vocab()
-    metadata = {
-        "llama.block_count": 1, "llama.embedding_length": 32, "llama.feed_forward_length": 64,
-        "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
-        "llama.attention.layer_norm_rms_epsilon": 1e-6,
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": sorted(vocab, key=vocab.__getitem__),
-        "tokenizer.ggml.merges": ["t h", "th e", "\u0120 t", "i n"],
-    } | dict(fields)  # fmt: skip
-    shapes = {f"blk.0.{name}.weight": shape for name, shape in LAYER.items()}
-    shapes |= {"token_embd.weight": (300, 32), "output_norm.weight": (32,)}
-    arrays = {name: np.ones(shape, "f4") for name, shape in shapes.items()} | dict(tensors)
-    writer = gguf.GGUFWriter(path, metadata.pop("general.architecture", "llama"))
-    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
-              str: writer.add_string, list: writer.add_array}  # fmt: skip
-    for key, value in metadata.items():
-        if value is not None:
-            adders[type(value)](key, value)
-    for name, array in arrays.items():
-        if array is not None:
-            writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _QWEN2 = rf"{_CONTRACTED}|{_WORDS}|\p{{N}}|{_SIGNS}|{_SPACES}"
 _LLAMA3 = rf"{_CONTRACTED}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
-# words that tell upper case from lower, as in tokenizer.json of these families
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+# words that tell upper case from lower, of other scripts no case at all
+_UPPER, _LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
 _SLASHED = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 
