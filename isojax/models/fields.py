@@ -11,7 +11,7 @@ _LARGEST_FLOAT = 1e300
 def is_positive(value: Any) -> bool:
     """Whether this is a number above zero that a float holds."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < value < _LARGEST_FLOAT
+    return number and bool(0 < value < _LARGEST_FLOAT)
 
 
 def require(source: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from isojax.models.fields import is_positive, require
+from isojax.models.fields import is_positive, require, short
 
 KINDS = ("default", "llama3", "yarn", "linear")
 
@@ -102,19 +102,30 @@ def rope_scaling(rope: Mapping[str, Any], source: str) -> AnyScaling | None:
     """
     kind = kind_of(rope)
     if kind not in KINDS:
-        raise ValueError(f"{source}: rope_type must be one of {', '.join(KINDS)}; got {kind!r}.")
+        raise ValueError(
+            f"{source}: rope_type must be one of {', '.join(KINDS)}; got {short(kind)}."
+        )
 
-    def number(name: str, default: Any = None) -> Any:
+    def number(name: str, default: Any = None) -> float:
         value = rope.get(name)
         value = default if value is None else value
         if not is_positive(value):
             raise ValueError(
-                f"{source}: {name} of rope scaling {kind} must be a positive number, got {value!r}."
+                f"{source}: {name} of rope scaling {kind} must be a positive number, got "
+                f"{short(value)}."
             )
-        return value
+        return float(value)
+
+    def context() -> int:
+        name = "original_max_position_embeddings"
+        value = number(name)
+        if value != int(value):
+            raise ValueError(f"{source}: {name} must be a whole number, got {value!r}.")
+        return int(value)
 
     if kind == "llama3":
-        scaling = RopeScaling(*(number(f.name) for f in dataclasses.fields(RopeScaling)))
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        scaling = RopeScaling(*map(number, names), context())
         if scaling.low_freq_factor >= scaling.high_freq_factor:
             raise ValueError(
                 f"{source}: low_freq_factor must be below high_freq_factor="
@@ -124,6 +135,10 @@ def rope_scaling(rope: Mapping[str, Any], source: str) -> AnyScaling | None:
     if kind == "linear":
         return LinearScaling(number("factor"))
     if kind == "yarn":
+        if rope["rope_theta"] <= 1:
+            raise ValueError(
+                f"{source}: rope_theta must be above 1 for yarn, got {rope['rope_theta']!r}."
+            )
         factor = number("factor")
         suggested = yarn_attention_factor(factor)
         if rope.get("mscale") and rope.get("mscale_all_dim"):
@@ -134,7 +149,7 @@ def rope_scaling(rope: Mapping[str, Any], source: str) -> AnyScaling | None:
             raise ValueError(f"{source}: truncate must be true or false, got {truncate!r}.")
         return YarnScaling(
             factor,
-            number("original_max_position_embeddings"),
+            context(),
             number("attention_factor", suggested),
             number("beta_fast", 32.0),
             number("beta_slow", 1.0),
