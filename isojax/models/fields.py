@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 LARGEST = 2**31 - 1  # sizes and counts; none comes near
-_LARGEST_FLOAT = 1e300
+_LEAST_FLOAT, _LARGEST_FLOAT = 1e-30, 1e30  # products of a few of them are numbers of fp64
 
 
 def is_positive(value: Any) -> bool:
-    """Whether this is a number above zero that a float holds."""
+    """Whether this is a number above zero that fp32 holds."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and bool(0 < value < _LARGEST_FLOAT)
+    return number and bool(_LEAST_FLOAT < value < _LARGEST_FLOAT)
 
 
 def require(source: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Refuse a field whose value changes the model in a way that is not there."""
     if value not in allowed:
-        raise ValueError(f"{source}: {name}={value!r} is not supported, only {allowed[0]!r}.")
+        raise ValueError(f"{source}: {name}={short(value)} is not supported, only {allowed[0]!r}.")
 
 
 def short(value: Any, limit: int = 80) -> str:

@@ -52,10 +52,10 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         file.require(f"{family}.{key}", allowed)
     if "token_embd.weight" not in file.tensors:
         raise ValueError(f"{source}: tensor token_embd.weight is missing.")
-    if len(file.shape("token_embd.weight")) != 2:
+    shape = file.shape("token_embd.weight")
+    if len(shape) != 2 or not all(shape):
         raise ValueError(
-            f"{source}: tensor token_embd.weight must have two axes, "
-            f"got shape {file.shape('token_embd.weight')}."
+            f"{source}: tensor token_embd.weight must have shape [tokens, width], got {shape}."
         )
 
     hidden = file.number(f"{family}.embedding_length")
@@ -75,7 +75,7 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     try:
         return ModelConfig(
             architecture="mistral" if family == "llama" and window else family,
-            vocab_size=file.shape("token_embd.weight")[0],
+            vocab_size=shape[0],
             hidden_size=hidden,
             intermediate_size=file.number(f"{family}.feed_forward_length"),
             num_hidden_layers=file.number(f"{family}.block_count"),
@@ -144,11 +144,15 @@ def _llama3(file: GgufFile, dim: int, theta: float) -> RopeScaling | None:
     if name not in file.tensors:
         return None
     divisors = file.read(name)
+    if divisors.shape != (dim // 2,):
+        raise ValueError(
+            f"{file.source}: tensor {name} must have shape {(dim // 2,)}, got {divisors.shape}."
+        )
     if np.all(divisors == 1):
         return None
     # the bands of every Llama 3; the slowest frequency is divided by the whole factor
     scaling = RopeScaling(round(float(divisors.max()), 3), 1.0, 4.0, 8192)
     want = rope_frequencies(dim, theta) / rope_frequencies(dim, theta, scaling)
-    if divisors.shape != want.shape or not np.allclose(divisors, want, rtol=1e-3):
+    if not np.allclose(divisors, want, rtol=1e-3):
         raise ValueError(f"{file.source}: tensor {name} is not the rescaling of Llama 3.")
     return scaling

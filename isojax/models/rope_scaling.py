@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from isojax.models.fields import is_positive, require, short
+from isojax.models.fields import LARGEST, is_positive, require, short
 
 KINDS = ("default", "llama3", "yarn", "linear")
 
@@ -67,7 +67,7 @@ def read_rope(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
     scaling, parameters = (fields.get(name) or {} for name in ("rope_scaling", "rope_parameters"))
     for rope in (scaling, parameters):
         if not isinstance(rope, Mapping):
-            raise ValueError(f"{source}: rope_parameters must be an object, got {rope!r}.")
+            raise ValueError(f"{source}: rope_parameters must be an object, got {short(rope)}.")
         for name, value in rope.items():
             if isinstance(value, Mapping):
                 raise ValueError(f"{source}: rope_parameters of {name} alone are not supported.")
@@ -84,7 +84,7 @@ def read_rope(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
     require(source, "partial_rotary_factor", rope.get("partial_rotary_factor"), (1, None))
     if not is_positive(rope["rope_theta"]):
         raise ValueError(
-            f"{source}: rope_theta must be a positive number, got {rope['rope_theta']!r}."
+            f"{source}: rope_theta must be a positive number, got {short(rope['rope_theta'])}."
         )
     return rope
 
@@ -119,8 +119,10 @@ def rope_scaling(rope: Mapping[str, Any], source: str) -> AnyScaling | None:
     def context() -> int:
         name = "original_max_position_embeddings"
         value = number(name)
-        if value != int(value):
-            raise ValueError(f"{source}: {name} must be a whole number, got {value!r}.")
+        if value != int(value) or value > LARGEST:
+            raise ValueError(
+                f"{source}: {name} must be a whole number of at most {LARGEST}, got {value!r}."
+            )
         return int(value)
 
     if kind == "llama3":
