@@ -106,5 +106,7 @@ def _download(source: str) -> Path:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=[*_HUB_FILES])
     except Exception as error:  # of several libraries, by what failed
         reason = " ".join(str(error).split())
-        raise FileNotFoundError(f"{source}: not found on the hub ({reason}).") from None
+        raise FileNotFoundError(
+            f"{source}: not found on the hub ({reason}); a folder or a .gguf file will do too."
+        ) from None
     return Path(folder)

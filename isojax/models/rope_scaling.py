@@ -126,8 +126,8 @@ def rope_scaling(rope: Mapping[str, Any], source: str) -> AnyScaling | None:
         return int(value)
 
     if kind == "llama3":
-        names = ("factor", "low_freq_factor", "high_freq_factor")
-        scaling = RopeScaling(*map(number, names), context())
+        low, high = number("low_freq_factor"), number("high_freq_factor")
+        scaling = RopeScaling(number("factor"), low, high, context())
         if scaling.low_freq_factor >= scaling.high_freq_factor:
             raise ValueError(
                 f"{source}: low_freq_factor must be below high_freq_factor="
