@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from gguf_files import write_gguf
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
@@ -257,3 +258,18 @@ def test_every_tensor_counts(case, tmp_path):
         after = load_model(str(tmp_path)).params
         same = jax.tree.leaves(jax.tree.map(np.array_equal, before, after))
         assert same.count(False) == 1, name
+
+
+def test_a_gguf_leaves_out_zero_biases_and_old_tables_and_says_so(tmp_path, caplog):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, tensors={"blk.0.ffn_down.bias": np.zeros(32, "f4")})
+    load_model(str(path))
+    (record,) = caplog.records
+    assert "blk.0.ffn_down.bias" in record.getMessage() and str(path) in record.getMessage()
+    frequencies = 1e4 ** (-np.arange(0, 8, 2, dtype="f4") / 8)
+    for scale, said in ((1, 1), (2, 2)):  # those of the model go without a word
+        write_gguf(path, tensors={"blk.0.attn_rot_embd.weight": scale * frequencies})
+        load_model(str(path))
+        assert len(caplog.records) == said
+    write_gguf(path, tensors={"blk.0.ffn_down.bias": np.ones(32, "f4")})
+    assert "blk.0.ffn_down.bias has no place" in error_of_loading(path)

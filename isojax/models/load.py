@@ -34,9 +34,9 @@ def load_model(source: str, dtype: str = "float32") -> LanguageModel:
 
     Args:
         source: `tiny` (the model that ships with isojax), a folder with `config.json`,
-            safetensors and a tokenizer, a .gguf file (any part of a split one, or the folder of
-            one model in this form), or a hub id `owner/name` (`@revision` may
-            follow), which is downloaded to the standard cache.
+            safetensors and a tokenizer, a .gguf file (any part of a split one, or a folder that
+            holds one model in this form), or a hub id `owner/name` (`@revision` may follow), which
+            is downloaded to the standard cache.
         dtype: of the parameters, `float32` or `bfloat16`.
 
     Raises:
