@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 from small_models import (
-    CASES,
     error_of_loading,
     random_tokens,
     small_model,
@@ -23,7 +22,7 @@ from small_models import (
 )
 from transformers import AutoModelForCausalLM
 
-from isojax.models import forward, load_model, logits, save_checkpoint
+from isojax.models import forward, load_checkpoint, load_model, logits, save_checkpoint
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENS = random_tokens(1, 12)
@@ -62,20 +61,27 @@ def torch_logits(folder):
         return model(torch.from_numpy(TOKENS).long()).logits.numpy()
 
 
+def same(got, want):
+    assert jax.tree.all(jax.tree.map(np.array_equal, got, want))
+
+
 def close(got, want):
     return np.abs(got - want).max() < 1e-4 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("case", ["qwen2", "qwen3", "llama"])
 def test_a_head_of_its_own_is_used_though_the_file_says_tied(case, tmp_path):
-    torch_model(case).save_pretrained(tmp_path)
+    torch_model(case, layers=1).save_pretrained(tmp_path)
     tokenizer().save(str(tmp_path / "tokenizer.json"))
     edit_json(tmp_path / "config.json", tie_word_embeddings=True)
     ours, want = load_model(str(tmp_path)), torch_logits(tmp_path)
-    assert close(jax_logits(ours), want)
-    tied = {name: x for name, x in ours.params.items() if name != "head"}
-    without = logits(tied, read(ours.params, ours.config))
-    assert np.abs(without - want).max() > np.abs(want).max()
+    head = load_file(tmp_path / WEIGHTS)["lm_head.weight"]
+    np.testing.assert_array_equal(ours.params["head"], head.T)
+    if case == "qwen2":  # one compilation will do
+        assert close(jax_logits(ours), want)
+        tied = {name: x for name, x in ours.params.items() if name != "head"}
+        without = logits(tied, read(ours.params, ours.config))
+        assert np.abs(without - want).max() > np.abs(want).max()
     assert not ours.config.tie_word_embeddings
     save_checkpoint(tmp_path / "again", ours.config, ours.params, like=ours)
     assert close(torch_logits(tmp_path / "again"), want)
@@ -99,11 +105,10 @@ def test_a_head_that_is_the_embedding_is_dropped(dtype, tmp_path):
 
 
 def test_a_tied_model_may_hold_its_head_alone_and_not_one_of_another_shape(folder):
-    want = jax_logits(load_model(str(folder)))
     tensors = load_file(folder / WEIGHTS)
     embedding = tensors.pop("model.embed_tokens.weight")
     save_file(tensors | {"lm_head.weight": embedding}, folder / WEIGHTS)
-    np.testing.assert_array_equal(jax_logits(load_model(str(folder))), want)
+    same(load_model(str(folder)).params, MODEL.params)
     both = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding[:-1].copy()}
     save_file(tensors | both, folder / WEIGHTS)
     assert "lm_head.weight must have shape (300, 32), got (299, 32)" in error_of_loading(folder)
@@ -134,12 +139,11 @@ def test_an_index_may_name_the_head_of_a_tied_model_that_no_shard_has(folder):
 def test_the_index_says_which_shard_counts(folder):
     weight_map = shard(folder, halves)
     (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    want = jax_logits(load_model(str(folder)))
     for file, other in (("a", "b"), ("b", "a")):
         tensors = load_file(folder / f"{file}.safetensors")
         stale = {n: x for n, x in load_file(folder / f"{other}.safetensors").items() if x.ndim > 1}
         save_file({n: 0 * x for n, x in stale.items()} | tensors, folder / f"{file}.safetensors")
-    np.testing.assert_array_equal(jax_logits(load_model(str(folder))), want)
+    same(load_model(str(folder)).params, MODEL.params)
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".safetensors", "a\0b.safetensors"])
@@ -159,9 +163,10 @@ def test_names_without_the_prefix_model_are_read(case, tmp_path):
     if case == "llama":  # an untied model is not whole without its head
         assert "lm_head.weight is missing" in error_of_loading(tmp_path)
         add(tmp_path, lm_head__weight=model.lm_head.weight.detach().numpy())
-    with torch.no_grad():
-        want = model(torch.from_numpy(TOKENS).long()).logits.numpy()
-    assert close(jax_logits(load_model(str(tmp_path))), want)
+    bare = load_model(str(tmp_path)).params
+    model.save_pretrained(tmp_path)
+    assert "model.embed_tokens.weight" in load_file(tmp_path / WEIGHTS)
+    same(bare, load_model(str(tmp_path)).params)
 
 
 L0 = "model__layers__0__"
@@ -186,7 +191,7 @@ def test_a_harmless_tensor_is_named_in_one_line_of_warning(name, folder, caplog)
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "\n" not in record.getMessage()
     assert name.replace("__", ".") in record.getMessage() and str(folder) in record.getMessage()
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, got.params, MODEL.params))
+    same(got.params, MODEL.params)
 
 
 def test_many_harmless_tensors_are_one_line(folder, caplog):
@@ -245,19 +250,15 @@ def test_stored_frequencies_are_compared(kind, folder, caplog):
     assert "other rotary frequencies" in record.getMessage()
 
 
-@pytest.mark.parametrize("case", ["qwen2-tied", "llama3-rope"])
-def test_every_tensor_counts(case, tmp_path):
-    """Change each tensor of a checkpoint alone: the model changes too, none is left out."""
-    torch_model(case, layers=1).save_pretrained(tmp_path)
-    tokenizer().save(str(tmp_path / "tokenizer.json"))
+def test_every_tensor_counts(tmp_path):
+    """Change every number of a checkpoint: every number of the model changes too."""
+    torch_model("qwen3-tied-bias").save_pretrained(tmp_path)
+    before = load_checkpoint(tmp_path)[1]
     tensors = load_file(tmp_path / WEIGHTS)
-    before = load_model(str(tmp_path)).params
-    assert case in CASES
-    for name, tensor in tensors.items():
-        save_file(tensors | {name: tensor + 1}, tmp_path / WEIGHTS)
-        after = load_model(str(tmp_path)).params
-        same = jax.tree.leaves(jax.tree.map(np.array_equal, before, after))
-        assert same.count(False) == 1, name
+    save_file({name: x + 1 for name, x in tensors.items()}, tmp_path / WEIGHTS)
+    after = load_checkpoint(tmp_path)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a + 1, atol=1e-5), before, after)
+    assert sum(x.size for x in tensors.values()) == sum(x.size for x in jax.tree.leaves(after))
 
 
 def test_a_gguf_leaves_out_zero_biases_and_old_tables_and_says_so(tmp_path, caplog):
