@@ -3,12 +3,13 @@
 import logging
 
 import gguf
-import numpy as np
 import pytest
 from gguf_files import write_gguf
 from small_models import error_of_loading, tokenizer
 
-from isojax.models import encode, load_model
+from isojax.models import encode
+from isojax.models.gguf_file import GgufFile
+from isojax.models.gguf_tokenizer import build_tokenizer
 
 TEXT = "x=12345 = $a I'LL don't!\r\n\n  ABCdef/ caf\u00e9\u65e5"
 # by the regular expressions that src/llama-vocab.cpp of llama.cpp lists for these names
@@ -33,7 +34,12 @@ CASES = [(name, text) for names, text in PIECES.items() for name in names.split(
 
 def load(path, **fields):
     write_gguf(path / "m.gguf", {f"tokenizer.ggml.{name}": x for name, x in fields.items()})
-    return load_model(str(path / "m.gguf")).tokenizer
+    return read(path / "m.gguf")
+
+
+def read(path):
+    file = GgufFile(path)
+    return build_tokenizer(file.get, file.source)
 
 
 @pytest.mark.parametrize(("pre", "pieces"), CASES)
@@ -112,8 +118,8 @@ def sentencepiece_fields(**changes):
 def load_sentencepiece(path, **changes):
 
     fields = {f"tokenizer.ggml.{k}": v for k, v in sentencepiece_fields(**changes).items()}
-    write_gguf(path / "m.gguf", fields, {"token_embd.weight": np.ones((400, 32), "f4")})
-    return load_model(str(path / "m.gguf")).tokenizer
+    write_gguf(path / "m.gguf", fields)
+    return read(path / "m.gguf")
 
 
 @pytest.mark.parametrize("text", SPOKEN)

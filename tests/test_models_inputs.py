@@ -96,6 +96,8 @@ def test_an_empty_text_has_no_tokens_and_one_token_no_likelihood():
 def test_tokens_must_be_integers_in_two_axes(tokens):
     with pytest.raises(ValueError, match="tokens must (be integers|have shape)"):
         check_tokens(CONFIG, tokens, least=1)
+    with pytest.raises(ValueError, match="tokens must be an array, got list"):
+        check_tokens(CONFIG, tokens.tolist(), least=1)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -19,7 +19,7 @@ from isojax._core.checks import check_choice
 from isojax.models.assemble import DTYPES, assemble
 from isojax.models.config import ModelConfig, config_from_hf, config_to_hf
 from isojax.models.decoder import Params
-from isojax.models.entry import Entry
+from isojax.models.entry import FLOATS, Entry
 from isojax.models.fields import short
 from isojax.models.json_file import read_json
 from isojax.models.language_model import LanguageModel
@@ -120,7 +120,8 @@ def _resolve_tie(
     rest = {name: entry for name, entry in entries.items() if name != HEAD}
     if embedding is None:
         return config, rest | {EMBEDDING: head}
-    if head.shape == embedding.shape and _same(head.read(), embedding.read()):
+    floats = head.dtype in FLOATS and embedding.dtype in FLOATS
+    if floats and head.shape == embedding.shape and _same(head.read(), embedding.read()):
         return config, rest
     return dataclasses.replace(config, tie_word_embeddings=False), entries
 
@@ -137,7 +138,7 @@ def _entries(folder: Path, optional: tuple[str, ...]) -> dict[str, Entry]:
         return _file_entries(folder / WEIGHTS_FILE)
     index = folder / INDEX_FILE
     if not index.is_file():
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES)
         found = f"; {refuse_pickle(pickles[0])}" if pickles else "."
         raise FileNotFoundError(f"{folder}: holds no {WEIGHTS_FILE} and no {INDEX_FILE}{found}")
     places = read_json(index).get("weight_map")

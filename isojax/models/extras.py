@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isojax.models.config import ModelConfig
-from isojax.models.entry import Entry
+from isojax.models.entry import FLOATS, Entry
 from isojax.models.rope import rope_frequencies
 
 _LOG = logging.getLogger("isojax")
@@ -92,6 +92,8 @@ def leave_out(
 
 def _are_frequencies(config: ModelConfig, entry: Entry) -> bool:
     """Whether a buffer holds the frequencies of the model, before or after rescaling."""
+    if entry.dtype not in FLOATS:
+        return False
     stored = entry.read().astype(np.float32)
     for scaling in (config.rope_scaling, None):
         want = np.asarray(rope_frequencies(config.head_dim, config.rope_theta, scaling))
@@ -102,7 +104,7 @@ def _are_frequencies(config: ModelConfig, entry: Entry) -> bool:
 
 
 def _is_zero_bias(name: str, entry: Entry) -> bool:
-    return name.endswith(".bias") and not np.any(entry.read())
+    return name.endswith(".bias") and entry.dtype in FLOATS and not np.any(entry.read())
 
 
 def _list(names: Sequence[str]) -> str:

@@ -39,7 +39,9 @@ def check_inputs(config: ModelConfig, tokens: Any, cache: Cache | None) -> None:
 
 def check_tokens(config: ModelConfig, tokens: Any, least: int) -> None:
     """Refuse anything but texts of `least` tokens or more, each token below `vocab_size`."""
-    shape = np.shape(tokens)
+    if not isinstance(tokens, jax.Array | np.ndarray):
+        raise ValueError(f"tokens must be an array, got {type(tokens).__name__}.")
+    shape = tokens.shape
     if len(shape) != 2 or shape[0] < 1 or shape[1] < least:
         raise ValueError(
             f"tokens must have shape [texts, tokens], at least one text of at least {least} "

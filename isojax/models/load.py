@@ -54,7 +54,7 @@ def load_model(source: str, dtype: str = "float32") -> LanguageModel:
     path = Path(source).expanduser()
     if path.is_dir():
         return _load_folder(path, path.resolve().name, dtype)
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise ValueError(f"{source}: {refuse_pickle(path.name)}")
     if path.is_file():
         return _load_file(path, dtype)
@@ -79,7 +79,7 @@ def _load_folder(folder: Path, name: str, dtype: str) -> LanguageModel:
 
 
 def _load_file(path: Path, dtype: str) -> LanguageModel:
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         raise ValueError(f"{path}: give the folder that holds it and its config.json.")
     if path.suffix.lower() != ".gguf":
         raise ValueError(f"{path}: a model file must be .gguf; or give a folder.")
