@@ -10,26 +10,35 @@ from small_models import error_of_loading, tokenizer
 from isojax.models import encode
 from isojax.models.gguf_file import GgufFile
 from isojax.models.gguf_tokenizer import build_tokenizer
+from isojax.models.pretokenizers import CUTS
 
 TEXT = "x=12345 = $a I'LL don't!\r\n\n  ABCdef/ caf\u00e9\u65e5"
 # by the regular expressions that src/llama-vocab.cpp of llama.cpp lists for these names
 PIECES = {
     "default": "x = 123 45 _ = _ $ a _I ' LL _don ' t ! RNN_ _ABCdef / _caf\u00e9\u65e5",
-    "gpt-2 phi-2 exaone4": "x = 12345 _= _$ a _I ' LL _don 't ! RNN_ _ABCdef / _caf\u00e9\u65e5",
-    "smollm starcoder": "x = 1 2 3 4 5 _= _$ a _I ' LL _don 't ! RNN_ _ABCdef / _caf\u00e9\u65e5",
-    "qwen2 deepseek-r1-qwen megrez":
+    "gpt-2 phi-2 mpt olmo jais gigachat a.x-4.0 mellum exaone4 trillion":
+        "x = 12345 _= _$ a _I ' LL _don 't ! RNN_ _ABCdef / _caf\u00e9\u65e5",
+    "smollm starcoder refact command-r codeshell exaone minerva-7b":
+        "x = 1 2 3 4 5 _= _$ a _I ' LL _don 't ! RNN_ _ABCdef / _caf\u00e9\u65e5",
+    "qwen2 deepseek-r1-qwen stablelm2 hunyuan megrez kormo f2llmv2 solar-open":
         "x = 1 2 3 4 5 _= _$ a _I 'LL _don 't !RNN _ _ABCdef / _caf\u00e9\u65e5",
-    "llama-bpe llama3 llama-v3 smaug-bpe":
+    "llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2 dbrx smaug-bpe":
         "x = 123 45 _= _$ a _I 'LL _don 't !RNN _ _ABCdef / _caf\u00e9\u65e5",
     "falcon": "x = 123 45 _ = _ $ a _I ' LL _don ' t ! RNN_ _ABCdef / _caf\u00e9\u65e5",
     "tekken": "x = 1 2 3 4 5 _= _$ a _I 'LL _don 't !RNN _ _ABCdef / _caf\u00e9\u65e5",
-    "gpt-4o llama4": "x = 123 45 _= _$ a _I'LL _don't !RNN _ _ABCdef / _caf\u00e9\u65e5",
+    "gpt-4o llama4 kanana2": "x = 123 45 _= _$ a _I'LL _don't !RNN _ _ABCdef / _caf\u00e9\u65e5",
     "seed-coder": "x = 1 2 3 4 5 _= _$ a _I 'LL _don 't ! RNN _ _ABCdef / _caf\u00e9\u65e5",
     "deepseek-coder":
         "x = 1 2 3 4 5 _=_$ a _I ' LL _don ' t ! R N N _ _ABCdef / _caf\u00e9 \u65e5",
     "deepseek-v3": "x = 123 45 _= _$ a _I 'LL _don 't !RNN _ _ABCdef / _caf\u00e9 \u65e5",
 }  # fmt: skip
 CASES = [(name, text) for names, text in PIECES.items() for name in names.split()]
+
+
+def test_every_name_that_is_accepted_is_in_this_table():
+    assert {name for name, _ in CASES} == set(CUTS)
+    whole = "llama-bpe llama3 llama-v3 falcon3 pixtral midm-2.0 lfm2 tekken"  # ignore_merges there
+    assert {name for name, cut in CUTS.items() if cut.ignore_merges} == set(whole.split())
 
 
 def load(path, **fields):
