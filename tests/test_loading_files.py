@@ -77,6 +77,12 @@ def test_a_part_by_another_name_says_what_it_is(parts, tmp_path):
     assert "renamed.gguf: is one part of a file split in 3" in message
 
 
+@pytest.mark.parametrize("name", ["m-00000-of-00000", "m-00005-of-00002", "m-00001-of-00001"])
+def test_a_name_that_counts_wrong_is_a_name(name, tmp_path):
+    write_gguf(tmp_path / f"{name}.gguf")
+    assert load_model(str(tmp_path / f"{name}.gguf")).name == f"{name}.gguf"
+
+
 def test_parts_in_the_wrong_order_and_of_other_models_are_refused(parts):
     parts[1].rename(parts[1].with_suffix(".other"))
     parts[2].rename(parts[1])

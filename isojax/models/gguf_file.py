@@ -35,7 +35,7 @@ class GgufFile:
         if not given.is_file():
             raise FileNotFoundError(f"{path}: no such file.")
         paths = parts(given)
-        self._readers = [_open(str(path) if p == given else str(p)) for p in paths]
+        self._readers = [_open(str(part)) for part in paths]
         self._check_parts(given, paths)
         for reader, part in zip(self._readers, paths, strict=True):
             for tensor in reader.tensors:
@@ -52,14 +52,12 @@ class GgufFile:
     def _check_parts(self, given: Path, paths: Sequence[Path]) -> None:
         for number, (reader, path) in enumerate(zip(self._readers, paths, strict=True)):
             count, own = (self._of(reader, f"split.{key}") for key in ("count", "no"))
-            if count in (None, 0, 1) and len(paths) == 1:
+            if len(paths) == 1 and count in (None, 0, 1):
                 continue
-            if count != len(paths) and len(paths) == 1:
+            if len(paths) == 1:
                 raise ValueError(
                     f"{given}: is one part of a file split in {short(count)}; the parts must lie "
-                    f"beside it and be named ...-00001-of-{count:05d}.gguf."
-                    if isinstance(count, int)
-                    else f"{given}: split.count must be a number, got {short(count)}."
+                    "beside it and be named ...-00001-of-00002.gguf and so on."
                 )
             if (count, own) != (len(paths), number):
                 raise ValueError(

@@ -83,7 +83,7 @@ def build_tokenizer(get: Callable[[str], Any], source: str) -> Tokenizer:
     unknown = vocabulary.of(_UNKNOWN)
     with refuses_panic(f"{source}: tokenizer.ggml.tokens do not fit"):
         tokenizer = sentencepiece(
-            ordinary | {token: number for number, token in silent},
+            ordinary | {token: number for number, token in silent if token},
             {token: scores[number] for token, number in ordinary.items()},
             unknown[0][1] if unknown else None,
             prefix is not False,

@@ -16,7 +16,7 @@ def parts(path: Path) -> list[Path]:
         FileNotFoundError: one of them is not there.
     """
     match = _PART.fullmatch(path.name)
-    if match is None:
+    if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
         return [path]
     count = int(match["count"])
     found = []
