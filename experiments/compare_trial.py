@@ -15,8 +15,7 @@ from experiments import alignment_trial, block_merge, block_trial, kv_trial
 from experiments.block_points import DOWN, SITES, quantizer_of
 from experiments.stage1_trial import clock
 from isojax import learn, metrics, quantizers
-from isojax.kvcache import Recipe
-from isojax.kvcache.recipe import block_of
+from isojax.kvcache.recipe import Recipe, block_of
 from isojax.models import LanguageModel, capture_tensors
 from isojax.models.hooks import INPUTS
 from isojax.models.rotate import fold_norms

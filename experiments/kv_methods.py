@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from isojax.kvcache import Recipe
-from isojax.kvcache.recipe import BLOCKS
+from isojax.kvcache.recipe import BLOCKS, Recipe
 
 ROTATIONS = (
     "identity", "haar", "hadamard", "quaternion_full", "quaternion_fast", "planar", "rotor",

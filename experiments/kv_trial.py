@@ -20,7 +20,8 @@ from isojax.data import (
     needle_prompts,
     second_half,
 )
-from isojax.kvcache import Cache, PackedSide, Recipe, Store
+from isojax.kvcache import Cache, PackedSide, Store
+from isojax.kvcache.recipe import Recipe
 from isojax.models import LanguageModel, ModelConfig, empty_cache, forward, logits, token_nll
 from isojax.models.hooks import Site
 from isojax.models.rope import rope_frequencies
@@ -241,7 +242,7 @@ def _attention(
         if store is None:
             return x
         side = PackedSide.empty(dataclasses.replace(store, sinks=0, recent=0), 1, *x.shape)
-        coded = side.update(x[None], 0, frequency, rotated=False)[1].stored[0]
+        coded = side.update(x[None], 0, frequency, rotated=False)[1].tokens(len(x) - 1)
         full = len(x) // store.page * store.page
         return jnp.concatenate([coded[:full], x[full:]])
 

@@ -7,9 +7,11 @@ The algebra is here and imports nothing but jax and numpy. `isojax.sweep` and `i
 and record experiments; `isojax.models` and `isojax.data` bring language models and texts.
 """
 
+from isojax import kernels as kernels
 from isojax import metrics as metrics
 from isojax import quantizers as quantizers
 from isojax import transforms as transforms
+from isojax._core.implementation import IMPLEMENTATIONS as IMPLEMENTATIONS
 from isojax.codec import Codec as Codec
 from isojax.quantizers.base import Quantizer as Quantizer
 from isojax.transforms.base import Transform as Transform

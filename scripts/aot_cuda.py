@@ -1,30 +1,51 @@
 """Compile every kernel for GPUs that are not there, and read what the compiler made of it.
 
-    pip install jax==0.10.2 jaxtyping
-    pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2 nvidia-cuda-nvcc-cu12
-    python scripts/aot_cuda.py                         # all kernels, sm80 to sm120
-    python scripts/aot_cuda.py --targets sm90 --kernels roundtrip
+In an environment of its own, since the plugin is large and complains where no driver is. For JAX
+0.10.2 (Python 3.11 and later, CUDA 12, 600 MB):
 
-In an environment of its own: the plugin takes 570 MB, and complains where no driver is. A line of
-the table is a kernel on a target: registers a thread, bytes
-spilled, machine instructions, accesses to shared memory, barriers, and the widest loads and stores
-of global memory in bytes. It ends with code 1 unless nothing spills and vectors move 16 bytes at a
-time, save where `EXEMPT` says why not. It says nothing about numbers or speed.
+    pip install jax==0.10.2 jaxtyping
+    pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
+    pip install --no-deps nvidia-cuda-nvcc-cu12 nvidia-cuda-nvdisasm
+
+For JAX 0.11.2 or 0.12.0.1 (Python 3.12 and later, CUDA 13, 750 MB), that version three times:
+
+    pip install jax==0.11.2 jaxtyping
+    pip install --no-deps jax-cuda13-plugin==0.11.2 jax-cuda13-pjrt==0.11.2
+    pip install --no-deps nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-nvdisasm
+
+Then
+
+    python scripts/aot_cuda.py                         # all kernels, sm80 to sm120
+    python scripts/aot_cuda.py --targets sm90 --kernels roundtrip store --dims 128 --json rows.jsonl
+
+A line of the table is a kernel on a target: registers a thread, bytes spilled, machine
+instructions, accesses to shared memory, barriers, and the widest loads and stores of global memory
+in bytes. Then, of the loop over tiles, how many instructions a thread takes for a number of a
+vector, and how fast each pipe lets the kernel be, in per cent of what memory lets it be: slots to
+issue instructions; the half-rate pipe of integers, comparisons and selections (alu); fp32 (fma);
+shared memory with shuffles (smem). `roof` is the least of them, at most 100, and `bound` its pipe,
+which may also be that of roots and reciprocals (xu) or of tensor cores. These are upper bounds:
+latency, barriers, conflicts of banks and narrow accesses of global memory come on top. They are `-`
+without nvdisasm (from its wheel, or on the path), and where loops are nested.
+
+Ends with code 1 unless nothing spills and vectors move 16 bytes at a time, save where `EXEMPT`
+says why not. It says nothing about numbers.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
+import json
+import math
 import os
-import re
-import struct
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from sass import Found, Tools, Work, read, tools
 
 ROOT = Path(__file__).parents[1]
 WIDE = 16
@@ -36,6 +57,14 @@ TARGETS: dict[str, tuple[int, int, int, int, int, int, float, int]] = {
     "sm90": (9, 0, 132, 232_448, 50 << 20, 3_352_000_000_000, 1.98, 80 << 30),
     "sm100": (10, 0, 148, 232_448, 126 << 20, 8_000_000_000_000, 1.96, 180 << 30),
     "sm120": (12, 0, 170, 101_376, 96 << 20, 1_792_000_000_000, 2.41, 32 << 30),
+}
+# Names by which Triton knows one of each, from JAX 0.11 on.
+NAMES = {
+    "sm80": "NVIDIA A100-SXM4-80GB",
+    "sm89": "NVIDIA GeForce RTX 4090",
+    "sm90": "NVIDIA H100 80GB HBM3",
+    "sm100": "NVIDIA B200",
+    "sm120": "NVIDIA RTX PRO 6000",
 }
 
 
@@ -83,9 +112,9 @@ def complaint(case: Any, found: Found) -> str:
     if case.transform == "hadamard" and case.dim & (case.dim - 1):
         exempt = "hadamard of m * 2^k"
     if exempt not in EXEMPT:
-        if case.kernel in ("roundtrip", "store", "hadamard") and found.loads < WIDE:
+        if case.kernel in ("roundtrip", "store", "apply") and found.loads < WIDE:
             wrong.append(f"loads of {found.loads} bytes")
-        if case.kernel in ("roundtrip", "load", "hadamard") and found.stores < WIDE:
+        if case.kernel in ("roundtrip", "load", "apply") and found.stores < WIDE:
             wrong.append(f"stores of {found.stores} bytes")
     return ", ".join(wrong)
 
@@ -109,8 +138,9 @@ def cases() -> Iterator[tuple[Any, int]]:
     for name in ("quaternion_fast", "planar", "rotor", "hadamard"):
         for dtype in ("float32", "bfloat16"):
             yield case("roundtrip", name, 128, dtype, 3)
-        yield case("store", name, 128, "bfloat16", 3)
-        yield case("load", name, 128, "bfloat16", 3)
+        dim = 120 if name == "rotor" else 128  # 129 codes of 3 bits, padded, have no kernel
+        yield case("store", name, dim, "bfloat16", 3)
+        yield case("load", name, dim, "bfloat16", 3)
     for dim in (96, 1024):
         yield case("roundtrip", "hadamard", dim, "bfloat16", 4)
     yield case("roundtrip", "haar", 64, "float32", 3)
@@ -121,35 +151,19 @@ def cases() -> Iterator[tuple[Any, int]]:
         yield case("roundtrip", name, dim, "bfloat16", 4)
     for dtype in ("float32", "bfloat16"):
         for dim in (128, 512, 1024, 4096, 896, 1536, 3584):
-            yield case("hadamard", "hadamard", dim, dtype, 3)
+            yield case("apply", "hadamard", dim, dtype, 3)
 
 
-class Found(NamedTuple):
-    """What the compiler made of a kernel; `loads` and `stores` are the widest ones, in bytes."""
-
-    registers: int
-    spills: int
-    instructions: int
-    shared: int
-    barriers: int
-    loads: int
-    stores: int
-
-
-def configure(dump: Path) -> Path:
-    """Set what the plugin needs without a driver, before jax starts; returns the tools' folder."""
-    spec = importlib.util.find_spec("nvidia.cuda_nvcc")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("error: nvidia-cuda-nvcc-cu12 is not installed; see --help.")
-    tools = Path(spec.submodule_search_locations[0])
+def configure(dump: Path, cuda: Path) -> None:
+    """Set what the plugin needs without a driver; before jax starts."""
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    flags = (f"--xla_gpu_cuda_data_dir={tools}", f"--xla_dump_to={dump}")
-    os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_gpu_autotune_level=0"])
-    return tools
+    flags = (f"--xla_gpu_cuda_data_dir={cuda}", f"--xla_dump_to={dump}")
+    more = ("--xla_gpu_autotune_level=0", "--xla_dump_emitter_re=ptx")
+    os.environ["XLA_FLAGS"] = " ".join([*flags, *more])
 
 
-def compiled(case: Any, vectors: int, target: str, dump: Path, tools: Path) -> Found:
+def compiled(case: Any, vectors: int, target: str, dump: Path, using: Tools) -> Found:
     """Compile `case` for `target`, and read its kernel."""
     import jax
     from jax.experimental import topologies
@@ -163,51 +177,60 @@ def compiled(case: Any, vectors: int, target: str, dump: Path, tools: Path) -> F
     placed = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=here), shapes)
     for old in dump.rglob("*.ptx"):
         old.unlink()
-    jax.jit(case.call("triton")).lower(*placed).compile()
-    entry = f".entry isojax_{case.kernel}"
-    (text,) = [p for p in dump.rglob("*.ptx") if entry in p.read_text()]
-    return read(text, entry, tools)
+    call = jax.jit(case.call("triton"))
+    name = f"isojax_{case.kernel}"
+    with device(target):
+        call.lower(*placed).compile()
+        programs, steps = tiles(jax.make_jaxpr(call)(*shapes), name)
+    (text,) = [p for p in dump.rglob("*.ptx") if f".entry {name}" in p.read_text()]
+    work = Work(vectors * case.dim / programs, case.moved(vectors) / programs, steps)
+    return read(text, name, work, target, using)
 
 
-def read(text: Path, entry: str, tools: Path) -> Found:
-    """Registers, spills and accesses of the kernel `entry` in a file of PTX."""
-    ptx = text.read_text()
-    (arch,) = re.findall(r"^\.target (\w+)", ptx, flags=re.M)
-    cubin = text.with_suffix(".cubin")
-    command = [tools / "bin" / "ptxas", "-v", f"-arch={arch}", text, "-o", cubin]
-    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    own = report[report.index(entry.split()[1]) :]
-    body = ptx[ptx.index(entry) :].split(".entry", 2)[1]
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a program and of all programs in it."""
+    import jax
 
-    def number(pattern: str) -> int:
-        return int(re.findall(pattern, own)[0])
-
-    def widest(kind: str) -> int:
-        found = re.findall(rf"{kind}\.global\S*?(?:\.v(\d))?\.[busf](\d+)\s", body)
-        return max((int(n or 1) * int(bits) // 8 for n, bits in found), default=0)
-
-    return Found(
-        number(r"Used (\d+) registers"),
-        number(r"(\d+) bytes spill stores"),
-        instructions(cubin, entry.split()[1]),
-        len(re.findall(r"(?:ld|st)\.shared|ldmatrix|stmatrix", body)),
-        len(re.findall(r"bar\.sync|barrier", body)),
-        widest("ld"),
-        widest("st"),
-    )
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves([*equation.params.values()]):
+            if hasattr(value, "eqns"):
+                yield from equations(value)
 
 
-def instructions(cubin: Path, name: str) -> int:
-    """Machine instructions of a kernel, of 16 bytes each, from the section table of an ELF file."""
-    data = cubin.read_bytes()
-    (table,) = struct.unpack_from("<Q", data, 40)
-    entry, number, names = struct.unpack_from("<HHH", data, 58)
-    heads = [struct.unpack_from("<IIQQQQ", data, table + i * entry) for i in range(number)]
-    for at, *_, size in heads:
-        start = heads[names][4] + at
-        if data[start : data.index(b"\0", start)].decode() == f".text.{name}":
-            return size // 16
-    raise ValueError(f"{cubin} has no section of {name}.")
+def tiles(jaxpr: Any, name: str) -> tuple[int, int]:
+    """Programs of a kernel, and the tiles that each takes."""
+    calls = [e for e in equations(jaxpr) if e.primitive.name == "pallas_call"]
+    (call,) = [e for e in calls if e.params["name"] == name]
+    loops = [e.params["length"] for e in call.params["jaxpr"].eqns if e.primitive.name == "scan"]
+    return math.prod(call.params["grid_mapping"].grid), max(loops, default=1)
+
+
+def device(target: str) -> Any:
+    """The context in which kernels are lowered: a GPU that is described, and not there."""
+    from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+    gpu = AbstractDevice(NAMES[target], TARGETS[target][2], platform="gpu")
+    return use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu))
+
+
+def rows(options: argparse.Namespace, dump: Path, using: Tools) -> Iterator[dict[str, Any]]:
+    """The rows of the table, of the cases that are asked for."""
+    import jax
+
+    for case, vectors in cases():
+        if options.kernels and case.kernel not in options.kernels:
+            continue
+        if options.dims and case.dim not in options.dims:
+            continue
+        for target in options.targets:
+            try:
+                found = compiled(case, vectors, target, dump, using)
+                fields, wrong = found._asdict(), complaint(case, found)
+            except RuntimeError as error:  # what XLA raises where memory does not suffice
+                fields, wrong = dict.fromkeys(Found._fields, "-"), str(error).splitlines()[0]
+            named = {"target": target, **case.named, "vectors": vectors}
+            yield {"jax": jax.__version__, **named, **fields, "wrong": wrong}
 
 
 def main() -> None:
@@ -217,25 +240,21 @@ def main() -> None:
     )
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=[*TARGETS])
     parser.add_argument("--kernels", nargs="+", help="only these kernels")
+    parser.add_argument("--dims", nargs="+", type=int, help="only vectors of so many numbers")
+    parser.add_argument("--json", type=Path, help="file for the rows, one JSON object a line")
     options = parser.parse_args()
-    wrong = 0
-    print("| target | kernel | transform | d | dtype | b |", " | ".join(Found._fields), "| wrong |")
-    print("| --- " * (7 + len(Found._fields)) + "|")
-    with tempfile.TemporaryDirectory() as folder:
-        tools = configure(Path(folder))
+    using, wrong = tools(), 0
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        configure(Path(folder), using.folder)
         sys.path.insert(0, str(ROOT))
-        for case, vectors in cases():
-            if options.kernels and case.kernel not in options.kernels:
-                continue
-            for target in options.targets:
-                try:
-                    found: Any = compiled(case, vectors, target, Path(folder), tools)
-                    wrongs = complaint(case, found)
-                except RuntimeError as error:  # what XLA raises where memory does not suffice
-                    found, wrongs = ("-",) * len(Found._fields), str(error).splitlines()[0]
-                wrong += bool(wrongs)
-                named = (target, case.kernel, case.transform, case.dim, case.dtype, case.bits)
-                print("|", " | ".join(map(str, (*named, *found, wrongs))), "|", flush=True)
+        file = stack.enter_context(options.json.open("w")) if options.json else None
+        for i, row in enumerate(rows(options, Path(folder), using)):
+            if not i:
+                print("|", " | ".join(row), "|\n" + "| --- " * len(row) + "|")
+            print("|", " | ".join(map(str, row.values())), "|", flush=True)
+            if file:
+                print(json.dumps(row), file=file, flush=True)
+            wrong += bool(row["wrong"])
     if wrong:
         raise SystemExit(f"{wrong} of them spill, or move less than {WIDE} bytes at a time.")
 

@@ -1,228 +1,257 @@
-"""Time of every kernel on a GPU, beside a copy of as many bytes in the same run.
+"""Time every kernel on a GPU, beside a copy of as many bytes in the same rounds.
 
-    python scripts/bench_gpu.py            # on a GPU; under 8 minutes on an H100
-    python scripts/bench_gpu.py --quick    # anywhere: the same path by the interpreter, tiny
+    PYTHONPATH=. python scripts/bench_gpu.py           # on a GPU; under 5 minutes on an H100
+    PYTHONPATH=. python scripts/bench_gpu.py --quick   # anywhere: small, by the interpreter
 
-First each kernel is held against fp64, and at 256 MB and an uneven number of vectors against plain
-JAX; a wrong one is not timed, and the run ends with code 1. The others are timed by the events of
-the device (medians of calls on random numbers; by the wall, calls in a row, where the profiler
-reports none, and `clock` says so), at 8192 vectors, where launch and L2 set the pace, and at 256 MB
-moved and more, which no L2 holds. `of copy` is the speed in bytes that must be moved over that of
-`x + 1` in the same run, which reads as much as it writes. Beside it: `xla`, jit of the same in
-plain JAX, with comparisons for the search; a dense rotation on tensor cores; and the published
-times of IsoQuant on an RTX 4090, multiplied by its 1008 GB/s over the speed of the copy here.
-Expected at 256 MB: round trips at 0.85 of the copy in bf16 at 3 bit and 0.9 in fp32, packed codes
-at 0.8, Hadamard transforms at 0.8; arithmetic says that 4 bit in 16-bit vectors is bound by
-comparisons instead.
+Needs jax, numpy and jaxtyping, nothing else of what isojax depends on. Cases come in the order in
+which they are wanted; rows are on disk after each, and a case that fails is one row. Each case is
+checked on the results of the programs that are then timed: some vectors against fp64 on the host,
+all of them against plain JAX. A wrong result is a row too, and the run ends with code 1.
+
+`time_us` is the median over calls of the time of the kernels on the device, from the profiler;
+`wall_us` is the time of one of many calls in a row. The ways of a case take turns, after 100 ms of
+work that warms the clocks up. `of_copy` is the speed in the bytes that must be moved over that of
+`x + 1` on as many bytes. What bounds a case: `memory` moves 200 MB and more, which no L2 holds;
+`L2` moves less, so its copy is one of the cache; `launch` is an L2 case that takes over 1.5 times
+as long by the wall as on the device. Goals at 200 MB and more, as shares of the copy: round trips
+and stores .85 in bf16 and .9 in fp32, Hadamard transforms to 4096 and dense matrices of 128 .8.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import glob
+import argparse
+import functools
+import os
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import tyro
-from kernel_cases import Case
+# graphs of commands hide which program a kernel belongs to
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from experiments.stage1_report import TIMED, TIMES
-from isojax.report import Study, table
+import jax  # noqa: E402
+from gpu_cases import Case, Group, large, phases  # noqa: E402
+from gpu_events import Event, median_us, read_events  # noqa: E402
 
-BATCH = 8192
-ADA = 1008.0  # GB/s of an RTX 4090
+from isojax.report import Study, table  # noqa: E402
 
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Settings."""
-
-    repeats: int = 30
-    size: int = 256 << 20
-    """Bytes moved by the large measurements."""
-    seconds: float = 420.0
-    """After so long no new case is begun."""
-    quick: bool = False
-    """Few small cases by the interpreter, to try the script without a GPU."""
-    out: Path = Path("results/bench_gpu")
-    """Folder for rows.jsonl and table.md."""
+WARM_SECONDS = 0.1
+CALLS_IN_A_ROW = 10
 
 
-def cases(quick: bool) -> Iterator[Case]:
-    """What is timed, the most wanted first."""
-    if quick:
-        yield Case("roundtrip", "quaternion_full", 64, "bfloat16", 3)
-        yield Case("store", "quaternion_full", 64, "float32", 3)
-        yield Case("load", "planar", 64, "bfloat16", 2)
-        yield Case("scores", "planar", 64, "bfloat16", 4)
-        yield Case("hadamard", "hadamard", 64, "bfloat16", 3)
-        yield Case("roundtrip", "haar", 64, "bfloat16", 3)
-        return
-    for bits in (3, 2, 4):
-        for dtype in ("bfloat16", "float32", "float16"):
-            yield Case("roundtrip", "quaternion_full", 128, dtype, bits)
-    for name in ("quaternion_fast", "planar", "rotor", "hadamard"):
-        for dtype in ("bfloat16", "float32"):
-            yield Case("roundtrip", name, 128, dtype, 3)
-    for bits in (3, 2, 4):
-        for kernel in ("store", "load", "scores"):
-            yield Case(kernel, "quaternion_full", 128, "bfloat16", bits)
-    for kernel in ("store", "load"):
-        yield Case(kernel, "quaternion_full", 128, "float32", 3)
-    yield Case("roundtrip", "haar", 128, "bfloat16", 3)
-    yield Case("roundtrip", "haar", 64, "float32", 3)
-    for dtype in ("bfloat16", "float32"):
-        for dim in (128, 512, 1024, 4096, 1536):
-            yield Case("hadamard", "hadamard", dim, dtype, 3)
-    for dim in (64, 256, 512, 1024):
-        yield Case("roundtrip", "quaternion_full", dim, "bfloat16", 3)
+def settings() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--repeats", type=int, default=30, help="timed calls (default %(default)s)")
+    add("--size", type=int, default=256 << 20, help="bytes moved by large cases (%(default)s)")
+    add("--seconds", type=float, default=280, help="begin no case after (default %(default)s)")
+    add("--only", nargs="+", default=[], help="only these kernels")
+    add("--cases", nargs="+", default=[], help="only these, as kernel,transform,dim,dtype,bits")
+    add("--threads", type=int, default=min(os.cpu_count() or 1, 14), help="that compile")
+    add("--commit", default="", help="of the source tree, where git cannot tell")
+    add("--keep-trace", type=Path, help="folder for the profile of the first case")
+    add("--quick", action="store_true", help="few small cases, by the interpreter without a GPU")
+    add("--out", type=Path, default=Path("results/bench_gpu"), help="folder (%(default)s)")
+    return parser.parse_args()
 
 
-def main(config: Config) -> None:
-    """Check, then time, and write the table."""
-    study, start = Study("bench_gpu", config.out, config), time.perf_counter()
-    if study.rows():
-        raise SystemExit(f"{config.out} holds a measurement; give another --out.")
-    on_gpu = jax.default_backend() == "gpu"
-    if not on_gpu and not config.quick:
+def main(options: argparse.Namespace) -> None:
+    """Compile in the background, check and time case after case, write the table."""
+    start, on_gpu = time.perf_counter(), jax.default_backend() == "gpu"
+    if not on_gpu and not options.quick:
         raise SystemExit("error: no GPU here; --quick tries the script without one.")
+    study = Study("bench_gpu", options.out, vars(options) | {"threads": 0})
+    if study.rows():
+        raise SystemExit(f"error: {options.out} holds a measurement; give another --out.")
+    if options.commit:
+        study.stamp.commit = options.commit
     mine = "triton" if on_gpu else "interpret"
-    seen = on_gpu and kernel_times(jax.jit(lambda x: x + 1), (jnp.ones(8),), 2)
-    clock = "device" if seen else "wall"
-    wrong, left_out, chosen = [], [], []
-    for case in cases(config.quick):
-        large = case.vectors_for(config.size) if on_gpu else 130
-        found = {
-            "deviation": case.deviation(mine, 257 if on_gpu else 33),
-            "disagreement": case.disagreement(mine, "xla", large + 5),
-        }
-        study.add(case.named | {"way": mine}, None, found)
-        if found["deviation"] <= case.tolerance and found["disagreement"] <= case.least_loss:
-            chosen.append(case)
-        else:
-            most = f"{case.tolerance:.2e} and {case.least_loss:.2e}"
-            wrong.append(f"{case}: {found}, at most {most} expected")
-    copies: dict[tuple[str, int, str], float] = {}
-    for case in chosen:
-        if time.perf_counter() - start > config.seconds:
-            left_out.append(str(case))
-            continue
-        large = case.vectors_for(config.size) if on_gpu else 130
-        for size, vectors in (("batch", BATCH if on_gpu else 33), ("memory", large)):
-            moved = case.moved(vectors)
-            if (size, moved, case.dtype) not in copies:
-                copies[size, moved, case.dtype] = copy_time(
-                    moved, case.dtype, config.repeats, clock
-                )
-            copy_us = copies[size, moved, case.dtype]
-            base = case.named | {"size": size, "vectors": vectors, "clock": clock}
-            study.add(base | {"way": "copy"}, None, speed(moved, copy_us, copy_us))
-            for way in (mine, "xla"):
-                args = jax.jit(case.arguments, static_argnums=1)(jax.random.key(2), vectors)
-                us = call_time(jax.jit(case.call(way)), args, config.repeats, clock)
-                study.add(base | {"way": way}, None, speed(moved, us, copy_us))
-            if size == "batch":
-                add_published(study, case, base, moved, copy_us)
-    names = ("kernel", "transform", "dim", "dtype", "bits", "size", "way", "clock")
-    index = {name: name for name in names}
-    metrics = ("deviation", "disagreement", "time_us", "gb_per_s", "of_copy")
-    text = table(study.rows(), index, metrics, spread=False)
-    if left_out:
-        text += "\n\nLeft out for want of time: " + "; ".join(left_out)
-    if wrong:
-        text += "\n\nWrong, and not timed:\n" + "\n".join(wrong)
+    left_out, failed, number = [], [], 0
+
+    def say(words: str) -> None:
+        print(f"{time.perf_counter() - start:6.1f} s  {words}", flush=True)
+
+    with ThreadPoolExecutor(options.threads) as pool:
+        for phase in wanted(options, mine):
+            compiled = []
+            for group in phase:
+                if not options.only or group.config["kernel"] in options.only:
+                    number += 1
+                    programs = {w: pool.submit(compile_way, group, w, number) for w in group.call}
+                    compiled.append((group, number, programs))
+            # whoever compiles may try its choices on the device, beside what is timed
+            wait([future for *_, programs in compiled for future in programs.values()])
+            say(f"{len(compiled)} cases compiled")
+            for group, own, programs in compiled:
+                name = " ".join(str(v) for v in group.config.values())
+                if time.perf_counter() - start > options.seconds:
+                    left_out.append(name)
+                    continue
+                troubles = run(study, group, own, programs, options)
+                failed += [f"{name}, {way}: {trouble}" for way, trouble in troubles.items()]
+                say(" ".join((name, *troubles.values())))
+    text = report(study, left_out, failed)
     if not on_gpu:
-        text += "\n\nThe interpreter on a CPU, wall times: no figures of the kernels."
+        text += "\n\nThe interpreter on a CPU: these are no figures of the kernels."
     study.finish(text)
-    print((config.out / "table.md").read_text())
-    if wrong:
+    print((options.out / "table.md").read_text())
+    if failed:
         raise SystemExit(1)
 
 
-def speed(moved: int, us: float, copy_us: float) -> dict[str, float]:
-    """What a row says of a time; `copy_us` is that of a copy of as many bytes."""
-    return {"time_us": us, "gb_per_s": moved / us / 1e3, "of_copy": copy_us / us}
+def wanted(options: argparse.Namespace, mine: str) -> Iterable[list[Group]]:
+    """The cases that are asked for, large where they are named one by one."""
+    if not options.cases:
+        return phases(options.quick, mine, options.size)
+    named = [tuple(case.split(",")) for case in options.cases]
+    return [[large(Case(k, t, int(d), x, int(b)), options.size, mine) for k, t, d, x, b in named]]
 
 
-def copy_time(moved: int, dtype: str, repeats: int, clock: str) -> float:
-    """Microseconds of `x + 1` that reads and writes so many bytes."""
-    number = max(moved // 2 // jnp.dtype(dtype).itemsize, 1)
-    x = jax.random.normal(jax.random.key(3), (number,)).astype(dtype)
-    return call_time(jax.jit(lambda x: x + 1), (x,), repeats, clock)
+def compile_way(group: Group, way: str, number: int) -> tuple[Any, Any]:
+    """The compiled programs that make the arguments of a way, and that are timed.
 
-
-def add_published(study: Study, case: Case, base: dict[str, Any], moved: int, us: float) -> None:
-    """The published time of the same, as it would be at the bandwidth of the copy."""
-    dims = {128: 0, 256: 1, 512: 2}
-    dtype = "float32" if case.dtype == "float32" else "float16"
-    known = case.kernel == "roundtrip" and case.transform in TIMED and case.dim in dims
-    if not known or base["vectors"] != BATCH:
-        return
-    published = TIMES[dtype, case.bits][dims[case.dim]][TIMED.index(case.transform)]
-    scaled = published * ADA / (moved / us / 1e3)
-    way = base | {"way": "published, scaled by bandwidth"}
-    study.add_published(way, speed(moved, scaled, us), "NVIDIA RTX 4090, CUDA (published)")
-
-
-def call_time(call: Callable[..., Any], args: Any, repeats: int, clock: str) -> float:
-    """Median microseconds of a call, of its kernels on the device or by the wall."""
-    for _ in range(3):
-        jax.block_until_ready(call(*args))
-    if clock == "device":
-        times = kernel_times(call, args, repeats)
-        if not times:
-            raise SystemExit("error: the profiler reported kernels before, and now none.")
-        return 1e6 * statistics.median(times)
-    return 1e6 * statistics.median(wall(call, args) for _ in range(repeats))
-
-
-def kernel_times(call: Callable[..., Any], args: Any, repeats: int) -> list[float]:
-    """Seconds of the kernels of each call, as the profiler has them; empty if it has none.
-
-    A kernel of the call appears once or several times in each; what appears less than once a call
-    is a stray copy.
-
-    Raises:
-        SystemExit: the events of a kernel cannot be told apart by calls.
+    Named so that the profile tells whose kernels it sees.
     """
+    call, donated = group.call[way], way in group.donated
+
+    def program(*args: Any) -> Any:
+        return call(*args)
+
+    program.__name__ = program_name(way, number)
+    key = jax.random.key(2)
+    make = jax.jit(group.make[way]).lower(key).compile()
+    shapes = jax.eval_shape(group.make[way], key)
+    jitted = jax.jit(program, donate_argnums=(0,) if donated else ())
+    return functools.partial(make, key), jitted.lower(*shapes).compile()
+
+
+def program_name(way: str, number: int) -> str:
+    """The name of the program of a way of case `number`."""
+    return f"case{number}_{''.join(c if c.isalnum() else '_' for c in way)}"
+
+
+def run(
+    study: Study, group: Group, number: int, programs: dict[str, Future[Any]], options: Any
+) -> dict[str, str]:
+    """Check and time the ways of a case; rows of each, and what went wrong by way."""
+    ready, args, results, trouble = {}, {}, {}, {}
+    for way, future in programs.items():
+        try:
+            make, program = future.result()
+            args[way] = make()
+            results[way] = jax.block_until_ready(program(*args[way]))
+            ready[way] = program
+            if way in group.donated:
+                args[way] = (results[way][0], *args[way][1:])
+        except Exception as error:  # whatever a compiler or a kernel raises is what is reported
+            trouble[way] = f"{type(error).__name__}: {str(error)[:300]}"
+    try:
+        checks = group.check(args, results)
+    except Exception as error:  # as above; without its reference nothing can be checked
+        checks, trouble["check"] = {}, f"{type(error).__name__}: {str(error)[:300]}"
+    found: dict[str, dict[str, float]] = {way: {"failed": 1.0} for way in trouble}
+    for way, metrics in checks.items():
+        found.setdefault(way, {}).update({name: value for name, (value, _) in metrics.items()})
+        wrong = [f"{n} {v:.3g} above {most:.3g}" for n, (v, most) in metrics.items() if v > most]
+        if wrong or any(v != v for v, _ in metrics.values()):
+            trouble[way] = ", ".join(wrong) or "NaN"
+    del results
+    keep = options.keep_trace if number == 1 else None
+    timed = times(ready, args, group.donated, options.repeats, number, keep)
+    copy = timed.get("copy", {})
+    for way, metrics in timed.items():
+        clock = "time_us" if {"time_us"} <= metrics.keys() & copy.keys() else "wall_us"
+        speed = group.moved[way] / metrics[clock] / 1e3
+        metrics["gb_per_s"] = speed
+        if copy:
+            metrics["of_copy"] = speed / (group.moved["copy"] / copy[clock] / 1e3)
+        found.setdefault(way, {}).update(metrics)
+    for way, metrics in found.items():
+        config = group.config | {"way": way, "bound": bound(group.config, metrics)}
+        study.add(config, None, metrics)
+    return trouble
+
+
+def bound(config: dict[str, Any], metrics: dict[str, float]) -> str:
+    """What sets the pace; see above."""
+    if config["size"] == "memory":
+        return "memory"
+    launch = metrics.get("wall_us", 0) > 1.5 * metrics.get("time_us", float("inf"))
+    return "launch" if launch else "L2"
+
+
+def times(
+    ready: dict[str, Any],
+    args: dict[str, Any],
+    donated: Any,
+    repeats: int,
+    number: int,
+    keep: Path | None,
+) -> dict[str, dict[str, float]]:
+    """Microseconds of each program on the device and by the wall, taken in turn."""
+
+    def once(way: str) -> Any:
+        result = ready[way](*args[way])
+        if way in donated:
+            args[way] = (result[0], *args[way][1:])
+        return result
+
+    if not ready:
+        return {}
+    start = time.perf_counter()
+    while time.perf_counter() - start < WARM_SECONDS:
+        for way in ready:
+            jax.block_until_ready(once(way))
+    events = traced(lambda: [jax.block_until_ready(once(way)) for way in ready], repeats, keep)
+    wall: dict[str, list[float]] = {way: [] for way in ready}
+    for _ in range(3):
+        for way in ready:
+            start = time.perf_counter()
+            for _ in range(CALLS_IN_A_ROW - 1):
+                once(way)
+            jax.block_until_ready(once(way))
+            wall[way].append((time.perf_counter() - start) / CALLS_IN_A_ROW)
+    found = {}
+    for way in ready:
+        found[way] = {"wall_us": 1e6 * statistics.median(wall[way])}
+        device = median_us(events, program_name(way, number), repeats)
+        if device is not None:
+            found[way]["time_us"] = device
+    return found
+
+
+def traced(round_: Any, rounds: int, keep: Path | None) -> list[Event]:
+    """What the device did in so many rounds, as the profiler has it; kept in a folder if given."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = options.host_tracer_level = 0
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or temporary
         with jax.profiler.trace(folder, profiler_options=options):
-            for _ in range(repeats):
-                jax.block_until_ready(call(*args))
-        found = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
-        planes = [p for path in found for p in jax.profiler.ProfileData.from_file(path).planes]
-    seen: dict[str, list[tuple[float, float]]] = {}
-    for plane in planes:
-        for line in plane.lines if plane.name.startswith("/device:GPU") else ():
-            for event in line.events if line.name.startswith("Stream") else ():
-                seen.setdefault(event.name, []).append((event.start_ns, event.duration_ns))
-    own = [sorted(events) for events in seen.values() if len(events) >= repeats]
-    if any(len(events) % repeats for events in own):
-        numbers = ", ".join(f"{len(events)} of {name}" for name, events in seen.items())
-        raise SystemExit(f"error: events of {repeats} calls cannot be told apart: {numbers}.")
-    if not own:
-        return []
-    each = [(events, len(events) // repeats) for events in own]
-    return [
-        sum(ns for events, n in each for _, ns in events[i * n : (i + 1) * n]) / 1e9
-        for i in range(repeats)
-    ]
+            for _ in range(rounds):
+                round_()
+        return read_events(folder)
 
 
-def wall(call: Callable[..., Any], args: Any, calls: int = 10) -> float:
-    """Seconds of one of some calls in a row, each begun before the one before has ended."""
-    start = time.perf_counter()
-    jax.block_until_ready([call(*args) for _ in range(calls)])
-    return (time.perf_counter() - start) / calls
+def report(study: Study, left_out: list[str], failed: list[str]) -> str:
+    """The table, and what it lacks."""
+    names = ("kernel", "transform", "dim", "dtype", "bits", "size", "way", "bound")
+    shown = ("deviation", "disagreement", "time_us", "wall_us", "gb_per_s", "of_copy")
+    text = table(study.rows(), names, shown, spread=False)
+    if left_out:
+        text += "\n\nLeft out for want of time: " + "; ".join(left_out)
+    if failed:
+        text += "\n\nWrong or failed:\n" + "\n".join(failed)
+    return text
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(settings())

@@ -7,6 +7,10 @@ All score a window of `--length` tokens in fp32: `torch_plain` as transformers d
 chunks of 256 tokens. Each runs in a process of its own, in turn, `--rounds` times. A process warms
 up once (compilation is not timed) and takes the median of `--passes`. Memory is the peak resident
 set, loading included. Needs the `test` extra for torch; 8 minutes on 2 CPU cores.
+
+`decode` is one greedy step with a cache all but full, plain in fp32 or in 3 bits (Haar rotations,
+keys and values, attention in rotated space), parameters and cache unstacked and the cache donated,
+in `--steps` rounds next to a sum over an array of as many bytes as the weights and the cache have.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
 CHUNK = 256
+BITS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,14 @@ class Config:
     """Processes of each implementation."""
     passes: int = 3
     """Timed passes a process."""
+    parts: tuple[Literal["window", "decode"], ...] = ("window", "decode")
+    """What to measure."""
+    slots: tuple[int, ...] = (2048, 8192)
+    """Tokens that there is room for in the caches of `decode`."""
+    steps: int = 15
+    """Rounds of `decode`."""
+    quick: bool = False
+    """Short: 64 slots, 3 rounds."""
     out: Path = Path("results/bench_model")
     """Folder for rows.jsonl and table.md."""
 
@@ -121,21 +135,93 @@ def work(implementation: str, folder: str, passes: int) -> None:
     print(json.dumps({"nll": nll, "tokens_per_s": speed, "peak_rss_bytes": peak_rss()}))
 
 
-def main(config: Config) -> None:
-    """Write the weights as one folder for all, run the processes, make the table."""
-    from isojax.data import load_text, windows
-    from isojax.models import encode, load_model, save_checkpoint
-    from isojax.report import Study, paired, summarize, table
+def packed_stores(key: Any, config: Any) -> dict[str, Any]:
+    """Haar rotations of keys and values of every layer and head, in codes of `BITS` bits."""
+    import jax
 
+    from isojax import Codec, quantizers, transforms
+    from isojax.kvcache import store
+
+    dim, shape = config.head_dim, (2, config.num_hidden_layers, config.num_key_value_heads)
+
+    def make(key: Any) -> Codec:
+        return Codec(transforms.haar(key, dim), quantizers.lloyd_max_sphere(BITS, dim))
+
+    both = jax.jit(jax.vmap(jax.vmap(jax.vmap(make))))(jax.random.split(key, shape))
+    keys, values = (store(jax.tree.map(lambda a, i=i: a[i], both)) for i in range(2))
+    return {"keys": keys, "values": values, "rotated": True}
+
+
+def decode_times(
+    params: Any, config: Any, slots: int, packed: bool, steps: int
+) -> dict[str, float]:
+    """Median ms of a decode step and of reading its bytes, in turn."""
+    import jax
+    import jax.numpy as jnp
+
+    from isojax.kvcache import Cache
+    from isojax.models import empty_cache, forward, logits
+
+    def step(params: Any, cache: Any, token: Any) -> tuple[Any, Any]:
+        out = forward(params, config, token[:, None], cache=cache)
+        return out.cache, jnp.argmax(logits(params, out.hidden[:, -1]), axis=-1)
+
+    stores = packed_stores(jax.random.key(0), config) if packed else {}
+    empty = empty_cache(config, batch=1, slots=slots, **stores)
+    number = (sum(a.nbytes for a in jax.tree.leaves(params)) + empty.nbytes) // 4
+    full = Cache(empty.layers, jnp.asarray(slots - steps - 1, jnp.int32))
+    cache, token = jax.jit(Cache.unstack)(full), jnp.zeros(1, jnp.int32)
+    del empty, full
+    step, read = jax.jit(step, donate_argnums=1), jax.jit(jnp.sum)
+    numbers = jnp.ones(number, jnp.float32)
+    cache, token = step(params, cache, token)
+    jax.block_until_ready((cache, read(numbers)))
+    times: dict[str, list[float]] = {"read_ms": [], "decode_ms": []}
+    for _ in range(steps):
+        start = time.perf_counter()
+        read(numbers).block_until_ready()
+        middle = time.perf_counter()
+        cache, token = step(params, cache, token)
+        jax.block_until_ready((cache, token))
+        times["read_ms"].append(1e3 * (middle - start))
+        times["decode_ms"].append(1e3 * (time.perf_counter() - middle))
+    found = {name: statistics.median(values) for name, values in times.items()}
+    ratio = found["decode_ms"] / found["read_ms"]
+    return found | {"decode_over_read": ratio, "read_bytes": 4 * number}
+
+
+def decode(config: Config, model: Any, study: Any) -> str:
+    """Time all caches, a row for each; returns their table."""
+    import jax
+
+    from isojax.models import unstack
+    from isojax.report import table
+
+    params, base = jax.jit(unstack)(model.params), {"model": model.name, "part": "decode"}
+    metrics = ["decode_ms", "read_ms", "decode_over_read", "read_bytes"]
+    for slots in (64,) if config.quick else config.slots:
+        for cache in ("plain", f"{BITS} bit"):
+            row = base | {"slots": slots, "cache": cache}
+            if not study.has(row, 0, metrics):
+                steps = 3 if config.quick else config.steps
+                found = decode_times(params, model.config, slots, cache != "plain", steps)
+                print(row, found)
+                study.add(row, 0, found)
+    return table(study.rows(**base), ["model", "slots", "cache"], metrics)
+
+
+def window(config: Config, model: Any, study: Any) -> str:
+    """Write the weights as one folder for all, run the processes; returns the table."""
+    from isojax.data import load_text, windows
+    from isojax.models import encode, save_checkpoint
+    from isojax.report import paired, summarize, table
+
+    base = {"model": model.name, "length": config.length}
     with tempfile.TemporaryDirectory() as folder:
-        model = load_model(config.model)
         tokens = windows(encode(model.tokenizer, load_text(config.text)), 1, config.length)[0]
         save_checkpoint(folder, model.config, model.params)
         np.save(Path(folder) / "tokens.npy", tokens)
-        name = model.name
         del model
-        study = Study("bench_model", config.out, config, grows=("rounds",))
-        base = {"model": name, "length": config.length}
         for round_ in range(config.rounds):
             for implementation in SCORES:
                 config_row = base | {"implementation": implementation}
@@ -160,7 +246,18 @@ def main(config: Config) -> None:
     text = table(
         rows, ["model", "length", "implementation"], ["tokens_per_s", "peak_rss_bytes", "nll"]
     )
-    study.finish(f"{text}\n\n{'; '.join(ratios)}.")
+    return f"{text}\n\n{'; '.join(ratios)}."
+
+
+def main(config: Config) -> None:
+    """Measure the parts and make the table."""
+    from isojax.models import load_model
+    from isojax.report import Study
+
+    study = Study("bench_model", config.out, config, grows=("rounds", "parts", "slots"))
+    parts = {"window": window, "decode": decode}
+    texts = [parts[name](config, load_model(config.model), study) for name in config.parts]
+    study.finish("\n\n".join(texts))
     print((config.out / "table.md").read_text())
 
 

@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from isojax import Codec, kernels, quantizers, transforms
+from isojax import Codec, quantizers, transforms
 from isojax.quantizers.packing import packed_bytes
 
 SEARCHED = ("roundtrip", "store")  # in which a number at a tie may take another level
 FAR = 64  # times the energy of rounding
-KERNELS = ("roundtrip", "store", "load", "scores", "hadamard")
+KERNELS = ("roundtrip", "store", "load", "scores", "apply")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """`kernel` of `isojax.kernels` for vectors of `dim` numbers.
+    """The verb `kernel` for vectors of `dim` numbers.
 
     Attributes:
         kernel: one of `KERNELS`.
@@ -44,7 +44,7 @@ class Case:
         book = quantizers.lloyd_max_gaussian(self.bits, self.dim, normalize="norm")
         codec = Codec(t, book)
         x = jax.random.normal(of_x, (vectors, self.dim)).astype(self.dtype)
-        if self.kernel == "hadamard":
+        if self.kernel == "apply":
             return t, x
         if self.kernel in ("roundtrip", "store"):
             return codec, x
@@ -55,11 +55,11 @@ class Case:
         """The kernel as a function of its arguments."""
         how = implementation
         return {
-            "roundtrip": lambda codec, x: kernels.roundtrip(codec, x, how),
-            "store": lambda codec, x: kernels.store(codec, x, implementation=how),
-            "load": lambda codec, packed: kernels.load(codec, packed, self.dtype, how),
-            "scores": lambda codec, q, packed: kernels.scores(codec, q, packed, how),
-            "hadamard": lambda t, x: kernels.apply(t, x, how),
+            "roundtrip": lambda codec, x: codec.roundtrip(x, how),
+            "store": lambda codec, x: codec.store(x, implementation=how),
+            "load": lambda codec, packed: codec.load(packed, self.dtype, how),
+            "scores": lambda codec, q, packed: codec.scores(q, packed, how),
+            "apply": lambda t, x: t.apply(x, how),
         }[self.kernel]
 
     def moved(self, vectors: int) -> int:
@@ -69,40 +69,44 @@ class Case:
         each = {"store": vector + codes, "load": vector + codes, "scores": codes + 4}
         return vectors * each.get(self.kernel, 2 * vector)
 
-    def deviation(self, implementation: str | None, vectors: int) -> float:
-        """Energy of the difference to the result in fp64, relative to the result."""
-        args = jax.jit(self.arguments, static_argnums=1)(jax.random.key(1), vectors)
-        found = jax.jit(self.call(implementation))(*args)
-        codec = args[0]
-        if self.kernel == "store":
-            found = jax.jit(lambda codec, p: codec.load_rotated(p))(codec, found)
-        found, want = np.asarray(found, np.float64), self._exact(*args)
+    def deviation(self, args: tuple[Any, ...], result: Any, rows: Any) -> float:
+        """Energy of the difference of `result` to the result in fp64, relative to that.
+
+        Args:
+            args: of the call.
+            result: what it returned.
+            rows: the vectors to look at; fp64 on the host has no room for all.
+        """
+        args = (*args[:-1], jax.tree.map(lambda a: a[rows], args[-1]))
+        args, found = jax.device_get((args, jax.tree.map(lambda a: a[rows], result)))
+        with jax.default_device(jax.devices("cpu")[0]):
+            if self.kernel == "store":
+                found = args[0].load_rotated(found)
+            found, want = np.asarray(found, np.float64), self._exact(*args)
         return float(np.sum((found - want) ** 2) / np.sum(want**2))
 
-    def disagreement(self, one: str, other: str, vectors: int) -> float:
-        """Share of vectors in which two implementations differ by more than rounding explains.
+    def disagreement(self, args: tuple[Any, ...], one: Any, other: Any) -> float:
+        """Share of vectors in which two results differ by more than rounding explains.
 
-        On the device, with so many vectors that `deviation` has no room on the host for them.
-        Products differ by vector, or by number where there is one a vector.
+        Computed on the device, over all vectors. Scores differ by number.
         """
 
-        def difference(args: Any) -> jax.Array:
-            a, b = (self.call(way)(*args) for way in (one, other))
+        @jax.jit
+        def difference(codec: Any, a: Any, b: Any) -> jax.Array:
             if self.kernel == "store":
-                a, b = args[0].load_rotated(a), args[0].load_rotated(b)
-            a, b = (v.astype(jnp.float32).reshape(vectors, -1) for v in (a, b))
+                a, b = codec.load_rotated(a), codec.load_rotated(b)
+            a, b = (v.astype(jnp.float32).reshape(len(v), -1) for v in (a, b))
             size = jnp.square(b).sum(-1) if b.shape[1] > 1 else jnp.mean(jnp.square(b))
             near = jnp.square(a - b).sum(-1) <= FAR * self._rounding * size
             return jnp.where(jnp.isfinite(a).all(), jnp.mean(~near), jnp.inf)
 
-        args = jax.jit(self.arguments, static_argnums=1)(jax.random.key(1), vectors)
-        return float(jax.jit(difference)(args))
+        return float(difference(args[0], one, other))
 
     def _exact(self, *args: Any) -> np.ndarray:
         codec = args[0]
-        t = codec if self.kernel == "hadamard" else codec.transform
+        t = codec if self.kernel == "apply" else codec.transform
         matrix = np.asarray(t.matrix(), np.float64)
-        if self.kernel == "hadamard":
+        if self.kernel == "apply":
             return np.asarray(args[1], np.float64) @ matrix
         levels = np.asarray(codec.quantizer.levels, np.float64)
         if self.kernel in ("roundtrip", "store"):

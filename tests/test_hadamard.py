@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import jaxtyping
@@ -71,6 +73,30 @@ def test_fwht_is_the_normalised_matrix(dim):
     fast = jax.jit(fwht, static_argnames="transposed")
     assert_allclose(fast(x), x @ h, atol=1e-5)
     assert_allclose(fast(x, transposed=True), x @ h.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dim", [24, 256, 1536, 2048])
+def test_derivatives_of_fwht_are_the_matrix(dim, transposed):
+    x, t = jnp.asarray(vectors(dim, 2))
+    h = hadamard_matrix(dim).astype(np.float64) / np.sqrt(dim)
+    h = h.T if transposed else h
+    call = functools.partial(fwht, transposed=transposed)
+    y, back = jax.vjp(call, x)
+    assert_allclose(back(t)[0], t @ h.T, atol=1e-5)
+    assert_allclose(jax.jvp(call, (x,), (t,))[1], t @ h, atol=1e-5)
+    assert_allclose(jax.linear_transpose(call, x)(t)[0], t @ h.T, atol=1e-5)
+    assert_allclose(jax.vmap(jax.grad(lambda v: call(v) @ t))(x[None])[0], t @ h.T, atol=1e-5)
+    assert_array_equal(y, call(x))
+
+
+@pytest.mark.parametrize("dim", [1, 8, 24, 32, 256, 576, 896, 1536, 4096, 4864, 8192])
+def test_fwht_in_fp64_is_the_matrix(dim):
+    with jax.enable_x64(True):
+        x = np.asarray(vectors(dim, 2), np.float64)
+        h = hadamard_matrix(dim).astype(np.float64) / np.sqrt(dim)
+        for transposed, want in ((False, h), (True, h.T)):
+            assert_allclose(fwht(jnp.asarray(x), transposed=transposed), x @ want, atol=1e-13)
 
 
 def test_hadamard_flips_signs_first():

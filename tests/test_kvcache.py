@@ -1,5 +1,7 @@
 """The packed cache: what attention reads from it, against a plain reading of its rules."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -233,3 +235,17 @@ def test_three_bit_keys_and_values_take_a_fifth_of_fp16():
 def test_what_makes_no_sense_is_refused(message, make):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("unstacked", [False, True])
+def test_a_cache_with_one_codec_for_both_sides_can_be_donated(unstacked):
+    kept = store(codec("haar"), dtype="float32")
+    cache = cache_of(kept, kept)
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(cache) if leaf.size]
+    assert len(set(buffers)) == len(buffers)
+    cache = cache.unstack() if unstacked else cache
+    appended = jax.jit(
+        lambda cache: dataclasses.replace(cache, length=cache.length + 1), donate_argnums=0
+    )
+    assert int(appended(cache).length) == 1
+    assert not kept.codec.transform.entries.is_deleted()

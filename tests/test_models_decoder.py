@@ -16,6 +16,7 @@ from isojax.models import (
     forward,
     param_shapes,
     token_nll,
+    unstack,
     weight,
 )
 
@@ -45,6 +46,17 @@ def test_decoding_with_a_cache_equals_one_pass(lengths):
         start, cache = start + length, out.cache
     assert close(jnp.concatenate(parts, axis=1), PLAIN.hidden)
     assert int(cache.length) == 40
+
+
+def test_layers_apart_decode_to_the_same_and_do_not_mix_with_stacked_ones():
+    cache, apart = empty_cache(MODEL.config, batch=2, slots=48), unstack(MODEL.params)
+    run_apart = jax.jit(lambda cache, tokens: forward(apart, MODEL.config, tokens, cache=cache))
+    first = run_apart(cache.unstack(), TOKENS[:, :39])
+    out = run_apart(first.cache, TOKENS[:, 39:])
+    assert close(jnp.concatenate([first.hidden, out.hidden], axis=1), PLAIN.hidden)
+    assert (out.cache.slots, out.cache.nbytes) == (cache.slots, cache.nbytes)
+    with pytest.raises(ValueError, match="stacked"):
+        forward(apart, MODEL.config, TOKENS, cache=cache)
 
 
 def test_long_texts_go_by_in_blocks_without_a_seam():

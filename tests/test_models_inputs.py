@@ -19,6 +19,7 @@ from isojax.models import (
     generate,
     token_kl,
     token_nll,
+    unstack,
 )
 from isojax.models.inputs import check_tokens
 
@@ -112,6 +113,15 @@ def test_a_cache_of_another_batch_or_model_is_refused(packed):
     for call in (forward, functools.partial(_generate, steps=1), token_nll):
         with pytest.raises(ValueError, match="layers|batch=2"):
             jax.eval_shape(lambda t, c, call=call: call(PARAMS, CONFIG, t, cache=c), TOKENS, other)
+
+
+def test_the_cache_of_another_model_is_refused_where_layers_are_apart_too():
+    apart = unstack(PARAMS)
+    for other in (cache(batch=1), cache(config=small_config(num_hidden_layers=3))):
+        with pytest.raises(ValueError, match="the cache must be of this model and batch"):
+            forward(apart, CONFIG, TOKENS, cache=other.unstack())
+    with pytest.raises(ValueError, match="room for 12 tokens.* got slots=8"):
+        forward(apart, CONFIG, TOKENS, cache=cache(slots=8).unstack())
 
 
 def _generate(params, config, tokens, *, cache, steps):

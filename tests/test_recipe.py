@@ -12,7 +12,8 @@ import scipy.linalg
 
 from experiments.kv_methods import METHODS
 from isojax.data import load_text
-from isojax.kvcache import PackedSide, Recipe
+from isojax.kvcache import PackedSide
+from isojax.kvcache.recipe import Recipe
 from isojax.models import empty_cache, encode, forward, load_model, token_nll
 from isojax.models.hooks import Site
 from isojax.models.rope import rope_frequencies
@@ -97,8 +98,8 @@ def reread(store, x, frequency):
     """[layers, tokens, heads, dim] from codes."""
 
     def layer(store, x):
-        side = PackedSide.empty(store, 1, *x.shape)
-        return side.update(x[None], 0, frequency, rotated=False)[1].stored[0]
+        side = PackedSide.empty(dataclasses.replace(store, recent=0), 1, *x.shape)
+        return side.update(x[None], 0, frequency, rotated=False)[1].tokens(len(x) - 1)
 
     return jax.vmap(layer)(store, x)
 

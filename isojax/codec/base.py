@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
+from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float
 
-from isojax._core.checks import compute_dtype
+from isojax._core.checks import check_last_axis, compute_dtype
+from isojax._core.implementation import run
 from isojax._core.pytree import pytree
 from isojax.quantizers.base import Quantizer
 from isojax.quantizers.codes import Codes, Packed
@@ -46,27 +48,111 @@ class Codec:
         """What the codes stand for, rotated back, in fp32."""
         return self.unrotate(self.quantizer.decode(codes))
 
-    def roundtrip(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """What is left of `x` after both ways, in its dtype; scales are not rounded."""
-        return self.unrotate(self.quantizer.roundtrip(self.rotate(x))).astype(x.dtype)
+    def roundtrip(
+        self, x: Float[Array, "*batch d"], implementation: str | None = None
+    ) -> Float[Array, "*batch d"]:
+        """Fake quantization: `decode(encode(x))` in the dtype of `x`; scales are not rounded.
 
-    def store(self, x: Float[Array, "*batch d"], dtype: Any = jnp.float16) -> Packed:
+        Args:
+            x: vectors of `transform.dim` numbers.
+            implementation: None, or one of `isojax.IMPLEMENTATIONS`: `xla` is plain JAX, `triton` a
+                kernel, which by default runs on GPUs where transform and quantizer have one.
+
+        Raises:
+            ValueError: the implementation does not support the arguments or cannot run here.
+        """
+
+        def plain(codec: Codec, x: Array) -> Array:
+            y = codec.quantizer.roundtrip(codec.rotate(x))
+            return codec.unrotate(y).astype(canonicalize_dtype(x.dtype))
+
+        return run("roundtrip", implementation, plain, self, x)
+
+    def store(
+        self,
+        x: Float[Array, "*batch d"],
+        dtype: Any = jnp.float16,
+        implementation: str | None = None,
+    ) -> Packed:
         """The bytes that stand for `x`, with scales in `dtype`.
 
         Scales are rounded first and codes chosen at the rounded ones, so that what `load` returns
         is as near as the quantizer allows.
 
+        Args:
+            x: vectors of `transform.dim` numbers.
+            dtype: of scales, offsets and outliers.
+            implementation: see `roundtrip`.
+
         Raises:
-            ValueError: the quantizer has no fixed number of bits.
+            ValueError: the quantizer has no fixed number of bits; or see `roundtrip`.
         """
-        return self.quantizer.pack(self.quantizer.encode_rounded(self.rotate(x), dtype), dtype)
 
-    def load(self, packed: Packed) -> Float[Array, "*batch d"]:
-        """What `packed` stands for, in fp32."""
-        return self.unrotate(self.load_rotated(packed))
+        def plain(codec: Codec, x: Array) -> Packed:
+            quantizer = codec.quantizer
+            return quantizer.pack(quantizer.encode_rounded(codec.rotate(x), dtype), dtype)
 
-    def load_rotated(self, packed: Packed) -> Float[Array, "*batch e"]:
-        """`load` before the inverse transform, without scale and offset, in fp32."""
+        return run("store", implementation, plain, self, x, dtype=jnp.dtype(dtype))
+
+    def load(
+        self, packed: Packed, dtype: Any = jnp.float32, implementation: str | None = None
+    ) -> Float[Array, "*batch d"]:
+        """The vectors that `packed` stands for, in `dtype`; computed in fp32.
+
+        Args:
+            packed: what `store` returned.
+            dtype: of the result.
+            implementation: see `roundtrip`.
+
+        Raises:
+            ValueError: see `roundtrip`.
+        """
+
+        def plain(codec: Codec, packed: Packed) -> Array:
+            return codec.unrotate(codec._decoded(packed)).astype(dtype)
+
+        options = {"dtype": jnp.dtype(dtype), "rotated": False}
+        return run("load", implementation, plain, self, packed, **options)
+
+    def load_rotated(
+        self, packed: Packed, dtype: Any = jnp.float32, implementation: str | None = None
+    ) -> Float[Array, "*batch e"]:
+        """`load` before the inverse transform, without scale and offset."""
+
+        def plain(codec: Codec, packed: Packed) -> Array:
+            return codec._decoded(packed).astype(dtype)
+
+        options = {"dtype": jnp.dtype(dtype), "rotated": True}
+        return run("load", implementation, plain, self, packed, **options)
+
+    def scores(
+        self, query: Float[Array, "*heads d"], packed: Packed, implementation: str | None = None
+    ) -> Float[Array, "*heads s"]:
+        """Inner products of queries with packed keys, less `query @ offset`, in fp32.
+
+        `rotate_query(query) @ load_rotated(packed).T`; what is left out is the same for all keys,
+        and the softmax does not see it. Not scaled by d^-1/2.
+
+        Args:
+            query: vectors of `transform.dim` numbers.
+            packed: what `store` made of keys [s, d].
+            implementation: see `roundtrip`.
+
+        Raises:
+            ValueError: the last axis of `query` is not `transform.dim` long, `packed` is not of
+                keys [s, d]; or see `roundtrip`.
+        """
+        check_last_axis("query", query, self.transform.dim)
+        if packed.data.ndim != 2:
+            raise ValueError(f"packed must be of keys [s, d], got codes {packed.data.shape}.")
+
+        def plain(codec: Codec, query: Array, packed: Packed) -> Array:
+            q, k = codec.rotate_query(query), codec._decoded(packed)
+            return jnp.einsum("...d,sd->...s", q, k, precision="highest")
+
+        return run("scores", implementation, plain, self, query, packed)
+
+    def _decoded(self, packed: Packed) -> Array:
         return self.quantizer.decode(self.quantizer.unpack(packed))
 
     def rotate(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:

@@ -1,28 +1,31 @@
-"""Kernels for GPUs, each beside the plain JAX that says what it computes.
+"""Kernels for NVIDIA GPUs of the verbs of `Codec` and `Transform`, written in Pallas with Triton.
 
-| function | is | in one pass over memory |
-|---|---|---|
-| `roundtrip(codec, x)` | `codec.roundtrip(x)` | norm, rotation, levels and back |
-| `pack(codec, x)` | `codec.quantizer.pack(codec.encode(x))` | codes without gaps, and scales |
-| `store(codec, x)` | `codec.store(x)` | the same at scales rounded first |
-| `load(codec, packed)` | `codec.load(packed)` | vectors from codes |
-| `scores(codec, query, keys)` | `rotate_query(query) @ load_rotated(keys).T` | no key is written |
-| `apply(transform, x)` | `transform.apply(x)` | Hadamard transforms |
+| verb | in one pass over memory |
+|---|---|
+| `codec.roundtrip(x)` | norm, rotation, nearest levels, and back |
+| `codec.store(x)` | packed codes and scales from vectors |
+| `codec.load(packed)` | vectors from packed codes |
+| `codec.load_rotated(packed)` | the same without the inverse rotation |
+| `codec.scores(query, packed)` | inner products of queries with packed keys; no key is written |
+| `transform.apply(x)` | the rotation of each vector |
 
-All take `implementation=None | "xla" | "triton"`, see `choice.choose`: by default the kernel where
-there is one for the arguments and the program runs on an NVIDIA GPU, and the plain JAX elsewhere.
-Kernels take any batch, work under `vmap`, and have the gradients that their functions document,
-whatever the implementation. Levels and rotations are leaves: new ones do not recompile.
+This is no API of its own: the verbs take `implementation=None | "xla" | "triton"` and come here by
+default where a kernel supports the arguments and the program is made for such a GPU. Nothing here
+is imported before. Kernels take any batch and work under `vmap` and derivatives; levels and
+rotations are leaves, so new ones do not recompile.
 
 There are kernels for quaternions, planar rotations and rotors, padded or not, Hadamard matrices of
 2^k times 1, 12, 20, 28 and more, and dense matrices up to 128 (64 in fp32); with a `Codebook` of up
-to 16 levels and one scale a vector or none; in fp32, bf16 and fp16.
+to 16 levels and one scale per vector or none; in fp32, bf16 and fp16. `rotations.register` adds one
+for another transform.
 """
 
-from isojax.kernels.choice import IMPLEMENTATIONS as IMPLEMENTATIONS
-from isojax.kernels.hadamard import apply as apply
-from isojax.kernels.packed import load as load
-from isojax.kernels.packed import pack as pack
-from isojax.kernels.packed import store as store
-from isojax.kernels.roundtrip import roundtrip as roundtrip
-from isojax.kernels.scores import scores as scores
+import functools
+import importlib
+
+from isojax._core.implementation import register
+
+OPERATIONS = ("roundtrip", "store", "load", "scores", "apply")
+
+for _name in OPERATIONS:
+    register(_name, functools.partial(importlib.import_module, f"isojax.kernels.{_name}"))

@@ -18,8 +18,7 @@ from jaxtyping import Array
 
 load, store = plt.load, plt.store
 
-PROGRAMS = 4096  # that keep all cores of a large GPU at work several times over
-MOST_TILES = 8  # which one program takes in turn, so that what they share is prepared once
+MOST_TILES = 64  # which one program takes in turn, so that what they share is prepared once
 
 
 class Span(NamedTuple):
@@ -37,47 +36,52 @@ class Span(NamedTuple):
 
 
 def over_rows(
-    body: Callable[..., Callable[..., None]],
+    body: Callable[..., tuple[Callable[..., Any], Callable[..., None]]],
     tiled: Sequence[Array],
     whole: Sequence[Array],
     outs: Sequence[jax.ShapeDtypeStruct],
-    *,
+    lanes: Any,
     name: str,
-    block_rows: int,
-    warps: int,
     interpret: bool,
 ) -> Sequence[Array]:
-    """Run a kernel on tiles of `block_rows` rows.
+    """Run a kernel on tiles of rows.
 
     Args:
-        body: `body(whole_refs)` prepares what all tiles share and returns
-            `step(span, tiled_refs, out_refs)`, which is called for tile after tile and must mask
-            the rows that `span` says do not exist.
+        body: `body(whole_refs)` prepares what all tiles share and returns two functions:
+            `load(span, tiled_refs)` reads a tile, before the one in front of it is worked on, and
+            `step(span, loaded, out_refs)` makes its results. Both must mask the rows that `span`
+            says do not exist.
         tiled: arrays [rows, n], of which a tile is read.
         whole: arrays that `body` gets whole.
         outs: shapes [rows, m] of the results.
-        name: of the kernel, as profiles show it.
-        block_rows: rows a tile, a power of two.
-        warps: warps of 32 threads a tile.
+        lanes: how vectors lie in a tile, see `tile.Lanes`: its rows, a power of two, its warps, and
+            the programs to divide tiles among.
+        name: of the kernel, as profiles show it after `isojax_`.
         interpret: run by the interpreter of Pallas, on any platform.
     """
     tiled, whole, axes = _shared_axes(tiled, whole)
     rows = tiled[0].shape[0]
-    tiles = _tiles(rows, block_rows)
+    block_rows = lanes.rows
+    tiles = _tiles(rows, block_rows, lanes.programs)
     own = tiles * block_rows
     ends = len(tiled), len(tiled) + len(whole)
 
     def kernel(*refs: Any) -> None:
-        step = body(refs[ends[0] : ends[1]])
+        load, step = body(refs[ends[0] : ends[1]])
         live = rows - pl.program_id(0) * own if rows % own else None
 
-        def tile(i: Any, _: Any) -> None:
-            step(Span(block_rows, i * block_rows, live), refs[: ends[0]], refs[ends[1] :])
+        def loaded(i: Any) -> Any:
+            return load(Span(block_rows, i * block_rows, live), refs[: ends[0]])
+
+        def tile(i: Any, now: Any) -> Any:
+            following = loaded(jnp.minimum(i + 1, tiles - 1))  # is under way while `now` is used
+            step(Span(block_rows, i * block_rows, live), now, refs[ends[1] :])
+            return following
 
         if tiles == 1:
-            tile(0, None)
+            step(Span(block_rows, 0, live), loaded(0), refs[ends[1] :])
         else:
-            lax.fori_loop(0, tiles, tile, None)
+            lax.fori_loop(0, tiles, tile, loaded(0))
 
     def rows_of(a: Any) -> pl.BlockSpec:
         return pl.BlockSpec((own, a.shape[1]), lambda i: (i, 0))
@@ -90,7 +94,7 @@ def over_rows(
         out_shape=[
             jax.ShapeDtypeStruct(out.shape, out.dtype, manual_axis_type=axes) for out in outs
         ],
-        compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
+        compiler_params=plt.CompilerParams(num_warps=lanes.warps, num_stages=1),
         interpret=interpret,
         name=f"isojax_{name}",
     )(*tiled, *whole)
@@ -109,24 +113,89 @@ def _shared_axes(tiled: Sequence[Array], whole: Sequence[Array]) -> tuple[Any, A
     return cast_all[: len(tiled)], cast_all[len(tiled) :], kind
 
 
-def _tiles(rows: int, block_rows: int) -> int:
+def _tiles(rows: int, block_rows: int, programs: int) -> int:
     """Tiles a program: more of them, a power of two, where enough programs are left."""
     tiles = 1
-    while tiles < MOST_TILES and rows >= 2 * tiles * block_rows * PROGRAMS:
+    while tiles < MOST_TILES and rows >= 2 * tiles * block_rows * programs:
         tiles *= 2
     return tiles
+
+
+def fma(a: Any, b: Any, c: Any, interpret: bool) -> Array:
+    """`a * b + c` in fp32 as one instruction; plain JAX lowers to two, which ptxas keeps apart."""
+    if interpret:
+        return a * b + c
+    return _assembly("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
+
+
+def step(a: Any, b: Any, c: Any, interpret: bool) -> Array:
+    """`a * b + c`, held between 0 and 1; NaN gives 0."""
+    if interpret:
+        return jnp.where(a * b + c > 0, jnp.minimum(a * b + c, 1), 0)
+    return _assembly("fma.rn.sat.f32 $0, $1, $2, $3;", a, b, c)
+
+
+def whole(v: Array, interpret: bool) -> Array:
+    """A whole number from 0 to 255 as int32: the last bits of `v + 2^23`, without a conversion."""
+    if interpret:
+        return v.astype(jnp.int32)
+    return lax.bitcast_convert_type(v + 2.0**23, jnp.int32) & 255
+
+
+def _assembly(code: str, *args: Any) -> Array:
+    shape = jnp.broadcast_shapes(*map(jnp.shape, args))
+    each = [
+        jnp.full(shape, a, jnp.float32) if isinstance(a, float) else jnp.broadcast_to(a, shape)
+        for a in args
+    ]
+    out = jax.ShapeDtypeStruct(shape, jnp.float32)
+    (y,) = plt.elementwise_inline_asm(
+        code, args=each, constraints="=f,f,f,f", pack=1, result_shape_dtypes=[out]
+    )
+    return y
+
+
+def product(a: Array, b: Array) -> Array:
+    """`a @ b` on tensor cores, summed in fp32."""
+    return jnp.dot(a, b, preferred_element_type=jnp.float32)
 
 
 def dot(a: Array, terms: Sequence[Array], order: int = 1) -> Array:
     """The product of `a` with the sum of `terms` on tensor cores, summed in fp32.
 
-    `a` is taken apart too, into terms of their dtype, each of what the ones before leave. Products
-    of term i of `a` and term j count for i + j < `order`; so bf16 gives 8 bits an order.
+    `a` is taken apart too, into terms of bf16 (for an order of 1, of their dtype), each of what the
+    ones before leave. Products of term i of `a` and term j count for i + j < `order`; so bf16 gives
+    8 bits an order.
     """
     y: Any = 0
     for i in range(order):
-        part = a.astype(terms[0].dtype)
+        part, a = _split(a) if i + 1 < order else (a.astype(terms[0].dtype), a)
         for b in terms[: order - i]:
-            y += jnp.dot(part, b, preferred_element_type=jnp.float32)
-        a = a - part.astype(a.dtype)
+            y += product(part, b)
     return y
+
+
+def _split(v: Array) -> tuple[Array, Array]:
+    """The first bits of `v` as bf16, cut off rather than rounded, and the rest of `v`."""
+    bits = lax.bitcast_convert_type(v, jnp.int32)
+    rest = v - lax.bitcast_convert_type(bits & -(2**16), jnp.float32)
+    high = lax.shift_right_logical(bits, 16).astype(jnp.int16)
+    return lax.bitcast_convert_type(high, jnp.bfloat16), rest
+
+
+def halves(v: Array) -> list[Array]:
+    """Two terms of bf16 that are `v` to 16 bits."""
+    high, rest = _split(v)
+    return [high, rest.astype(jnp.bfloat16)]
+
+
+def paired(v: Array) -> Array:
+    """`halves` in one int32 each, to be kept in a table."""
+    high, low = (lax.bitcast_convert_type(h, jnp.uint16).astype(jnp.uint32) for h in halves(v))
+    return lax.bitcast_convert_type(high << 16 | low, jnp.int32)
+
+
+def unpaired(pair: Array) -> list[Array]:
+    """The two terms that `paired` put into an int32."""
+    both = (lax.shift_right_logical(pair, 16), pair)
+    return [lax.bitcast_convert_type(h.astype(jnp.int16), jnp.bfloat16) for h in both]

@@ -1,8 +1,7 @@
-"""Codes to bytes and back inside of a kernel, in the order of `quantizers.packing`.
+"""Codes to bytes and back inside of a kernel, in the layout of `quantizers.packing`.
 
-Lanes are taken in runs that fill whole bytes. The codes of a run make words of one byte, or of
-three, which hold a whole number of codes of 1 to 4 bits: a word is a sum of shifted codes, and a
-code a shifted word.
+A code's fields are written and read one after the other. Lanes are taken in runs that fill whole
+bytes of a field: a byte is a sum of shifted fields.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from isojax.kernels._pallas import Span
-from isojax.kernels.tile import Lanes, indices, placed, read, write
-from isojax.quantizers.packing import packed_bytes
+from isojax.kernels._pallas import Span, fma, whole
+from isojax.kernels.tile import Lanes, indices, parts, placed, read_raw, write
+from isojax.quantizers.packing import fields
 
-MOST_WORDS = 3
+MOST_BITS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,88 +36,99 @@ class Words:
     size: int
 
     @property
-    def codes(self) -> int:
-        """Codes a run: the fewest that fill both groups of lanes and bytes."""
-        return math.lcm(8 // math.gcd(8, self.bits), self.lanes.pitch)
-
-    @property
-    def run(self) -> int:
-        """Lanes a run."""
-        return self.codes // self.lanes.pitch * self.lanes.width
-
-    @property
-    def length(self) -> int:
-        """Bytes a word."""
-        return 3 if self.codes * self.bits // 8 % 3 == 0 else 1
-
-    @property
-    def number(self) -> int:
-        """Words a run."""
-        return self.codes * self.bits // 8 // self.length
-
-    @property
     def unsupported(self) -> str:
         """What the kernels need of these words; empty if they have it."""
-        if self.bits > 4:
-            return f"codes of at most 4 bits, got {self.bits}."
-        if self.number > MOST_WORDS or self.run > self.lanes.count:
-            return f"packed codes of blocks without a factor {self.lanes.pitch} only."
+        if self.bits > MOST_BITS:
+            return f"codes of at most {MOST_BITS} bits, got {self.bits}."
+        if any(low * self.size % 8 for low, _ in fields(self.bits)):
+            return f"vectors of a multiple of 4 codes of {self.bits} bits, got {self.size}."
+        if any(self._run(width) > self.lanes.count for _, width in fields(self.bits)):
+            return f"packed codes of more than {self.lanes.pitch} numbers."
         return ""
+
+    @property
+    def dense(self) -> bool:
+        """Whether every lane holds a code, and codes end where a byte does."""
+        full = self.lanes.pitch == self.lanes.width and self.size == self.lanes.count
+        return full and self.size % 8 == 0
 
     def write(self, ref: Any, index: Array, span: Span) -> None:
         """Write the bytes of the codes `index` [rows, lanes] into a tile of bytes."""
-        _, lane = indices(*index.shape)
-        place, word, shift = self._of(lane % self.run)
-        masks = []
-        if self.lanes.pitch < self.lanes.width:
-            masks.append(lane % self.lanes.width < self.lanes.pitch)
-        if self.size < self.lanes.count:
-            masks.append(lane // self.run * self.codes + place < self.size)
+        lanes = self.lanes
+        _, lane = indices(span.rows, lanes.count)
+        masks = [lane % lanes.width < lanes.pitch] if lanes.pitch < lanes.width else []
+        if self.size < lanes.count // lanes.width * lanes.pitch:
+            masks.append(self._place(lane) < self.size)
         for mask in masks:
             index = jnp.where(mask, index, 0)
-        index = index << shift
-        for i in range(self.number):
-            own = index if self.number == 1 else jnp.where(word == i, index, 0)
-            value = jnp.sum(own.reshape(span.rows, -1, self.run), axis=-1)
-            if self.length == 3:
-                value = value[:, :, None] >> _shifts(value.shape)
-            write(ref, *self._bytes(span, i), (value & 255).reshape(span.rows, -1))
+        for low, width in fields(self.bits):
+            each, run, number = 8 // width, self._run(width), self._bytes_of_run(width)
+            place = self._place(lane % run)
+            field = index >> low if low else index
+            if low + width < self.bits:
+                field &= 2**width - 1
+            field <<= place % each * width
+            for i in range(number):
+                own = field if number == 1 else jnp.where(place // each == i, field, 0)
+                value = jnp.sum(own.reshape(span.rows, -1, run), axis=-1)
+                write(ref, *self._bytes(span, low, width, i), value)
 
-    def read(self, ref: Any, span: Span) -> Array:
-        """The codes [rows, lanes] that `write` wrote."""
-        lane = lax.broadcasted_iota(jnp.int32, (1, 1, self.run), 2)
-        _, word, shift = self._of(lane)
-        index: Any = 0
-        for i in range(self.number):
-            value = read(ref, *self._bytes(span, i)).astype(jnp.int32)
-            if self.length == 3:
-                value = value.reshape(span.rows, -1, 4)
-                value = jnp.sum(value << _shifts(value.shape[:2]), axis=-1)
-            index = jnp.where(word == i, value[:, :, None], index) if i else value[:, :, None]
-        index = (index >> shift) & (2**self.bits - 1)
-        return index.reshape(span.rows, self.lanes.count)
+    def write_fields(self, ref: Any, found: list[Any], span: Span, interpret: bool) -> None:
+        """Write the codes whose fields are a t + b for each (t, a, b) of `found`, in fp32."""
+        for (low, width), (t, a, b) in zip(fields(self.bits), found, strict=True):
+            *rest, byte = parts(t, 8 // width)
+            for code in reversed(rest):
+                byte = fma(byte, 2.0**width, code, interpret)
+            ones = sum(2 ** (width * i) for i in range(8 // width))
+            byte = whole(fma(byte, a, b * ones, interpret), interpret)
+            write(ref, *self._bytes(span, low, width, 0), byte)
 
-    def _of(self, lane: Array) -> tuple[Array, Array, Array]:
-        """The code of a run that a lane holds, its word, and by how much it is shifted there."""
+    def read(self, ref: Any, span: Span) -> list[Array]:
+        """The bytes of each field, one by one, or for each lane where some hold no code."""
+        if self.lanes.pitch == self.lanes.width:
+            each = fields(self.bits)
+            return [read_raw(ref, *self._bytes(span, low, width, 0)) for low, width in each]
+        row, lane = indices(span.rows, self.lanes.count)
+        place = self._place(lane)
+        found = []
+        for low, width in fields(self.bits):
+            byte = low * self.size // 8 + place // (8 // width)
+            found.append(read_raw(ref, *placed(span, row, byte, [place < self.size])))
+        return found
+
+    def index(self, found: list[Array], span: Span) -> Array:
+        """The codes [rows, lanes] in what `read` found; any number for lanes without a code."""
+        index: Any = None
+        for (low, width), byte in zip(fields(self.bits), found, strict=True):
+            each, mask, byte = 8 // width, 2**width - 1, byte.astype(jnp.int32)
+            if self.lanes.pitch == self.lanes.width:
+                shift = width * lax.broadcasted_iota(jnp.int32, (1, 1, each), 2)
+                field = (byte[:, :, None] >> shift & mask).reshape(span.rows, self.lanes.count)
+            else:
+                place = self._place(indices(span.rows, self.lanes.count)[1])
+                field = byte >> place % each * width & mask
+            index = field if index is None else index | field << low
+        return index
+
+    def _bytes_of_run(self, width: int) -> int:
+        """Bytes of the fewest codes of a field that fill whole groups, of lanes without a code."""
+        gaps = self.lanes.pitch < self.lanes.width
+        return math.lcm(8 // width, self.lanes.pitch) * width // 8 if gaps else 1
+
+    def _run(self, width: int) -> int:
+        """The lanes that hold these codes."""
+        codes = self._bytes_of_run(width) * 8 // width
+        return codes * self.lanes.width // self.lanes.pitch
+
+    def _place(self, lane: Array) -> Array:
+        """The code that a lane holds."""
         width, pitch = self.lanes.width, self.lanes.pitch
-        place = lane if width == pitch else lane // width * pitch + lane % width
-        codes = 8 * self.length // self.bits
-        return place, place // codes, place % codes * self.bits
+        return lane if width == pitch else lane // width * pitch + lane % width
 
-    def _bytes(self, span: Span, word: int) -> tuple[tuple[Array, Array], Any]:
-        """Where word `word` of each run lies, byte by byte; three bytes take four lanes."""
-        runs = self.lanes.count // self.run
-        lanes = 4 if self.length == 3 else 1
-        row, at = indices(span.rows, runs * lanes)
-        column = (at // lanes * self.number + word) * self.length + at % lanes
-        total, masks = packed_bytes(self.size, self.bits), []
-        if lanes == 4:
-            masks.append(at % 4 < 3)
-        if runs * self.number * self.length > total:
-            masks.append(column < total)
-        return placed(span, row, column, masks)
-
-
-def _shifts(words: tuple[int, ...]) -> Array:
-    """By how much each of four bytes, of which the last is none, is shifted in its word."""
-    return 8 * lax.broadcasted_iota(jnp.int32, (*words, 4), 2)
+    def _bytes(self, span: Span, low: int, width: int, i: int) -> tuple[tuple[Array, Array], Any]:
+        """Where byte `i` of each run of a field lies."""
+        runs, number = self.lanes.count // self._run(width), self._bytes_of_run(width)
+        row, run = indices(span.rows, runs)
+        column, total = run * number + i, -(-self.size * width // 8)
+        masks = [column < total] if runs * number > total else []
+        return placed(span, row, low * self.size // 8 + column, masks)

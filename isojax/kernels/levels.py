@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
-from isojax.kernels.tile import power_of_two
+from isojax.kernels._pallas import fma, step
+from isojax.kernels.tile import gather, power_of_two
 from isojax.quantizers.codebook import Codebook
 
 MOST_LEVELS = 16
+STEEP = 2.0**100
 
 
 def unsupported_codebook(quantizer: Any) -> str:
     """What a quantizer must be for the kernels; empty if `quantizer` is."""
-    if not isinstance(quantizer, Codebook):
+    if type(quantizer) is not Codebook:
         return f"a Codebook as quantizer, got {type(quantizer).__name__}."
     if quantizer.granularity != "token":
         return f"granularity 'token', got {quantizer.granularity!r}."
@@ -25,11 +30,114 @@ def unsupported_codebook(quantizer: Any) -> str:
     return ""
 
 
-def read_levels(ref: Any) -> list[Array]:
-    """The levels one by one, followed by infinite ones up to a power of two."""
-    (number,) = ref.shape
-    infinite = [jnp.float32(math.inf)] * (power_of_two(number) - number)
-    return [ref[i].astype(jnp.float32) for i in range(number)] + infinite
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """The levels of a codebook in a kernel, for vectors with a scale each.
+
+    The borders of cells are multiplied by a vector's scale, which takes less than to divide the
+    vector. Symmetric levels are searched by magnitude, half of them.
+
+    Attributes:
+        ref: all levels.
+        values: the levels, or the positive half of symmetric ones; infinite ones follow, up to a
+            power of two.
+        symmetric: see `Codebook`.
+    """
+
+    ref: Any
+    values: list[Any]
+    symmetric: bool
+
+    @classmethod
+    def read(cls, ref: Any, symmetric: bool) -> Levels:
+        """Those in `ref`."""
+        (number,) = ref.shape
+        half = number // 2 if symmetric else 0
+        values: list[Any] = [ref[i].astype(jnp.float32) for i in range(half, number)]
+        if symmetric:
+            below = [ref[half - 1 - i].astype(jnp.float32) for i in range(half)]
+            values = [(a - b) / 2 for a, b in zip(values, below, strict=True)]
+        infinite = power_of_two(len(values)) - len(values)
+        return cls(ref, values + [jnp.float32(math.inf)] * infinite, symmetric)
+
+    def nearest(self, v: Array, border: Any = 1, value: Any = 1) -> Array:
+        """The level nearest to `v / border`, the lower one of two as near, times `value`.
+
+        Of two as near, symmetric levels below zero take the higher one.
+        """
+        size = jnp.abs(v) if self.symmetric else v
+        values = [_times(u, value) for u in self.values]
+        for middle in self._middles(size, border):
+            half, above = len(values) // 2, size > middle
+            pairs = zip(values[:half], values[half:], strict=True)
+            values = [jnp.where(above, b, a) for a, b in pairs]
+        found = jnp.broadcast_to(values[0], v.shape)
+        return jnp.where(v > 0, found, -found) if self.symmetric else found
+
+    def index(self, v: Array, border: Any = 1) -> Array:
+        """The index of the level that `nearest` takes."""
+        size = jnp.abs(v) if self.symmetric else v
+        index, middles = jnp.zeros(v.shape, jnp.int32), self._middles(size, border)
+        for place, middle in zip(reversed(range(self.bits)), middles, strict=True):
+            index |= jnp.where(size > middle, 1 << place, 0)
+        if not self.symmetric:
+            return index
+        half = self.ref.shape[0] // 2
+        if len(self.values) == half:
+            return index ^ jnp.where(v > 0, half, half - 1)
+        return jnp.where(v > 0, half + index, half - 1 - index)
+
+    def fields(self, v: Array, border: Any, interpret: bool) -> list[tuple[Array, float, float]]:
+        """The fields of the index of the level that `nearest` takes; see `packing.fields`.
+
+        Symmetric levels alone. In fp32, which has twice the rate of comparisons: one of these is a
+        saturated product, 0 or 1, and a selection between two borders a product with it.
+
+        Returns:
+            For each field a tile t and numbers a and b, such that it is a t + b.
+        """
+        if not isinstance(border, int):
+            v = v * (1 / jnp.where(border == 0, 1, border))
+        size, number = jnp.abs(v), self.bits
+        pairs = zip(self.values[:-1], self.values[1:], strict=True)
+        middles: list[Any] = [(a + b) / 2 * -STEEP for a, b in pairs]
+        place: Any = None
+        while middles:
+            half = len(middles) // 2
+            above = step(size, STEEP, middles[half], interpret)
+            place = above if place is None else fma(place, 2.0, above, interpret)
+            pairs = zip(middles[:half], middles[half + 1 :], strict=True)
+            middles = [fma(above, b - a, a, interpret) for a, b in pairs]
+        positive = lax.bitcast_convert_type(0 - v, jnp.int32) & -(2**31)
+        sign = lax.bitcast_convert_type(positive ^ -0x40800000, jnp.float32)  # 1 or -1
+        whole, offset = 2.0**number, 0.0 if place is None else place
+        if number == 2:  # bits 0 and 1, then bit 2
+            return [(sign * (offset - 1.5), 1.0, 1.5), (sign, 0.5, 0.5)]
+        return [(sign * (offset + 0.5), 1.0, whole - 0.5)]
+
+    def at(self, index: Array) -> Array:
+        """The levels at `index`."""
+        return gather(self.ref, index).astype(jnp.float32)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a place among `values`."""
+        return len(self.values).bit_length() - 1
+
+    def _middles(self, v: Array, border: Any) -> Iterator[Array]:
+        """What to compare `v` with, one border of a cell after the other, as in a binary search."""
+        pairs = zip(self.values[:-1], self.values[1:], strict=True)
+        middles: list[Any] = [_times((a + b) / 2, border) for a, b in pairs]
+        while middles:
+            half = len(middles) // 2
+            middle = middles[half]
+            yield middle
+            low, high = middles[:half], middles[half + 1 :]
+            middles = [jnp.where(v > middle, b, a) for a, b in zip(low, high, strict=True)]
+
+
+def _times(level: Any, by: Any) -> Any:
+    return level if isinstance(by, int) else level * by
 
 
 def shared_scale(y: Array, normalize: str, size: int) -> Array | None:
@@ -38,45 +146,3 @@ def shared_scale(y: Array, normalize: str, size: int) -> Array | None:
         return None
     square = jnp.sum(y * y, axis=-1, keepdims=True)
     return jnp.sqrt(square / size if normalize == "rms" else square)
-
-
-def divided(y: Array, scale: Array | None) -> Array:
-    """`y / scale`, and `y` where the scale is zero or None; by way of the reciprocal."""
-    return y if scale is None else y * (1 / jnp.where(scale == 0, 1, scale))
-
-
-def search(v: Array, levels: list[Array]) -> list[Array]:
-    """The bits, highest first, of the index of the nearest level, the lower one of two as near.
-
-    A binary search among the middles of neighbours: as many comparisons as bits.
-    """
-    middles = [(a + b) / 2 for a, b in zip(levels[:-1], levels[1:], strict=True)]
-    bits = []
-    while middles:
-        half = len(middles) // 2
-        bits.append(v > middles[half])
-        low, high = middles[:half], middles[half + 1 :]
-        middles = [jnp.where(bits[-1], b, a) for a, b in zip(low, high, strict=True)]
-    return bits
-
-
-def pick(bits: list[Array], levels: list[Array]) -> Array:
-    """The level whose index has these bits, highest first."""
-    values: list[Any] = levels
-    for bit in bits:
-        half = len(values) // 2
-        values = [jnp.where(bit, b, a) for a, b in zip(values[:half], values[half:], strict=True)]
-    return values[0]
-
-
-def index_of(bits: list[Array]) -> Array:
-    """The number that has these bits, highest first."""
-    index = jnp.zeros(bits[0].shape, jnp.int32)
-    for bit in bits:
-        index = 2 * index + bit.astype(jnp.int32)
-    return index
-
-
-def bits_of(index: Array, number: int) -> list[Array]:
-    """The `number` bits of `index`, highest first."""
-    return [(index >> i) & 1 == 1 for i in reversed(range(number))]

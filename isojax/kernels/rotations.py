@@ -5,24 +5,34 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from isojax.kernels._pallas import dot
+from isojax.kernels._pallas import dot, fma
 from isojax.kernels.tile import ONE, Lanes, indices, joined, parts, read
-from isojax.transforms import Dense, Hadamard, Padded, Planar, Quaternion, Rotor, Transform
-from isojax.transforms.paley import decompose, paley
-from isojax.transforms.quaternion import PRODUCT, SANDWICH
+from isojax.transforms import (
+    Dense,
+    Hadamard,
+    Identity,
+    Padded,
+    Planar,
+    Quaternion,
+    Rotor,
+    Transform,
+)
+from isojax.transforms.paley import decompose, hadamard_matrix
+from isojax.transforms.quaternion import PRODUCT as QUATERNION
+from isojax.transforms.quaternion import SANDWICH
 
 LANES = (16, 4096)  # fewest and most a vector, before registers spill
 MOST_DENSE = (128, 64)  # of 16 bits and of 32: what shared memory holds
 MOST_BASE = 28  # largest factor of a Hadamard matrix that is no power of two
+PRODUCT = {"min_rows": 64, "min_warps": 4, "programs": 512}  # tiles of products on tensor cores
 
 Turn = Callable[[Any, Array], Array]  # (state, tile) -> tile
-Turns = tuple[tuple[Array, ...], Callable[[Any], Any], Turn, Turn]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,101 +43,155 @@ class Rotation:
         lanes: how its vectors lie in a tile.
         size: numbers a vector, before.
         codes: numbers a vector, after.
+        operands: arrays that the kernel needs whole.
+        prepare: makes of their refs what the two turns take.
+        forward: the transform of a tile of vectors, divided by `gain`.
+        backward: the inverse, divided by `gain`.
+        gain: a factor of all numbers, which is applied to scales instead.
         isometry: whether norms are taken before it, as it keeps them: a sum over the lanes of its
             result would send that through shared memory. A Dense one is rounded, and keeps them
             less well.
-        operands: arrays that the kernel needs whole.
-        prepare: makes of their refs what the two turns take.
-        forward: the transform of a tile.
-        backward: its inverse.
     """
 
     lanes: Lanes
     size: int
     codes: int
-    isometry: bool
     operands: tuple[Array, ...]
     prepare: Callable[[Any], Any]
     forward: Turn
     backward: Turn
+    gain: float = 1.0
+    isometry: bool = True
+
+
+class Member(NamedTuple):
+    """A transform that has a kernel.
+
+    Attributes:
+        lanes: `(transform, dtype) -> Lanes`: how vectors in `dtype` lie in a tile.
+        make: `(transform, lanes, dtype, interpret) -> Rotation`.
+        unsupported: `(transform, dtype) -> str`: what the transform must be, empty if it is.
+        padded: whether it may stand in a `Padded` one.
+    """
+
+    lanes: Callable[[Any, Any], Lanes]
+    make: Callable[[Any, Lanes, Any, bool], Rotation]
+    unsupported: Callable[[Any, Any], str] = lambda t, dtype: ""
+    padded: bool = False
+
+
+_MEMBERS: dict[type, Member] = {}
+
+
+def register(kind: type, member: Member) -> None:
+    """Give the transforms of class `kind` a kernel; those without one run in plain JAX."""
+    _MEMBERS[kind] = member
 
 
 def unsupported_transform(t: Transform, dtype: Any) -> str:
     """What a transform of vectors in `dtype` must be for the kernels; empty if `t` is."""
-    inner = t.inner if isinstance(t, Padded) and not t.transposed else t
-    blocks = isinstance(inner, (Quaternion, Planar, Rotor))
-    if not blocks and (t is not inner or not isinstance(inner, (Hadamard, Dense))):
-        return (
-            "a Quaternion, Planar or Rotor, which may be padded, a Hadamard or a Dense as "
-            f"transform, got {type(t).__name__}."
-        )
-    most = MOST_DENSE[jnp.dtype(dtype).itemsize > 2]
-    if isinstance(inner, Dense) and inner.dim > most:
-        return f"a Dense transform up to dim {most} in {jnp.dtype(dtype)}, got {inner.dim}."
-    if isinstance(inner, Hadamard) and decompose(inner.block)[1] > MOST_BASE:
-        return f"Hadamard matrices of 2^k times at most {MOST_BASE}, got {inner.block}."
-    if not LANES[0] <= _lanes(inner).count <= LANES[1]:
-        count = _lanes(inner).count
+    inner = _inner(t)
+    member = _MEMBERS.get(type(inner))
+    if member is None or (t is not inner and not member.padded):
+        names = ", ".join(kind.__name__ for kind in _MEMBERS)
+        return f"transforms of {names}, got {type(t).__name__}."
+    if why := member.unsupported(inner, dtype):
+        return why
+    count = member.lanes(inner, dtype).count
+    if not LANES[0] <= count <= LANES[1]:
         return f"vectors of {LANES[0] // 2 + 1} to {LANES[1]} lanes, got {count} for {inner.dim}."
     return ""
 
 
-def rotation(t: Transform, dtype: Any) -> Rotation:
+def rotation(t: Transform, dtype: Any, interpret: bool) -> Rotation:
     """A supported transform `t`, for vectors that come in `dtype`."""
-    inner = t.inner if isinstance(t, Padded) else t
-    size, lanes = t.dim, _lanes(inner)
-    if isinstance(inner, Hadamard):
-        turns = _hadamard(inner, lanes)
-    elif isinstance(inner, Dense):
-        turns = _dense(inner, lanes, dtype)
-    else:
-        turns = _blocks(inner, lanes)
-    return Rotation(lanes, size, inner.dim, not isinstance(inner, Dense), *turns)
+    inner = _inner(t)
+    turn = _MEMBERS[type(inner)].make(inner, lanes_of(t, dtype), dtype, interpret)
+    return dataclasses.replace(turn, size=t.dim)
 
 
-def _lanes(t: Transform) -> Lanes:
-    if isinstance(t, Rotor):
-        return Lanes(t.dim // 3, 3)
-    if isinstance(t, Dense):
-        return Lanes(t.dim, min_rows=64, min_warps=8)
-    if not isinstance(t, Hadamard):
-        return Lanes(t.dim)
-    base = decompose(t.block)[1]
-    lanes = Lanes(t.dim // base, base)
-    least = -(-16 * lanes.width // lanes.count) if base > 1 else 1  # a product takes 16 rows
-    return dataclasses.replace(lanes, min_rows=least)
+def lanes_of(t: Transform, dtype: Any) -> Lanes:
+    """How vectors of a supported transform lie in a tile."""
+    inner = _inner(t)
+    return _MEMBERS[type(inner)].lanes(inner, dtype)
 
 
-def _blocks(t: Any, lanes: Lanes) -> Turns:
+def _inner(t: Transform) -> Transform:
+    return t.inner if isinstance(t, Padded) and not t.transposed else t
+
+
+def scales(scale: Array | None, gain: float) -> tuple[Any, Any]:
+    """What the borders and the levels of one scale are multiplied by; see `Rotation.gain`."""
+    if gain == 1:
+        return (1, 1) if scale is None else (scale, scale)
+    one = jnp.float32(1) if scale is None else scale
+    return one * (1 / gain), one * gain
+
+
+def _neighbours(t: Transform, dtype: Any) -> Lanes:
+    """A lane for each number; as many bytes for each thread, whatever the dtype."""
+    size = jnp.dtype(dtype).itemsize
+    return Lanes(t.dim, elements=64 // size if t.dim <= 1024 else 16)
+
+
+def _exact(dtype: Any) -> bool:
+    """Whether products of vectors in `dtype` with +-1 are exact on tensor cores, in few terms."""
+    return jnp.dtype(dtype).itemsize == 2
+
+
+def _base(block: int, dtype: Any) -> int:
+    """The last factor of a Hadamard matrix, which is a product; the others are butterflies.
+
+    For 16 bits it is as large as a tile of shared memory holds, else no more than must be.
+    """
+    power, base = decompose(block)
+    most = MOST_DENSE[0] if base == 1 else MOST_DENSE[1]  # registers spill where lanes have gaps
+    while _exact(dtype) and power > 1 and 2 * base <= most:
+        power, base = power // 2, 2 * base
+    return base
+
+
+def _blocks(inner: Any, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
     """A rotation of each block: its matrices come of quaternions or phasors in the kernel."""
-    width = 2 if isinstance(t, Planar) else 4
-    if isinstance(t, Planar):
-        operands = (t.phasor,)
-    elif isinstance(t, Rotor):
-        operands = (t.spinor,)
+    width = 2 if isinstance(inner, Planar) else 4
+    if isinstance(inner, Planar):
+        operands = (inner.phasor,)
+    elif isinstance(inner, Rotor):
+        operands = (inner.spinor,)
     else:
-        operands = (t.left,) if t.right is None else (t.left, t.right)
+        operands = (inner.left,) if inner.right is None else (inner.left, inner.right)
 
     def prepare(refs: Any) -> Any:
         sides = [_unit(ref, lanes.count // width) for ref in refs]
-        if isinstance(t, Planar):
+        if isinstance(inner, Planar):
             c, s = sides[0]
             return [[c, s], [-s, c]]
-        if isinstance(t, Rotor):
+        if isinstance(inner, Rotor):
             return [row[1:] for row in _matrices(SANDWICH, sides[0], sides[0])[1:]]
-        if t.right is None:
-            return _matrices(np.moveaxis(PRODUCT, 0, 2)[..., None], sides[0], [jnp.float32(1)])
+        if inner.right is None:
+            one = [jnp.float32(1)]
+            return _matrices(np.moveaxis(QUATERNION, 0, 2)[..., None], sides[0], one)
         return _matrices(SANDWICH, *sides)
+
+    def product(x: list[Array], m: list[list[Any]]) -> list[Any]:
+        """The numbers sum_j x[j] m[j][i]."""
+        columns = []
+        for i in range(len(m)):
+            y = x[0] * m[0][i]
+            for j in range(1, len(m)):
+                y = fma(x[j], m[j][i], y, interpret)
+            columns.append(y)
+        return columns
 
     def forward(m: Any, v: Array) -> Array:
         x = parts(v, width)
-        return _joined([sum(x[j] * m[j][i] for j in range(len(m))) for i in range(len(m))], x)
+        return _joined(product(x, m), x)
 
     def backward(m: Any, v: Array) -> Array:
         y = parts(v, width)
-        return _joined([sum(y[i] * m[j][i] for i in range(len(m))) for j in range(len(m))], y)
+        return _joined(product(y, [list(row) for row in zip(*m, strict=True)]), y)
 
-    return operands, prepare, forward, backward
+    return Rotation(lanes, inner.dim, inner.dim, operands, prepare, forward, backward)
 
 
 def _joined(values: list[Any], others: list[Array]) -> Array:
@@ -160,7 +224,7 @@ def _matrices(table: np.ndarray, left: list[Array], right: list[Array]) -> list[
     ]
 
 
-def _dense(t: Dense, lanes: Lanes, dtype: Any) -> Turns:
+def _dense(t: Dense, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
     """A product on tensor cores: in 16 bits where vectors have them, else with 16 bits of bf16."""
     half = jnp.dtype(dtype).itemsize == 2
     order = 1 if half else 2
@@ -178,7 +242,8 @@ def _dense(t: Dense, lanes: Lanes, dtype: Any) -> Turns:
     def backward(terms: Any, v: Array) -> Array:
         return dot(v, [m.T for m in terms], order)
 
-    return (t.entries,), prepare, forward, backward
+    operands = (t.entries,)
+    return Rotation(lanes, t.dim, t.dim, operands, prepare, forward, backward, isometry=False)
 
 
 def _square(ref: Any, lanes: int) -> Array:
@@ -189,38 +254,48 @@ def _square(ref: Any, lanes: int) -> Array:
     return read(ref, (row, column), mask)
 
 
-def _hadamard(t: Hadamard, lanes: Lanes) -> Turns:
-    """Butterflies for the power of two, after a product with the other factor if there is one."""
-    power, base = decompose(t.block)
-    width = lanes.width
-    factor = () if base == 1 else (jnp.asarray(paley(base), jnp.float32),)
+def _hadamard(t: Hadamard, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
+    """A product with the last factor, if there is one, and butterflies for the others.
+
+    The entries of the factor are exact in bf16, and as many terms of bf16 are taken of what is
+    multiplied as make it exact: one of bf16, two of fp16, three of fp32. What goes back is no more
+    exact than `dtype`.
+    """
+    base, width = lanes.pitch, lanes.width
+    power = t.block // base
+    factor = () if base == 1 else (jnp.asarray(hadamard_matrix(base), jnp.float32),)
+    terms = {"bfloat16": 1, "float16": 2}.get(str(jnp.dtype(dtype)), 3)
 
     def prepare(refs: Any) -> Any:
         places, mask = lanes.places(ONE, t.dim)
         signs = read(refs[0], places, mask)
         return signs, (_square(refs[1], width).astype(jnp.bfloat16) if base > 1 else None)
 
-    def product(factor: Any, v: Array, transposed: bool) -> Array:
+    def product(factor: Any, v: Array, transposed: bool, order: int) -> Array:
         rows = v.shape[0] * lanes.count // (power * width)
         if factor is not None:
-            v = dot(v.reshape(-1, width), [factor.T if transposed else factor], 3)  # all 24 bits
-            v = v.reshape(rows, power, width).transpose(0, 2, 1)
-        v = butterflies(v.reshape(rows, power * width), power)
-        return v.reshape(-1, lanes.count) * (1 / math.sqrt(t.block))
+            v = dot(v.reshape(-1, width), [factor.T if transposed else factor], order)
+        if power > 1:
+            if factor is not None:
+                v = v.reshape(rows, power, width).transpose(0, 2, 1)
+            v = butterflies(v.reshape(rows, power * width), power)
+        return v.reshape(-1, lanes.count)
+
+    def turn(state: Any, v: Array, transposed: bool, order: int) -> Array:
+        signs, factor = state
+        if transposed:
+            return product(factor, v, True, order) * signs
+        return product(factor, v * signs, False, order)
 
     def forward(state: Any, v: Array) -> Array:
-        signs, factor = state
-        return (
-            product(factor, v, True) * signs if t.transposed else product(factor, v * signs, False)
-        )
+        return turn(state, v, t.transposed, terms)
 
     def backward(state: Any, v: Array) -> Array:
-        signs, factor = state
-        return (
-            product(factor, v * signs, False) if t.transposed else product(factor, v, True) * signs
-        )
+        return turn(state, v, not t.transposed, max(terms, 2))
 
-    return (t.signs.reshape(1, -1), *factor), prepare, forward, backward
+    operands = (t.signs.reshape(1, -1), *factor)
+    gain = 1 / math.sqrt(t.block)
+    return Rotation(lanes, t.dim, t.dim, operands, prepare, forward, backward, gain)
 
 
 def butterflies(v: Array, order: int) -> Array:
@@ -236,6 +311,42 @@ def butterflies(v: Array, order: int) -> Array:
     return v
 
 
-def tuning(lanes: Lanes) -> dict[str, int]:
-    """Rows and warps a tile."""
-    return {"block_rows": lanes.rows, "warps": lanes.warps}
+def _identity(t: Identity, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
+    return Rotation(lanes, t.dim, t.dim, (), lambda refs: None, _same, _same)
+
+
+def _same(state: Any, v: Array) -> Array:
+    return v
+
+
+def _hadamard_lanes(t: Hadamard, dtype: Any) -> Lanes:
+    """Groups of as many lanes as the product takes."""
+    base = _base(t.block, dtype)
+    if base == 1:
+        return _neighbours(t, dtype)
+    lanes = Lanes(t.dim // base, base)
+    if _exact(dtype):
+        rows = PRODUCT["min_rows"] * lanes.width // lanes.count
+        return dataclasses.replace(lanes, **PRODUCT | {"min_rows": max(rows, 1)})
+    return dataclasses.replace(lanes, min_rows=-(-16 * lanes.width // lanes.count), min_warps=4)
+
+
+def _unsupported_hadamard(t: Hadamard, dtype: Any) -> str:
+    if decompose(t.block)[1] <= MOST_BASE:
+        return ""
+    return f"Hadamard matrices of 2^k times at most {MOST_BASE}, got {t.block}."
+
+
+def _unsupported_dense(t: Dense, dtype: Any) -> str:
+    most = MOST_DENSE[jnp.dtype(dtype).itemsize > 2]
+    if t.dim <= most:
+        return ""
+    return f"a Dense transform up to dim {most} in {jnp.dtype(dtype)}, got {t.dim}."
+
+
+for _kind in (Quaternion, Planar):
+    register(_kind, Member(_neighbours, _blocks, padded=True))
+register(Rotor, Member(lambda t, dtype: Lanes(t.dim // 3, 3, min_warps=4), _blocks, padded=True))
+register(Hadamard, Member(_hadamard_lanes, _hadamard, _unsupported_hadamard))
+register(Dense, Member(lambda t, dtype: Lanes(t.dim, **PRODUCT), _dense, _unsupported_dense))
+register(Identity, Member(_neighbours, _identity))

@@ -1,119 +1,56 @@
-"""A round trip through a codec, in one kernel: norm, rotation, levels, inverse, norm."""
+"""A round trip through a codec in one kernel: norm, rotation, levels, inverse, norm."""
 
 from __future__ import annotations
 
-import functools
-import math
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from isojax.codec import Codec
 from isojax.kernels._pallas import over_rows
-from isojax.kernels.choice import choose
-from isojax.kernels.levels import (
-    divided,
-    pick,
-    read_levels,
-    search,
-    shared_scale,
-    unsupported_codebook,
-)
-from isojax.kernels.rotations import rotation, tuning, unsupported_transform
-from isojax.kernels.tile import flat, read, write
-from isojax.quantizers import StraightThrough, straight_through
-
-DTYPES = ("float32", "bfloat16", "float16")
+from isojax.kernels.codecs import book_of, unsupported_codec
+from isojax.kernels.levels import Levels, shared_scale
+from isojax.kernels.rotations import rotation, scales
+from isojax.kernels.tile import flat, read_raw, wide, write
+from isojax.transforms import Dense
 
 
-def roundtrip(
-    codec: Codec, x: Float[Array, "*batch d"], implementation: str | None = None
-) -> Float[Array, "*batch d"]:
-    """`codec.roundtrip(x)`, with the gradient of `straight_through`.
+def unsupported(codec: Codec, x: Array) -> str:
+    """What the kernel needs of its arguments; empty if they have it."""
+    return unsupported_codec(codec, x)
 
-    On a GPU each vector is read and written once. Computed in fp32 and returned in the dtype of
-    `x`; a Dense transform of 16-bit vectors is rounded to their dtype, for tensor cores. Gradients
-    are those of `Codec(transform, straight_through(quantizer))`, whatever the implementation: that
-    of the identity for `x` where the transform is an isometry, and zero for the levels.
 
-    Args:
-        codec: see `unsupported` for those with a kernel; others go by `xla`.
-        x: vectors of `codec.transform.dim` numbers.
-        implementation: see `choice.choose`.
+def kernel(codec: Codec, x: Array, *, interpret: bool) -> Array:
+    """`codec.roundtrip(x)`; each vector is read and written once.
 
-    Raises:
-        ValueError: the kernel was asked for and does not support `codec` or `x`.
+    A Dense transform of 16-bit vectors is rounded to their dtype, for tensor cores.
     """
-    return _roundtrip(codec, x, implementation)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _roundtrip(codec: Codec, x: Array, implementation: str | None) -> Array:
-    why = unsupported(codec, x)
-    return choose(implementation, why, _kernel, lambda codec, x: codec.roundtrip(x), codec, x)
-
-
-def _forward(codec: Codec, x: Array, implementation: str | None) -> tuple[Array, Any]:
-    return _roundtrip(codec, x, implementation), (codec, x)
-
-
-def _backward(_: str | None, saved: tuple[Codec, Array], g: Array) -> Any:
-    def smooth(codec: Codec, x: Array) -> Array:
-        quantizer = straight_through(codec.quantizer)
-        return Codec(codec.transform, quantizer, codec.offset, codec.scale).roundtrip(x)
-
-    return jax.vjp(smooth, *saved)[1](g)
-
-
-_roundtrip.defvjp(_forward, _backward)
-
-
-def unsupported(codec: Codec, x: Any) -> str:
-    """What the kernels need of a codec and its vectors; empty if they have it."""
-    if codec.offset is not None or codec.scale is not None:
-        return "codecs without offset and scale."
-    return (
-        unsupported_array(x)
-        or unsupported_transform(codec.transform, x.dtype)
-        or unsupported_codebook(book_of(codec))
-    )
-
-
-def unsupported_array(x: Any) -> str:
-    """What the kernels need of vectors; empty if they have it."""
-    if str(x.dtype) in DTYPES and math.prod(x.shape):
-        return ""
-    return f"non-empty arrays of {', '.join(DTYPES)}, got {x.dtype} {x.shape}."
-
-
-def book_of(codec: Codec) -> Any:
-    """The quantizer of `codec`, without its straight-through gradient."""
-    quantizer = codec.quantizer
-    return quantizer.inner if isinstance(quantizer, StraightThrough) else quantizer
-
-
-def _kernel(codec: Codec, x: Array, interpret: bool) -> Array:
-    turn, book = rotation(codec.transform, x.dtype), book_of(codec)
+    turn, book = rotation(codec.transform, x.dtype, interpret), book_of(codec)
+    lanes = turn.lanes
+    if book.bits > 3 and not isinstance(codec.transform, Dense):  # registers spill
+        lanes = dataclasses.replace(lanes, min_rows=-(-lanes.min_rows // 2))
 
     def body(whole: Any) -> Any:
         *operands, levels_ref = whole
-        state, levels = turn.prepare(operands), read_levels(levels_ref)
+        state, levels = turn.prepare(operands), Levels.read(levels_ref, book.symmetric)
 
-        def step(span: Any, tiled: Any, outs: Any) -> None:
-            places, mask = turn.lanes.places(span, turn.size)
-            x = read(tiled[0], places, mask)
+        def load(span: Any, tiled: Any) -> Array:
+            return read_raw(tiled[0], *turn.lanes.places(span, turn.size))
+
+        def step(span: Any, x: Array, outs: Any) -> None:
+            x = wide(x)
             y = turn.forward(state, x)
             scale = shared_scale(x if turn.isometry else y, book.normalize, turn.codes)
-            value = pick(search(divided(y, scale), levels), levels)
-            out = turn.backward(state, value)
-            write(outs[0], places, mask, out if scale is None else out * scale)
+            y = levels.nearest(y, *scales(scale, turn.gain))
+            write(outs[0], *turn.lanes.places(span, turn.size), turn.backward(state, y))
 
-        return step
+        return load, step
 
     rows = flat(x)
     shape = jax.ShapeDtypeStruct(rows.shape, x.dtype)
     whole = (*turn.operands, jnp.asarray(book.levels))
-    call = functools.partial(over_rows, name="roundtrip", interpret=interpret, **tuning(turn.lanes))
-    return call(body, [rows], whole, [shape])[0].reshape(x.shape)
+    out = over_rows(body, [rows], whole, [shape], lanes, "roundtrip", interpret)
+    return out[0].reshape(x.shape)

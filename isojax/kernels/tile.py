@@ -19,8 +19,7 @@ from jaxtyping import Array
 
 from isojax.kernels._pallas import Span, load, store
 
-ELEMENTS = 16  # of a tile for each thread
-THREADS = 32  # a warp
+THREADS = 32  # of a warp
 
 
 def power_of_two(n: int) -> int:
@@ -37,12 +36,17 @@ class Lanes:
         pitch: numbers a group in memory.
         min_rows: rows that a tile must have at least.
         min_warps: warps that it must have at least.
+        elements: numbers a thread.
+        programs: among which many tiles are divided; enough to keep all cores at work several times
+            over, fewer where what tiles share takes long to prepare.
     """
 
     groups: int
     pitch: int = 1
     min_rows: int = 1
-    min_warps: int = 4
+    min_warps: int = 2
+    elements: int = 16
+    programs: int = 4096
 
     @property
     def width(self) -> int:
@@ -62,12 +66,12 @@ class Lanes:
     @property
     def warps(self) -> int:
         """Warps a tile: the least, or as many as one row fills."""
-        return min(max(self.count // (ELEMENTS * THREADS), self.min_warps), 32)
+        return min(max(self.count // (self.elements * THREADS), self.min_warps), 32)
 
     @property
     def rows(self) -> int:
-        """Rows a tile: such that each thread holds 16 numbers."""
-        return max(self.min_rows, ELEMENTS * THREADS * self.warps // self.count)
+        """Rows a tile: such that each thread holds `elements` numbers."""
+        return max(self.min_rows, self.elements * THREADS * self.warps // self.count)
 
     def places(self, span: Span, size: int) -> tuple[tuple[Array, Array], Any]:
         """Row and column of every lane of a tile, and which of them are there; None if all are.
@@ -76,12 +80,14 @@ class Lanes:
             span: the rows of the tile.
             size: numbers a vector in memory, at most `size` of the lanes.
         """
-        row, lane = indices(span.rows, self.count)
-        column, masks = lane, []
-        if self.pitch < self.width:
-            column = lane // self.width * self.pitch + lane % self.width
-            masks.append(lane % self.width < self.pitch)
-        if size < power_of_two(self.groups) * self.pitch:
+        if self.pitch == self.width:
+            row, column = indices(span.rows, self.count)
+            return placed(span, row, column, [column < size] if size < self.count else [])
+        # a group on an axis of its own: which of its lanes neighbour in memory is seen like this
+        shape = (span.rows, power_of_two(self.groups), self.width)
+        row, group, lane = (lax.broadcasted_iota(jnp.int32, shape, i) for i in range(3))
+        column, masks = group * self.pitch + lane, [lane < self.pitch]
+        if size < shape[1] * self.pitch:
             masks.append(column < size)
         return placed(span, row, column, masks)
 
@@ -104,16 +110,31 @@ def placed(
     return (row, column), functools.reduce(operator.and_, both) if both else None
 
 
-def read(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0) -> Array:
+def read(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0.0) -> Array:
     """What `ref` holds there, in fp32 if floating; `other` where masked."""
+    return wide(read_raw(ref, places, mask, other))
+
+
+def read_raw(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0.0) -> Array:
+    """The same in the dtype of `ref`, and in the shape of the places."""
     at = ref.at[places]
-    value = load(at) if mask is None else load(at, mask=mask, other=jnp.array(other, ref.dtype))
+    return load(at) if mask is None else load(at, mask=mask, other=jnp.array(other, ref.dtype))
+
+
+def wide(value: Array) -> Array:
+    """A tile that `read_raw` gave, as [rows, lanes], in fp32 if floating."""
+    value = value.reshape(value.shape[0], -1)
     return value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
 def write(ref: Any, places: tuple[Array, ...], mask: Any, value: Array) -> None:
-    """Put `value` there, in the dtype of `ref`."""
-    store(ref.at[places], value.astype(ref.dtype), mask=mask)
+    """Put `value` [rows, lanes] there, in the dtype of `ref`."""
+    store(ref.at[places], value.reshape(places[0].shape).astype(ref.dtype), mask=mask)
+
+
+def gather(ref: Any, index: Array) -> Array:
+    """`ref[index]` of a small table, which the caches hold."""
+    return load(ref.at[index])
 
 
 def rows_of(span: Span) -> tuple[tuple[Array, Array], Any]:

@@ -14,6 +14,5 @@ from isojax.kvcache.cache import LayerCache as LayerCache
 from isojax.kvcache.cache import new_cache as new_cache
 from isojax.kvcache.packed import PackedSide as PackedSide
 from isojax.kvcache.plain import PlainSide as PlainSide
-from isojax.kvcache.recipe import Recipe as Recipe
 from isojax.kvcache.store import Store as Store
 from isojax.kvcache.store import store as store

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from isojax._core.queries import over_queries
+
+FEW = 16  # rows of queries up to which keys and values are the left factor on a CPU
 
 
 def apply_rope(
@@ -25,18 +27,66 @@ def apply_rope(
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-class Seen(NamedTuple):
-    """Keys or values as attention reads them.
+class Exact(NamedTuple):
+    """A run of tokens that some queries read as they were before they were stored.
 
     Attributes:
-        stored: [batch, slots, kv_heads, dim], one for each position from 0.
-        exact: the same, as they were before they were stored; None where nobody reads it.
-        fresh: `(query positions [t, 1], positions [s]) -> [t, s]`: who reads `exact`.
+        vectors: [batch * kv_heads, run, dim].
+        begin: position of the first of them.
+        fresh: `(query positions [t, 1], positions [run]) -> [t, run]`: who reads them.
     """
 
-    stored: Float[Array, "b s g d"]
-    exact: Float[Array, "b s g d"] | None = None
-    fresh: Callable[[Int[Array, "t 1"], Int[Array, " s"]], Bool[Array, "t s"]] | None = None
+    vectors: Float[Array, "n r d"]
+    begin: Int[Array, ""] | int
+    fresh: Callable[[Int[Array, "t 1"], Int[Array, " r"]], Bool[Array, "t r"]]
+
+    def mask(self, at: Int[Array, "t 1"]) -> Bool[Array, "t r"]:
+        """Which of them the queries at these positions read."""
+        return self.fresh(at, self.begin + jnp.arange(self.vectors.shape[1]))
+
+    def of(self, x: Float[Array, "n t s"]) -> Float[Array, "n t r"]:
+        """Their part of what is known of all slots."""
+        return jax.lax.dynamic_slice_in_dim(x, self.begin, self.vectors.shape[1], axis=-1)
+
+    def put(self, x: Float[Array, "n t s"], new: Any, at: Array) -> Float[Array, "n t s"]:
+        """`x` with `new` in their part, for the queries that read them."""
+        new = jnp.where(self.mask(at), new, self.of(x)).astype(x.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(x, new, self.begin, axis=-1)
+
+
+class Seen(NamedTuple):
+    """Keys or values as attention reads them; n is batch * kv_heads, heads of a text in a row.
+
+    Attributes:
+        stored: one vector for each position from 0, [n, slots, dim], or with `columns`
+            [n, dim, slots].
+        columns: see there.
+        scale: what the vectors are multiplied by, [n, slots], or None for one.
+        exact: what some queries read in place of it.
+        scores: inner products of few queries [n, rows, dim] with all slots, where these are quicker
+            had from codes than from `stored`.
+    """
+
+    stored: Float[Array, "n s d"] | Float[Array, "n d s"]
+    columns: bool = False
+    scale: Float[Array, "n s"] | None = None
+    exact: tuple[Exact, ...] = ()
+    scores: Callable[[Float[Array, "n r d"]], Float[Array, "n r s"]] | None = None
+
+    @property
+    def slots(self) -> int:
+        """Positions that there is room for."""
+        return self.stored.shape[-1 if self.columns else -2]
+
+    def tokens(self, position: Int[Array, ""] | int) -> Float[Array, "s n d"]:
+        """The vectors that a query at `position` reads."""
+        x = self.stored.swapaxes(1, 2) if self.columns else self.stored
+        x = x if self.scale is None else x * self.scale[..., None]
+        for run in self.exact:
+            old = jax.lax.dynamic_slice_in_dim(x, run.begin, run.vectors.shape[1], axis=1)
+            new = jnp.where(run.mask(jnp.full((1, 1), position))[0, :, None], run.vectors, old)
+            x = jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), run.begin, axis=1)
+        return x.swapaxes(0, 1)
 
 
 def causal_attention(
@@ -49,7 +99,8 @@ def causal_attention(
     """Softmax attention in which query i reads keys 0 .. start + i; the softmax is in fp32.
 
     Queries go by in blocks, so that the logits of a long text are never held at once. With a
-    `start` known to be 0, each quarter of them reads no keys that come after it.
+    `start` known to be 0, each quarter of them reads no keys that come after it. What is stored is
+    read as it lies, without a transpose.
 
     Args:
         q: queries, h heads.
@@ -58,46 +109,84 @@ def causal_attention(
         start: position of the first query among the keys.
         scale: what logits are multiplied by; d^-1/2 by default.
     """
-    keys = k if isinstance(k, Seen) else Seen(k)
-    values = v if isinstance(v, Seen) else Seen(v)
+    keys = k if isinstance(k, Seen) else Seen(by_head(k, columns=True), columns=True)
+    values = v if isinstance(v, Seen) else Seen(by_head(v))
     batch, tokens, heads, dim = q.shape
-    slots, groups = keys.stored.shape[1:3]
+    groups = len(keys.stored) // batch
     share = heads // groups
-
-    def columns(k: Array | None) -> Array | None:
-        return None if k is None else k.transpose(0, 2, 3, 1).reshape(batch * groups, dim, slots)
-
-    def lines(v: Array | None) -> Array | None:
-        return None if v is None else v.transpose(0, 2, 1, 3).reshape(batch * groups, slots, -1)
-
-    keys = keys._replace(stored=columns(keys.stored), exact=columns(keys.exact))
-    values = values._replace(stored=lines(values.stored), exact=lines(values.exact))
 
     def read(rows: Array, at: Array, seen: int) -> Array:
         among = jnp.arange(seen)
-        logits = _product(rows, keys.stored[..., :seen])
-        if keys.exact is not None:
-            assert keys.fresh is not None
-            exact = _product(rows, keys.exact[..., :seen])
-            logits = jnp.where(keys.fresh(at, among), exact, logits)
+        if keys.scores is not None and rows.shape[1] <= FEW:
+            logits = keys.scores(rows)[..., :seen]
+        else:
+            logits = _scaled(_scores(rows, keys.stored, keys.columns, seen), keys, seen)
+        for run in keys.exact:
+            logits = run.put(logits, _scores(rows, run.vectors, False), at)
         logits = jnp.where(at >= among, logits, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
-        weights = weights.astype(values.stored.dtype)
-        if values.exact is None:
-            return _product(weights, values.stored[:, :seen]) / total
-        assert values.fresh is not None
-        other = jnp.where(values.fresh(at, among), weights, 0)
-        mixed = _product(weights - other, values.stored[:, :seen])
-        return (mixed + _product(other, values.exact[:, :seen])) / total
+        dtype, mixed = values.stored.dtype, 0.0
+        for run in values.exact:
+            part = jnp.where(run.mask(at), run.of(weights), 0).astype(dtype)
+            mixed = mixed + _mixture(part, run.vectors, False)
+            weights = run.put(weights, 0, at)
+        weights = _scaled(weights, values, seen).astype(dtype)
+        return (mixed + _mixture(weights, values.stored, values.columns, seen)) / total
 
     q = q * (dim**-0.5 if scale is None else scale)
     q = q.reshape(batch, tokens, groups, share, dim).transpose(0, 2, 3, 1, 4)
-    out = over_queries(read, q.reshape(batch * groups, share, tokens, dim), slots, start)
+    out = over_queries(read, q.reshape(batch * groups, share, tokens, dim), keys.slots, start)
     out = out.reshape(len(out), batch, groups, share, -1, out.shape[-1])
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads * out.shape[-1])
     return out[:, :tokens].astype(q.dtype)
 
 
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+def by_head(x: Float[Array, "b t g d"], columns: bool = False) -> Array:
+    """Vectors of tokens as attention reads them, see `Seen`."""
+    return jax.lax.collapse(x.transpose(0, 2, 3, 1) if columns else x.transpose(0, 2, 1, 3), 0, 2)
+
+
+def _scaled(x: Float[Array, "n r s"], of: Seen, seen: int) -> Float[Array, "n r s"]:
+    """`x` times the scales of the first `seen` vectors."""
+    return x if of.scale is None else x * of.scale[:, None, :seen]
+
+
+def _scores(
+    rows: Float[Array, "n r d"], keys: Array, columns: bool, seen: int | None = None
+) -> Float[Array, "n r s"]:
+    """Inner products with the first `seen` keys, in fp32."""
+    if columns:
+        return _product(rows, keys[..., :seen], 2, 1)
+    keys = keys[:, :seen]
+    if rows.shape[1] > FEW:
+        return _product(rows, keys, 2, 2)
+    return _product_turned(keys, rows, 1)
+
+
+def _mixture(
+    weights: Float[Array, "n r s"], values: Array, columns: bool, seen: int | None = None
+) -> Float[Array, "n r d"]:
+    """Sums of the first `seen` values by their weights, in fp32."""
+    if not columns:
+        return _product(weights, values[:, :seen], 2, 1)
+    values = values[..., :seen]
+    if weights.shape[1] > FEW:
+        return _product(weights, values, 2, 2)
+    return _product_turned(values, weights, 2)
+
+
+def _product_turned(a: Array, few: Array, of_few: int) -> Array:
+    """Sum over the last axes of both, [n, rows of few, rows of a]; `few` turned or not.
+
+    XLA's products on a CPU copy their right factor, so that should be the small one. The barriers
+    keep it from turning the product round again.
+    """
+    few = few if of_few == 2 else jax.lax.optimization_barrier(few.swapaxes(1, 2))
+    return jax.lax.optimization_barrier(_product(a, few, 2, of_few)).swapaxes(1, 2)
+
+
+def _product(a: Array, b: Array, of_a: int, of_b: int) -> Array:
+    """Sum over axis `of_a` of a and `of_b` of b, one product for each of the first axis."""
+    axes = (((of_a,), (of_b,)), ((0,), (0,)))
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)

@@ -40,6 +40,7 @@ class LayerCache:
         v: Float[Array, "b t g d"],
         start: Int[Array, ""],
         frequency: Float[Array, " half"],
+        layer: Int[Array, ""] | None = None,
     ) -> tuple[LayerCache, Float[Array, "b t o"]]:
         """Append keys and values, then attend to all that are stored.
 
@@ -52,16 +53,18 @@ class LayerCache:
             v: values.
             start: tokens stored so far.
             frequency: of the rotary embedding.
+            layer: which one, if the leaves are stacks of all layers: the stacks are returned with
+                this layer written in place.
 
         Returns:
             The layer with the new tokens, and what the queries read; NaN if there was no room.
         """
-        keys, k_seen = self.keys.update(k, start, frequency, self.rotated)
-        values, v_seen = self.values.update(v, start, None, self.rotated)
+        keys, k_seen = self.keys.update(k, start, frequency, self.rotated, layer)
+        values, v_seen = self.values.update(v, start, None, self.rotated, layer)
         if self.rotated:
-            q_seen = self.keys.query(q)
+            q_seen = self.keys.query(q, layer)
             mixed = causal_attention(q_seen, k_seen, v_seen, start, q.shape[-1] ** -0.5)
-            mixed = self.values.output(mixed.reshape(*q.shape[:-1], -1))
+            mixed = self.values.output(mixed.reshape(*q.shape[:-1], -1), layer)
             out = mixed.reshape(*q.shape[:2], -1).astype(q.dtype)
         else:
             out = causal_attention(q, k_seen, v_seen, start)
@@ -74,28 +77,43 @@ class Cache:
     """Keys and values of the tokens read so far.
 
     Attributes:
-        layers: leaves lead with [layers].
+        layers: leaves lead with [layers]; or, `unstack`ed, one for each layer.
         length: tokens stored.
     """
 
-    layers: LayerCache
+    layers: LayerCache | tuple[LayerCache, ...]
     length: Int[Array, ""]
 
     @property
     def slots(self) -> int:
         """Tokens that there is room for."""
-        return self.layers.keys.slots
+        return self._parts[0].keys.slots
 
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept for tokens, all layers; codecs not counted (see `side_bytes`)."""
-        return self.layers.keys.nbytes + self.layers.values.nbytes
+        return sum(part.keys.nbytes + part.values.nbytes for part in self._parts)
 
     @property
     def side_bytes(self) -> int:
         """Bytes of what does not grow with tokens: transforms, codebooks, means."""
-        sides = (self.layers.keys, self.layers.values)
+        sides = [side for part in self._parts for side in (part.keys, part.values)]
         return nbytes([side.store for side in sides if isinstance(side, PackedSide)])
+
+    def unstack(self) -> Cache:
+        """The same with the layers apart, for `models.unstack`ed parameters.
+
+        A layer is then read where it lies, which a slice of a stack is not on a CPU.
+        """
+        if isinstance(self.layers, tuple):
+            return self
+        number = len(jax.tree.leaves(self.layers)[0])
+        parts = (jax.tree.map(lambda a, i=i: a[i], self.layers) for i in range(number))
+        return Cache(tuple(parts), self.length)
+
+    @property
+    def _parts(self) -> tuple[LayerCache, ...]:
+        return self.layers if isinstance(self.layers, tuple) else (self.layers,)
 
 
 def new_cache(
@@ -138,8 +156,11 @@ def new_cache(
 
     def side(name: str, kept: Store | None) -> Side:
         if kept is None:
-            return PlainSide(jnp.zeros((layers, batch, slots, kv_heads, head_dim), dtype))
+            columns = name == "values"
+            sizes = (head_dim, slots) if columns else (slots, head_dim)
+            return PlainSide(jnp.zeros((layers, batch * kv_heads, *sizes), dtype), columns)
         _check_store(name, kept, layers, slots, kv_heads, head_dim)
+        kept = jax.tree.map(jnp.copy, kept)  # a cache may be donated; no two leaves are one buffer
         empty = jax.vmap(lambda kept: PackedSide.empty(kept, batch, slots, kv_heads, head_dim))
         return empty(kept)
 

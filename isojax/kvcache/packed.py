@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from isojax._core.implementation import by_kernels
 from isojax._core.pytree import pytree, static
-from isojax.kvcache.attention import Seen, apply_rope
+from isojax.kvcache.attention import Exact, Seen, apply_rope, by_head
+from isojax.kvcache.layers import append, at_layer
 from isojax.kvcache.store import Store, mean_at
 from isojax.quantizers.codes import Packed, nbytes, stored
 
 
 @pytree
 class PackedSide:
-    """Keys or values of one layer in packed codes.
+    """Keys or values of one layer in packed codes, or of all of them.
 
     Every token is encoded as soon as its page is full. The first and the last tokens are also
     kept as they are: a few more bytes in place of moving tokens from one form to the other.
@@ -57,6 +61,7 @@ class PackedSide:
         start: Int[Array, ""] | int,
         frequency: Float[Array, " half"] | None,
         rotated: bool,
+        layer: Int[Array, ""] | None = None,
     ) -> tuple[PackedSide, Seen]:
         """Append keys or values at position `start`, and read all that are stored.
 
@@ -65,10 +70,18 @@ class PackedSide:
             start: number of tokens stored so far.
             frequency: of the rotary embedding; None for values.
             rotated: read in the codec's coordinates (see `query` and `output`).
+            layer: which one to write and read, of a side of all layers; None for one of one layer.
 
         Returns:
             The side with `x` in it, and all slots as attention reads them.
         """
+        here = at_layer(self, layer)
+        return here._update(self, x, start, frequency, rotated, layer)
+
+    def _update(
+        self, whole: PackedSide, x: Array, start: Any, frequency: Any, rotated: bool, layer: Any
+    ) -> tuple[PackedSide, Seen]:
+        """`whole.update`; `self` is the part of the layer."""
         tokens, page = x.shape[1], self.store.page
         around = jnp.concatenate([self.last.astype(x.dtype), x], axis=1)
         extra = self.store.tail
@@ -78,7 +91,10 @@ class PackedSide:
         due = jax.lax.dynamic_slice_in_dim(room, begin - start + extra, pages * page, axis=1)
         due = self._centre(due, begin + jnp.arange(pages * page), frequency)
         codes = self.store.encode(due.reshape(due.shape[0], pages, page, *due.shape[2:]))
-        packed = jax.tree.map(lambda old, new: _write(old, new, start // page), self.packed, codes)
+        # one page a token never begins beyond the end, nor does that of a single token
+        sure = page == 1 or tokens == 1
+        write = functools.partial(_write, page=start // page, layer=layer, sure=sure)
+        packed = jax.tree.map(write, whole.packed, codes)
 
         sinks = self.store.sinks
         place = jnp.arange(sinks) - start
@@ -86,58 +102,88 @@ class PackedSide:
         is_new = ((place >= 0) & (place < tokens))[:, None, None]
         first = jnp.where(is_new, stored(arrived, self.first.dtype), self.first)
         last = stored(around[:, tokens:], self.last.dtype)
-        side = PackedSide(self.store, packed, first, last, self.slots)
-        return side, side._read(around, start, tokens, frequency, rotated)
+        seen = dataclasses.replace(self, packed=at_layer(packed, layer), first=first)._read(
+            around, start, frequency, rotated
+        )
+        first, last = append(whole.first, first, 0, 1, layer), append(whole.last, last, 0, 1, layer)
+        return dataclasses.replace(whole, packed=packed, first=first, last=last), seen
 
-    def query(self, q: Float[Array, "b t h d"]) -> Float[Array, "b t h e"]:
-        """Queries as they meet the keys of `update(rotated=True)`."""
-        rotated = self._by_head("rotate_query", q)
+    def query(
+        self, q: Float[Array, "b t h d"], layer: Int[Array, ""] | None = None
+    ) -> Float[Array, "b t h e"]:
+        """Queries as they meet the keys of `update(rotated=True)`, in their dtype."""
+        rotated = self._by_head("rotate_query", q, layer).astype(q.dtype)
         return rotated if self.store.mean is None else jnp.concatenate([rotated, q], axis=-1)
 
-    def output(self, mixed: Float[Array, "b t h e"]) -> Float[Array, "b t h d"]:
+    def output(
+        self, mixed: Float[Array, "b t h e"], layer: Int[Array, ""] | None = None
+    ) -> Float[Array, "b t h d"]:
         """Weighted sums of the values of `update(rotated=True)`, in the model's coordinates."""
-        return self._by_head("unrotate", mixed)
+        return self._by_head("unrotate", mixed, layer)
 
-    def _by_head(self, name: str, x: Array) -> Array:
-        return self.store.by_head(name, x, groups=self.first.shape[-2])
+    def _by_head(self, name: str, x: Array, layer: Int[Array, ""] | None = None) -> Array:
+        store = at_layer(self.store, layer)
+        return store.by_head(name, x, groups=self.first.shape[-2])
 
-    def _read(
-        self, around: Array, start: Any, tokens: int, frequency: Array | None, rotated: bool
-    ) -> Seen:
-        kept = self.store
-        positions = jnp.arange(self.slots)
-        coded = kept.decode(self.packed, rotated)[:, : self.slots]
-        coded = coded if rotated else self._uncentre(coded, positions, frequency)
-        coded = coded.astype(around.dtype)
-        seen = Seen(coded)
+    def _read(self, around: Array, start: Any, frequency: Array | None, rotated: bool) -> Seen:
+        """All slots from their codes, and what is read exact; `around` ends with new tokens."""
+        kept, positions, scores = self.store, jnp.arange(self.slots), None
+        if rotated:
+            if by_kernels(kept.implementation) and kept.mean is None:
+                scores = self._scores
+            coded, scale = kept.decode_rotated(self.packed, around.dtype)
+            coded = coded[:, : self.slots]
+            scale = None if scale is None else scale[:, : self.slots]
+            if scale is not None and kept.mean is not None:
+                coded, scale = coded * scale, None
+            scale = None if scale is None else scale[..., 0]
+            coded = self._with_mean(coded.astype(around.dtype), positions, frequency)
+        else:
+            coded, scale = kept.decode(self.packed, self._dtype(around))[:, : self.slots], None
+            coded = by_head(self._uncentre(coded, positions, frequency).astype(around.dtype))
+        runs = []
         if kept.sinks or kept.tail or kept.deferred:
-            first, first_at = self.first.astype(around.dtype), jnp.arange(kept.sinks)
-            around_at = start - kept.tail + jnp.arange(around.shape[1])
+            # the slots in which they lie: some may lie before the first or behind the last one
+            size, first_at = min(around.shape[1], self.slots), start - kept.tail
+            begin = jnp.clip(first_at, 0, self.slots - size)
+            room = jnp.pad(around, ((0, 0), (0, size), (0, 0), (0, 0)))
+            runs.append((jax.lax.dynamic_slice_in_dim(room, begin - first_at, size, 1), begin))
+        if kept.sinks:
+            runs.append((self.first.astype(around.dtype), 0))
+        fresh = functools.partial(self._fresh, start)
+        exact = []
+        for x, begin in runs:
+            positions = begin + jnp.arange(x.shape[1])
             if rotated:
-                first = self._by_head("rotate", self._centre(first, first_at, frequency))
-                around = self._by_head("rotate", self._centre(around, around_at, frequency))
-                first, around = first.astype(coded.dtype), around.astype(coded.dtype)
-            # room before the first slot for the tail of a text shorter than that
-            exact = jnp.pad(jnp.zeros_like(coded), ((0, 0), (kept.tail, 0), (0, 0), (0, 0)))
-            exact = jax.lax.dynamic_update_slice_in_dim(exact, around, start, axis=1)
-            exact = exact[:, kept.tail :].at[:, : kept.sinks].set(first)
-            if tokens == 1 or kept.deferred or not kept.tail:
-                asking = start - 1 if kept.deferred else start + tokens - 1
-                mask = self._fresh(asking, positions)
-                seen = Seen(jnp.where(mask[:, None, None], exact, coded))
+                x = self._by_head("rotate", self._centre(x, positions, frequency))
+                x = self._with_mean(by_head(x.astype(coded.dtype)), positions, frequency)
             else:
-                seen = Seen(coded, exact, self._fresh)
-        if rotated and kept.mean is not None:
-            shape = (*coded.shape[:-1], kept.mean.shape[-1])
-            mean = jnp.broadcast_to(self._mean(positions, frequency), shape).astype(coded.dtype)
-            seen = seen._replace(
-                stored=jnp.concatenate([seen.stored, mean], axis=-1),
-                exact=None if seen.exact is None else jnp.concatenate([seen.exact, mean], axis=-1),
-            )
-        return seen
+                x = by_head(x)
+            exact.append(Exact(x, begin, fresh))
+        return Seen(coded, scale=scale, exact=tuple(exact), scores=scores)
 
-    def _fresh(self, asking: Any, positions: Array) -> Array:
-        """Which positions a query at `asking` reads exact."""
+    def _dtype(self, around: Array) -> Any:
+        """That in which vectors are read: of the model, unless something is added to them."""
+        plain = self.store.mean is None and self.store.rope == "after"
+        return around.dtype if plain else jnp.float32
+
+    def _scores(self, rows: Float[Array, "n r e"]) -> Float[Array, "n r s"]:
+        """Inner products of queries, from `query`, with all slots."""
+        return self.store.scores(rows, self.packed)[..., : self.slots]
+
+    def _with_mean(
+        self, x: Float[Array, "n s d"], positions: Array, frequency: Array | None
+    ) -> Float[Array, "n s e"]:
+        """Next to what is stored at these positions, the mean that `query` holds against it."""
+        if self.store.mean is None:
+            return x
+        mean = self._mean(positions, frequency).swapaxes(0, 1).astype(x.dtype)
+        mean = jnp.tile(mean, (len(x) // len(mean), 1, 1))
+        return jnp.concatenate([x, mean], axis=-1)
+
+    def _fresh(self, start: Any, asking: Any, positions: Array) -> Array:
+        """Which positions a query at `asking`, in a call from `start` on, reads exact."""
+        asking = jnp.full_like(asking, start - 1) if self.store.deferred else asking
         full = (asking + 1) // self.store.page * self.store.page
         recent = positions > asking - self.store.recent
         return (positions < self.store.sinks) | recent | (positions >= full)
@@ -162,7 +208,21 @@ class PackedSide:
         return mean_at(self.store.mean, positions, frequency, self.store.rope)
 
 
-def _write(old: Array, new: Array, page: Any) -> Array:
-    """`new` pages in their place, save for one that begins beyond the end."""
-    room = jnp.pad(old, [(0, 0)] * 2 + [(0, 1)] + [(0, 0)] * (old.ndim - 3))
-    return jax.lax.dynamic_update_slice_in_dim(room, new, page, axis=2)[:, :, : old.shape[2]]
+def _write(old: Array, new: Array, page: Any, layer: Any, sure: bool) -> Array:
+    """`new` pages in their place, save for one that begins beyond the end.
+
+    Args:
+        old: pages on the third axis of a layer.
+        new: pages of one layer.
+        page: number of the first.
+        layer: as for `append`.
+        sure: there is room for all of them.
+    """
+    pages = old.shape[2 if layer is None else 3]
+    if not sure:
+        new = new[:, :, :pages]
+        begin = jnp.minimum(page, pages - new.shape[2])
+        there = jax.lax.dynamic_slice_in_dim(at_layer(old, layer), begin, new.shape[2], axis=2)
+        index = jnp.arange(new.shape[2]).reshape(-1, *[1] * (new.ndim - 3))
+        new = jnp.where(index < page - begin, there, jnp.roll(new, page - begin, axis=2))
+    return append(old, new, page, 2, layer)

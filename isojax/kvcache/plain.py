@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 from jaxtyping import Array, Float, Int
 
-from isojax._core.pytree import pytree
-from isojax.kvcache.attention import Seen
+from isojax._core.pytree import pytree, static
+from isojax.kvcache.attention import Seen, by_head
+from isojax.kvcache.layers import append, at_layer
 from isojax.quantizers.codes import nbytes
 
 
 @pytree
 class PlainSide:
-    """Keys (after the rotary embedding) or values of one layer.
+    """Keys (after the rotary embedding) or values of one layer, or of all of them.
 
     Attributes:
-        numbers: [batch, slots, kv_heads, head_dim], zero where no token is yet.
+        numbers: zero where no token is yet: [batch * kv_heads, slots, head_dim], or with `columns`
+            [batch * kv_heads, head_dim, slots]. XLA on a CPU writes one with split axes twice.
+        columns: slots are the last axis, along which values are added up.
     """
 
-    numbers: Float[Array, "*layers b s g d"]
+    numbers: Float[Array, "*layers n s d"] | Float[Array, "*layers n d s"]
+    columns: bool = static()
 
     @property
     def slots(self) -> int:
         """Tokens that there is room for."""
-        return self.numbers.shape[-3]
+        return self.numbers.shape[-1 if self.columns else -2]
 
     @property
     def nbytes(self) -> int:
@@ -33,17 +36,27 @@ class PlainSide:
         return nbytes(self.numbers)
 
     def update(
-        self, x: Float[Array, "b t g d"], start: Int[Array, ""] | int, frequency: Any, rotated: bool
+        self,
+        x: Float[Array, "b t g d"],
+        start: Int[Array, ""] | int,
+        frequency: Any,
+        rotated: bool,
+        layer: Int[Array, ""] | None = None,
     ) -> tuple[PlainSide, Seen]:
         """Append `x` at position `start`; see `PackedSide.update`."""
-        new = x.astype(self.numbers.dtype)
-        numbers = jax.lax.dynamic_update_slice_in_dim(self.numbers, new, start, axis=1)
-        return PlainSide(numbers), Seen(numbers.astype(x.dtype))
+        new = by_head(x, self.columns).astype(self.numbers.dtype)
+        numbers = append(self.numbers, new, start, 2 if self.columns else 1, layer)
+        stored = at_layer(numbers, layer).astype(x.dtype)
+        return PlainSide(numbers, self.columns), Seen(stored, self.columns)
 
-    def query(self, q: Float[Array, "b t h d"]) -> Float[Array, "b t h d"]:
+    def query(
+        self, q: Float[Array, "b t h d"], layer: Int[Array, ""] | None = None
+    ) -> Float[Array, "b t h d"]:
         """Queries as they meet the keys of `update(rotated=True)`."""
         return q
 
-    def output(self, mixed: Float[Array, "b t h d"]) -> Float[Array, "b t h d"]:
+    def output(
+        self, mixed: Float[Array, "b t h d"], layer: Int[Array, ""] | None = None
+    ) -> Float[Array, "b t h d"]:
         """Weighted sums of the values of `update(rotated=True)`, in the model's coordinates."""
         return mixed

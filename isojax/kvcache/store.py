@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,10 +10,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from isojax._core.checks import check_choice, check_positive
+from isojax._core.implementation import IMPLEMENTATIONS, by_kernels
 from isojax._core.pytree import pytree, static
 from isojax.codec import Codec
 from isojax.kvcache.attention import apply_rope
 from isojax.quantizers.codes import Packed
+from isojax.transforms import identity
 
 ROPE = ("after", "before")
 DTYPES = ("float16", "bfloat16", "float32")
@@ -32,6 +35,7 @@ class Store:
         deferred: tokens appended in one call see each other exact.
         dtype: of the tokens that stay exact.
         scale_dtype: of the scales and offsets in the codes.
+        implementation: of the codec's operations.
     """
 
     codec: Codec
@@ -43,6 +47,7 @@ class Store:
     deferred: bool = static()
     dtype: str = static()
     scale_dtype: str = static()
+    implementation: str | None = static(default=None)
 
     @property
     def tail(self) -> int:
@@ -51,16 +56,49 @@ class Store:
 
     def encode(self, x: Float[Array, "b n p g d"]) -> Packed:
         """Codes of pages, of one layer; their leaves lead with [kv_heads, batch, pages]."""
-        dtype = jnp.dtype(self.scale_dtype)
-        one = jax.vmap(jax.vmap(lambda c, x: c.store(x, dtype), (None, 0)), (None, 0))
+        dtype, how = jnp.dtype(self.scale_dtype), self.implementation
+        one = jax.vmap(jax.vmap(lambda c, x: c.store(x, dtype, how), (None, 0)), (None, 0))
         return jax.vmap(one)(self.codec, x.transpose(3, 0, 1, 2, 4))
 
-    def decode(self, packed: Packed, rotated: bool) -> Float[Array, "b s g e"]:
-        """What `encode` stored, pages joined; in the codec's coordinates where `rotated`."""
-        one = (lambda c, p: c.load_rotated(p)) if rotated else (lambda c, p: c.load(p))
-        x = jax.vmap(jax.vmap(jax.vmap(one, (None, 0)), (None, 0)))(self.codec, packed)
-        groups, batch, pages, page, dim = x.shape
-        return x.reshape(groups, batch, pages * page, dim).transpose(1, 2, 0, 3)
+    def decode(self, packed: Packed, dtype: Any) -> Float[Array, "b s g d"]:
+        """What `encode` stored, pages joined, in `dtype`."""
+        x = self._each(lambda c, p: c.load(p, dtype, self.implementation), packed)
+        return jax.lax.collapse(x, 2, 4).transpose(1, 2, 0, 3)
+
+    def decode_rotated(
+        self, packed: Packed, dtype: Any
+    ) -> tuple[Float[Array, "n s e"], Float[Array, "n s 1"] | None]:
+        """The same in the codec's coordinates, by head, and what the vectors are scaled by."""
+        how = self.implementation
+
+        def one(c: Codec, p: Packed) -> tuple[Array, Array | None]:
+            if by_kernels(how):
+                return c.load_rotated(p, dtype, how), None
+            x, scale = c.quantizer.load_scaled(p)
+            return (x if scale is None else x.astype(dtype)), scale
+
+        # [kv_heads, batch, pages, page, ...]
+        return jax.tree.map(
+            lambda x: jax.lax.collapse(jax.lax.collapse(x, 2, 4).swapaxes(0, 1), 0, 2),
+            self._each(one, packed),
+        )
+
+    def scores(self, rows: Float[Array, "n r e"], packed: Packed) -> Float[Array, "n r s"]:
+        """Inner products of rotated queries with what `encode` stored, by head; in fp32."""
+        groups, batch = packed.data.shape[:2]
+        joined = jax.tree.map(lambda a: jax.lax.collapse(a, 2, 4), packed)
+        rows = rows.reshape(batch, groups, *rows.shape[1:]).swapaxes(0, 1)
+
+        def one(c: Codec, q: Array, p: Packed) -> Array:
+            same = Codec(identity(q.shape[-1]), c.quantizer)
+            return same.scores(q, p, self.implementation)
+
+        found = jax.vmap(jax.vmap(one, (None, 0, 0)))(self.codec, rows, joined)
+        return jax.lax.collapse(found.swapaxes(0, 1), 0, 2)
+
+    def _each(self, one: Callable[[Codec, Packed], Any], packed: Packed) -> Any:
+        """`one` of each head's codec and each of its pages."""
+        return jax.vmap(jax.vmap(jax.vmap(one, (None, 0)), (None, 0)))(self.codec, packed)
 
     def by_head(
         self, name: str, x: Float[Array, "b t h d"], groups: int
@@ -97,6 +135,7 @@ def store(
     deferred: bool = False,
     dtype: Any = "float16",
     scale_dtype: Any = "float16",
+    implementation: str | None = None,
 ) -> Store:
     """How to store keys or values.
 
@@ -119,6 +158,7 @@ def store(
         deferred: quantize after the call that appends.
         dtype: of tokens kept exact, `float16`, `bfloat16` or `float32`.
         scale_dtype: of scales and offsets in the codes, likewise.
+        implementation: None, or one of `isojax.IMPLEMENTATIONS`, of all that the codec does.
 
     Raises:
         ValueError: an argument is none of the allowed values.
@@ -131,4 +171,5 @@ def store(
     names = [str(jnp.dtype(d)) for d in (dtype, scale_dtype)]
     for name, value in zip(("dtype", "scale_dtype"), names, strict=True):
         check_choice(name, value, DTYPES)
-    return Store(codec, mean, rope, page, sinks, recent, bool(deferred), *names)
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    return Store(codec, mean, rope, page, sinks, recent, bool(deferred), *names, implementation)

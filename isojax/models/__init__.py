@@ -19,6 +19,7 @@ from isojax.models.decoder import forward as forward
 from isojax.models.decoder import init_params as init_params
 from isojax.models.decoder import logits as logits
 from isojax.models.decoder import param_shapes as param_shapes
+from isojax.models.decoder import unstack as unstack
 from isojax.models.generate import generate as generate
 from isojax.models.hooks import WEIGHTS as WEIGHTS
 from isojax.models.hooks import Hooks as Hooks

@@ -91,10 +91,10 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(  # noqa: D102
-        self, carry: tuple[Array, dict[str, Array]], layer: Layer, cache: Any, shared: Any
+        self, carry: tuple[Array, dict[str, Array], Any], layer: Layer, shared: Any
     ):
         config, hooks = self.config, self.hooks
-        x, captured = carry
+        x, captured, cache = carry
         positions, start = shared
         batch, tokens, _ = x.shape
 
@@ -141,7 +141,8 @@ class DecoderLayer(nn.Module):
         if cache is None:
             h = causal_attention(q, k, v)
         else:
-            cache, h = cache.attend(q, k, v, start, frequency)
+            which = layer if self.name == "layers" else None  # of a stack, or apart
+            cache, h = cache.attend(q, k, v, start, frequency, which)
         h = activation("input:o_proj", h)
         captured = see("input:o_proj", h, captured)
         x = x + drop(linear("o_proj", config.hidden_size, config.o_bias, h))
@@ -154,7 +155,7 @@ class DecoderLayer(nn.Module):
         h = activation("input:down_proj", h)
         captured = see("input:down_proj", h, captured)
         x = x + drop(linear("down_proj", config.hidden_size, config.mlp_bias, h))
-        return (x, captured), cache
+        return (x, captured, cache), None
 
 
 class Decoder(nn.Module):
@@ -181,18 +182,28 @@ class Decoder(nn.Module):
             kind: jnp.zeros((len(layers) + 1, batch, length, *_shape(config, kind)), x.dtype)
             for kind, layers in wanted.items()
         }
-        scanned = nn.scan(
-            DecoderLayer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, 0 if cache is not None else nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=config.num_hidden_layers,
-        )
-        layers = scanned(config, self.hooks, wanted, self.dropout, name="layers")
-        kept = None if cache is None else cache.layers
-        (x, captured), kept = layers(
-            (x, captured), jnp.arange(config.num_hidden_layers), kept, (positions, start)
-        )
+        kept, shared = None if cache is None else cache.layers, (positions, start)
+        settings = (config, self.hooks, wanted, self.dropout)
+        if self.has_variable("params", "layers_0"):
+            parts = kept if isinstance(kept, tuple) else [None] * config.num_hidden_layers
+            written = []
+            for i, part in enumerate(parts):
+                layer = DecoderLayer(*settings, name=f"layers_{i}")
+                carry, _ = layer((x, captured, part), jnp.asarray(i), shared)
+                x, captured, part = carry
+                written.append(part)
+            kept = None if kept is None else tuple(written)
+        else:
+            scanned = nn.scan(
+                DecoderLayer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                length=config.num_hidden_layers,
+            )
+            layers = scanned(*settings, name="layers")
+            carry = (x, captured, kept)
+            (x, captured, kept), _ = layers(carry, jnp.arange(config.num_hidden_layers), shared)
         captured = {kind: stack[: len(wanted[kind])] for kind, stack in captured.items()}
         if config.num_hidden_layers in wanted.get("hidden", ()):
             captured["hidden"] = captured["hidden"].at[-1].set(x)
@@ -235,6 +246,19 @@ def param_shapes(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
 
 
+def unstack(params: Params) -> Params:
+    """The same parameters with the layers apart: `layers_0`, `layers_1`, ... in place of `layers`.
+
+    `forward` then runs them one by one, in a program that grows with depth, and not in a loop over
+    the stack, from which XLA on a CPU copies each layer before it reads it. For decoding; a cache
+    must be apart too, see `Cache.unstack`.
+    """
+    rest, layers = dict(params), params["layers"]
+    del rest["layers"]
+    number = len(jax.tree.leaves(layers)[0])
+    return rest | {f"layers_{i}": jax.tree.map(lambda a, i=i: a[i], layers) for i in range(number)}
+
+
 def forward(
     params: Params,
     config: ModelConfig,
@@ -249,7 +273,7 @@ def forward(
     Computed in the dtype of `params`; norms, rotary embedding and softmax in fp32.
 
     Args:
-        params: the tree of `init_params`.
+        params: the tree of `init_params`, or what `unstack` made of it.
         config: static.
         tokens: token numbers; where they are traced, a text with one out of range gives NaN.
         cache: continue after the tokens stored there; what is read where there was no room left
@@ -259,8 +283,11 @@ def forward(
 
     Raises:
         ValueError: there is no text or an empty one, a token is out of range, the text is longer
-            than the window of the model, or the cache is of another model or batch or too small.
+            than the window of the model, or the cache is of another model or batch or too small;
+            or layers are apart in one of `params` and `cache`, and stacked in the other.
     """
+    if cache is not None and isinstance(cache.layers, tuple) == ("layers" in params):
+        raise ValueError("params and cache must both be stacked or both be unstacked.")
     check_inputs(config, tokens, cache)
     return Decoder(config, hooks, tuple(capture)).apply({"params": params}, tokens, cache)  # pyright: ignore[reportReturnType]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -77,18 +78,24 @@ def stored_tokens(cache: Cache) -> int | None:
 
 def _check_cache(config: ModelConfig, batch: int, cache: Cache) -> None:
     """The cache must have the shapes that an empty one of this model and batch has."""
-    layers, sides = cache.layers, (cache.layers.keys, cache.layers.values)
-    stores = [getattr(side, "store", None) for side in sides]
+
+    def stacked(cache: Cache) -> Cache:
+        layers = cache.layers
+        if isinstance(layers, tuple):
+            layers = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+        return Cache(layers, cache.length)
 
     def empty(stores: list[Any]) -> Cache:
         return new_cache(
             layers=config.num_hidden_layers, batch=batch, slots=cache.slots,
             kv_heads=config.num_key_value_heads, head_dim=config.head_dim,
-            keys=stores[0], values=stores[1], rotated=layers.rotated,
+            keys=stores[0], values=stores[1], rotated=given.layers.rotated,
         )  # fmt: skip
 
-    want = jax.eval_shape(empty, stores)
-    for got, wanted in zip(jax.tree.leaves(cache), jax.tree.leaves(want), strict=True):
+    given: Any = jax.eval_shape(stacked, cache)
+    sides = (given.layers.keys, given.layers.values)
+    want = jax.eval_shape(empty, [getattr(side, "store", None) for side in sides])
+    for got, wanted in zip(jax.tree.leaves(given), jax.tree.leaves(want), strict=True):
         if got.shape != wanted.shape:
             raise ValueError(
                 f"the cache must be of this model and batch: batch={batch}, layers="

@@ -86,6 +86,16 @@ class Quantizer(abc.ABC):
         values = self._unpack_values(packed)
         return Codes(values, scale, offset, packed.bits, packed.outliers, packed.tensor_scale)
 
+    def load_scaled(
+        self, packed: Packed
+    ) -> tuple[Float[Array, "*batch d"], Float[Array, "*batch 1"] | None]:
+        """What `packed` stands for as vectors and their scales, the product of which it is.
+
+        So that a product with the vectors can be scaled in place of each number. The scales are
+        None where the quantizer has none a vector: then they are in the vectors.
+        """
+        return self.decode(self.unpack(packed)), None
+
     def _pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:
         bits, values = int(codes.bits or 0), codes.values
         if jnp.issubdtype(values.dtype, jnp.signedinteger):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 from isojax._core.checks import check_choice, check_last_axis, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.quantizers.base import Quantizer
-from isojax.quantizers.codes import Codes
+from isojax.quantizers.codes import Codes, Packed, loaded
 from isojax.quantizers.granularity import (
     NORMALIZE,
     check_granularity,
@@ -21,6 +21,7 @@ from isojax.quantizers.granularity import (
     shared_scale,
     split,
 )
+from isojax.quantizers.packing import unpack_runs
 
 MOST_LEVELS = 256
 FUSED_LEVELS = 16
@@ -39,12 +40,15 @@ class Codebook(Quantizer):
             Euclidean norm `norm`, or `none`.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0.
+        symmetric: whether the levels are known to be their own negatives; a kernel then searches
+            half of them.
     """
 
     levels: Float[Array, "*d n"]
     normalize: str = static()
     granularity: str = static()
     group: int = static()
+    symmetric: bool = static()
 
     @property
     def bits(self) -> int:
@@ -72,11 +76,22 @@ class Codebook(Quantizer):
         v = v if scale is None else v * scale
         return v.reshape(y.shape).astype(canonicalize_dtype(y.dtype))
 
+    def load_scaled(self, packed: Packed) -> tuple[Array, Array | None]:  # noqa: D102
+        if self.levels.ndim == 2 or self.granularity != "token" or packed.outliers is not None:
+            return super().load_scaled(packed)
+        # the levels before the axes are joined: XLA's loops then follow the bits
+        values = level_of(unpack_runs(packed.data, self.bits, packed.dim), self._rows())
+        scale = None if packed.scale is None else loaded(packed.scale)
+        return jax.lax.collapse(values, -2)[..., : packed.dim], scale
+
     def _rows(self) -> Array:
         """The levels as they broadcast against split numbers, with the levels on a last axis."""
-        if self.levels.ndim == 1:
-            return self.levels
-        return jnp.moveaxis(split(self.levels.T, self.granularity, self.group), 0, -1)
+        levels = self.levels
+        if self.symmetric:
+            levels = (levels - levels[..., ::-1]) / 2
+        if levels.ndim == 1:
+            return levels
+        return jnp.moveaxis(split(levels.T, self.granularity, self.group), 0, -1)
 
     def _split(self, y: Array) -> Array:
         if self.levels.ndim == 2:
@@ -93,6 +108,7 @@ def nearest_level(
     normalize: str = "none",
     granularity: str = "token",
     group: int = 0,
+    symmetric: bool = False,
 ) -> Codebook:
     """The codebook of any `levels`, which it sorts.
 
@@ -101,6 +117,8 @@ def nearest_level(
         normalize: `none`, or divide by the `rms` or the `norm` of the numbers that share a scale.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0; it must divide the last axis.
+        symmetric: say that an even number of levels are symmetric about zero; they are made so,
+            `(levels - levels[::-1]) / 2`, also while they are learned.
 
     Raises:
         ValueError: an argument is none of the allowed values.
@@ -108,7 +126,9 @@ def nearest_level(
     levels = sorted_levels(levels)
     check_choice("normalize", normalize, NORMALIZE)
     check_granularity(granularity, group)
-    return Codebook(levels, normalize, granularity, group)
+    if symmetric and levels.shape[-1] % 2:
+        raise ValueError(f"levels must be even in number to be symmetric, got {levels.shape[-1]}.")
+    return Codebook(levels, normalize, granularity, group, symmetric)
 
 
 def sorted_levels(levels: Float[Array, "*d n"]) -> Float[Array, "*d n"]:
@@ -143,8 +163,18 @@ def nearest(v: Float[Array, "..."], levels: Float[Array, "... n"]) -> UInt8[Arra
 
 
 def level_of(index: UInt8[Array, "..."], levels: Float[Array, "... n"]) -> Float[Array, "..."]:
-    """The level that each `index` stands for; leading axes of `levels` broadcast against it."""
+    """The level that each `index` stands for; leading axes of `levels` broadcast against it.
+
+    Up to 16 levels, bit by bit: choices between two that fuse with what makes the index.
+    """
     number = levels.shape[-1]
+    if 1 < number <= FUSED_LEVELS:
+        index, rest = index.astype(jnp.uint32), [levels[..., i] for i in range(number)]
+        for bit in range((number - 1).bit_length()):
+            rest += rest[-1:] * (len(rest) % 2)
+            odd = (index >> bit) & 1 == 1
+            rest = [jnp.where(odd, b, a) for a, b in zip(rest[::2], rest[1::2], strict=True)]
+        return jnp.broadcast_to(rest[0], jnp.broadcast_shapes(index.shape, levels.shape[:-1]))
     rows = jnp.arange(levels.size // number).reshape(levels.shape[:-1])
     return levels.ravel()[number * rows + index]
 

@@ -55,9 +55,14 @@ class Codes:
 
     def rounded(self, dtype: Any) -> Codes:
         """These codes with scale and offset rounded to `dtype` as in `stored`, still in fp32."""
+
+        def rounded(part: Any) -> Any:
+            # behind a barrier, since XLA takes a conversion and its inverse for nothing on GPUs
+            small = jax.lax.optimization_barrier(stored(part, dtype))
+            return small.astype(part.dtype)
+
         scale, offset = (
-            None if part is None else stored(part, dtype).astype(part.dtype)
-            for part in (self.scale, self.offset)
+            None if part is None else rounded(part) for part in (self.scale, self.offset)
         )
         return dataclasses.replace(self, scale=scale, offset=offset)
 

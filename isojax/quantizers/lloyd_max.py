@@ -38,7 +38,7 @@ def lloyd_max_gaussian(
     """
     levels = jnp.asarray(_gaussian_levels(check_choice("bits", bits, range(1, 9))))
     levels = levels / math.sqrt(check_positive("dim", dim))
-    return nearest_level(levels, normalize, granularity, group)
+    return nearest_level(levels, normalize, granularity, group, symmetric=True)
 
 
 def lloyd_max_sphere(
@@ -64,7 +64,8 @@ def lloyd_max_sphere(
     dim = check_positive("dim", dim)
     if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}.")
-    return nearest_level(jnp.asarray(_sphere_levels(bits, dim)), normalize, granularity, group)
+    levels = jnp.asarray(_sphere_levels(bits, dim))
+    return nearest_level(levels, normalize, granularity, group, symmetric=True)
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def mixed_codebook(
     widths = jnp.asarray(bits)
     kept = jnp.arange(number) < (1 << widths)[:, None]
     levels = jnp.where(kept, levels, jnp.inf)
-    return MixedCodebook(levels, normalize, granularity, group, widths, total_bytes)
+    return MixedCodebook(levels, normalize, granularity, group, False, widths, total_bytes)
 
 
 def check_total_bytes(bits: Any, total_bytes: int | None, most: int = MOST_BITS) -> int:

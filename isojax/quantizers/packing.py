@@ -1,12 +1,17 @@
 """Packing: codes of any number of bits in bytes, without gaps.
 
-The bits of a vector's codes form one stream, lowest bit first, and bit k of the stream is bit
-k % 8 of byte k // 8. So 3-bit codes take 3 bits: eight of them fill three bytes.
+A code is split into fields of 4, 2 and 1 bits (of 8 for codes of 8), lowest bits first, as its
+number of bits is a sum of these: 3 bits are a field of 2 and one of 1. The fields of all codes of a
+vector follow each other, first all of the first kind. So 3-bit codes take 3 bits, and no field
+crosses a byte: what reads them takes one byte and one shift. Bit k of the stream is bit k % 8 of
+byte k // 8.
 """
 
 from __future__ import annotations
 
-import math
+import functools
+import itertools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +30,14 @@ def packed_bytes(dim: int, bits: int | float) -> int:
     return -(-round(dim * bits) // 8)
 
 
+def fields(bits: int) -> list[tuple[int, int]]:
+    """The lowest bit and the width of each field of a code of `bits` bits, 0 to 8."""
+    widths = [width for width in (8, 4, 2, 1) if bits & width]
+    return list(zip(itertools.accumulate([0, *widths]), widths, strict=False))
+
+
 def pack_bits(values: UInt8[Array, "*batch d"], bits: int) -> UInt8[Array, "*batch n"]:
-    """The bytes of codes of `bits` bits: code i has the bits [bits * i, bits * (i + 1)).
+    """The bytes of codes of `bits` bits.
 
     Args:
         values: codes below 2^bits, of any length; not checked.
@@ -37,14 +48,18 @@ def pack_bits(values: UInt8[Array, "*batch d"], bits: int) -> UInt8[Array, "*bat
     """
     check_choice("bits", bits, range(MOST_BITS + 1))
     *batch, dim = values.shape
-    codes, size = _cycle(bits)
-    pads = [(0, 0)] * len(batch) + [(0, -dim % codes)]
-    cycles = jnp.pad(values, pads).reshape(*batch, -(-dim // codes), codes)
-    packed = [jnp.zeros(cycles.shape[:-1], jnp.uint8)] * size
-    for i in range(codes):
-        for byte in range(bits * i // 8, -(-bits * (i + 1) // 8)):
-            packed[byte] |= _shift_left(cycles[..., i], bits * i - 8 * byte)
-    return _joined(packed, batch)[..., : packed_bytes(dim, bits)]
+    length = packed_bytes(dim, bits)
+    packed = jnp.zeros((*batch, length), jnp.uint8)
+    for low, width in fields(bits):
+        each = 8 // width  # codes per byte
+        field = _padded((values >> low) & (2**width - 1), 0, dim + -dim % each)
+        field = field.reshape(*batch, -(-dim // each), each)
+        plane = functools.reduce(operator.or_, (field[..., i] << (width * i) for i in range(each)))
+        byte, shift = divmod(low * dim, 8)
+        packed |= _padded(plane << shift, byte, length)
+        if shift:
+            packed |= _padded(plane >> (8 - shift), byte + 1, length)
+    return packed
 
 
 def unpack_bits(packed: UInt8[Array, "*batch n"], bits: int, dim: int) -> UInt8[Array, "*batch d"]:
@@ -53,25 +68,35 @@ def unpack_bits(packed: UInt8[Array, "*batch n"], bits: int, dim: int) -> UInt8[
     Raises:
         ValueError: `bits` is not 0 to 8, or `packed` has not the length of so many codes.
     """
+    return jax.lax.collapse(unpack_runs(packed, bits, dim), packed.ndim - 1)[..., :dim]
+
+
+def unpack_runs(
+    packed: UInt8[Array, "*batch n"], bits: int, dim: int
+) -> UInt8[Array, "*batch runs codes"]:
+    """`unpack_bits` in runs of 8 codes, the last one filled up: loops that XLA makes well.
+
+    Raises:
+        ValueError: as there.
+    """
     check_choice("bits", bits, range(MOST_BITS + 1))
     check_last_axis("packed", packed, packed_bytes(dim, bits))
     *batch, length = packed.shape
-    codes, size = _cycle(bits)
-    if bits == 0:
-        return jnp.zeros((*batch, dim), jnp.uint8)
-    pads = [(0, 0)] * len(batch) + [(0, -length % size)]
-    cycles = jnp.pad(packed, pads).reshape(*batch, -(-length // size), size).astype(jnp.uint32)
-    run = min(codes, 32 // bits)
-    runs = []
-    for first in range(0, codes, run):
-        here = range(first, min(first + run, codes))
-        word = jnp.zeros(cycles.shape[:-1], jnp.uint32)
-        for byte in range(bits * here[0] // 8, -(-bits * (here[-1] + 1) // 8)):
-            word |= _shift_left(cycles[..., byte], 8 * byte - bits * first)
-        shifts = bits * jnp.arange(len(here), dtype=jnp.uint32)
-        runs.append(word[..., None] >> shifts)
-    values = jnp.concatenate(runs, axis=-1) & (2**bits - 1)
-    return jax.lax.collapse(values.astype(jnp.uint8), -2)[..., :dim]
+    runs = -(-dim // 8)
+    values = jnp.zeros((*batch, runs, 8), jnp.uint8)
+    for low, width in fields(bits):
+        byte, shift = divmod(low * dim, 8)
+        plane = packed[..., byte:] >> shift
+        if shift:
+            plane |= _padded(packed[..., byte + 1 :], 0, length - byte) << (8 - shift)
+        plane = _padded(plane, 0, runs * width).reshape(*batch, runs, width)
+        if width == 8:
+            return plane
+        parts = (plane[..., i].astype(jnp.uint32) << (8 * i) for i in range(width))
+        word = functools.reduce(operator.or_, parts)
+        field = word[..., None] >> (width * jnp.arange(8, dtype=jnp.uint32)) & (2**width - 1)
+        values |= field.astype(jnp.uint8) << low
+    return values
 
 
 def pack_mixed(
@@ -110,17 +135,7 @@ def _places(bits: Array) -> tuple[Array, Array]:
     return start // 8, (start % 8).astype(jnp.uint16)
 
 
-def _cycle(bits: int) -> tuple[int, int]:
-    """The fewest codes of `bits` bits that fill whole bytes, and how many bytes."""
-    common = math.gcd(8, bits)
-    return 8 // common, bits // common
-
-
-def _shift_left(a: Array, by: int) -> Array:
-    return a << by if by >= 0 else a >> -by
-
-
-def _joined(parts: list[Array], batch: list[int]) -> Array:
-    if not parts:
-        return jnp.zeros((*batch, 0), jnp.uint8)
-    return jax.lax.collapse(jnp.stack(parts, axis=-1), -2)
+def _padded(x: Array, before: int, length: int) -> Array:
+    """`x` after so many zeros, with as many behind it, or cropped, as make up `length`."""
+    pads = [(0, 0)] * (x.ndim - 1) + [(before, max(length - before - x.shape[-1], 0))]
+    return jnp.pad(x, pads)[..., :length]

@@ -11,6 +11,7 @@ from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float
 
 from isojax._core.checks import check_last_axis, check_positive, compute_dtype
+from isojax._core.implementation import run
 from isojax._core.pytree import pytree, static
 
 
@@ -65,17 +66,29 @@ class Transform(abc.ABC):
         pads = [(0, 0)] * (x.ndim - 1) + [(0, self.dim - x.shape[-1])]
         return self._apply(jnp.pad(x, pads))[..., :size]
 
-    def apply(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
+    def apply(
+        self, x: Float[Array, "*batch d"], implementation: str | None = None
+    ) -> Float[Array, "*batch e"]:
         """Transform the last axis of `x`: `x @ self.matrix()`.
 
         bf16 and fp16 are computed in fp32 and returned in the dtype of `x`.
 
+        Args:
+            x: vectors of `self.dim` numbers.
+            implementation: None, or one of `isojax.IMPLEMENTATIONS`: `xla` is plain JAX, `triton` a
+                kernel, which by default runs on GPUs where this transform has one.
+
         Raises:
-            ValueError: the last axis of `x` is not `self.dim` long, or its dtype not floating.
+            ValueError: the last axis of `x` is not `self.dim` long, its dtype not floating, or the
+                implementation does not support the arguments or cannot run here.
         """
         check_last_axis("x", x, self.dim)
-        y = self._apply(x.astype(compute_dtype(x.dtype)))
-        return y.astype(canonicalize_dtype(x.dtype))
+        dtype = compute_dtype(x.dtype)
+
+        def plain(t: Transform, x: Array) -> Array:
+            return t._apply(x.astype(dtype)).astype(canonicalize_dtype(x.dtype))
+
+        return run("apply", implementation, plain, self, x)
 
     def matrix(self) -> Float[Array, "d e"]:
         """The matrix M with `apply(x) == x @ M`, in fp32."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +12,15 @@ from jaxtyping import Array, Float, Int8, Key
 from isojax._core.checks import check_choice, check_positive, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.transforms.base import Transform
-from isojax.transforms.paley import admissible_blocks, decompose, paley, sylvester
+from isojax.transforms.paley import admissible_blocks, decompose, hadamard_matrix, sylvester
 
 
 def fwht(x: Float[Array, "*batch d"], *, transposed: bool = False) -> Float[Array, "*batch d"]:
     """Normalised fast Hadamard transform of the last axis: `x @ H / sqrt(d)`.
 
-    H is `paley.hadamard_matrix(d)`, a Kronecker product. Its last factor, of some 32 numbers that
-    are neighbours in memory, is one matrix product; the others are butterflies of up to 8 numbers
-    that lie apart, so that loops over what lies between them are long. Each of these reads and
-    writes all vectors once.
+    H is `paley.hadamard_matrix(d)`, a Kronecker product whose factors may act in any order. Here
+    the first, of 16 numbers that lie far apart, is followed by the last, of 16 neighbours or some
+    more, and those between; each reads and writes all vectors once.
 
     Computed in fp32 (fp64 for fp64) and returned in the dtype of `x`.
 
@@ -30,40 +31,55 @@ def fwht(x: Float[Array, "*batch d"], *, transposed: bool = False) -> Float[Arra
     Raises:
         ValueError: no Hadamard matrix of order d (see `paley.decompose`), or `x` is not floating.
     """
+    return _multiply(x.astype(compute_dtype(x.dtype)), transposed).astype(x.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _multiply(x: Array, transposed: bool) -> Array:
+    """`x @ H / sqrt(d)`, or with H^T."""
+    return _sums(x, transposed)
+
+
+@_multiply.defjvp
+def _tangent(transposed: bool, x: tuple[Array], t: tuple[Array]) -> tuple[Array, Array]:
+    """Written as the adjoint of the inverse, so that its own adjoint, a gradient, is fast."""
+    adjoint = jax.linear_transpose(lambda v: _sums(v, not transposed), *x)
+    return _multiply(*x, transposed), *adjoint(*t)
+
+
+def _sums(x: Array, transposed: bool) -> Array:
+    """What `_multiply` computes.
+
+    The last factor is a matrix product. The others are sums with signs: where the sums of a
+    butterfly share parts, LLVM makes no vector code of them. XLA on a CPU fuses a sum with what
+    makes its parts, barrier or not, and makes that anew for each term, but neither across a product
+    nor where there are 16 terms: hence 16 first, then the product.
+    """
     *lead, d = x.shape
     last, orders = _factors(d)
-    given, dtype = x.dtype, compute_dtype(x.dtype)
-    h = jnp.asarray((last.T if transposed else last) / np.sqrt(d), dtype)
-    x = x.astype(dtype)
-    x = jnp.matmul(x.reshape(*lead, d // len(h), len(h)), h, precision="highest")
-    stride = len(h)
-    for order in orders:
-        if stride > len(h):  # else XLA may make one loop of all, in which each repeats those before
-            x = jax.lax.optimization_barrier(x)
-        x = x.reshape(*lead, d // (order * stride), order, stride)
-        x = jnp.stack(_butterfly([x[..., i, :] for i in range(order)]), axis=-2)
-        stride *= order
-    return x.reshape(*lead, d).astype(given)
+    h = jnp.asarray((last.T if transposed else last) / np.sqrt(d), x.dtype)
+    stride = d
+    for i, order in enumerate(orders or [1]):
+        x = x.reshape(*lead, d // stride, 1, stride)
+        signs = jnp.asarray(sylvester(order)[..., None], x.dtype)
+        parts = jnp.split(x, order, axis=-1)
+        x = sum((signs[:, j] * part for j, part in enumerate(parts)), jnp.zeros((), x.dtype))
+        stride //= order
+        if i == 0:
+            x = jnp.matmul(x.reshape(*lead, d // len(h), len(h)), h, precision="highest")
+    return x.reshape(*lead, d)
 
 
 def _factors(order: int) -> tuple[Int8[np.ndarray, "n n"], list[int]]:
     """The last factor of the Hadamard matrix, and the orders of those before, of Sylvester."""
-    power, base = decompose(order)
-    bits, last = power.bit_length() - 1, paley(base) if base > 1 else None
-    if last is None:
-        least = min(bits, 6 if bits % 3 == 0 else 5)
-        last, bits = sylvester(2**least), bits - least
-    return last, [8] * (bits // 3) + [2 ** (bits % 3)] * (bits % 3 > 0)
-
-
-def _butterfly(parts: list[Array]) -> list[Array]:
-    """The Sylvester matrix of as many rows, on a list of arrays."""
-    if len(parts) == 1:
-        return parts
-    half = len(parts) // 2
-    a, b = _butterfly(parts[:half]), _butterfly(parts[half:])
-    pairs = list(zip(a, b, strict=True))
-    return [x + y for x, y in pairs] + [x - y for x, y in pairs]
+    power, last = decompose(order)
+    while power > 1 and (last < 16 or (last % 8 and last < 64)):  # else vectors of SIMD are cut
+        power, last = power // 2, last * 2
+    bits = power.bit_length() - 1
+    orders = [16] * (bits // 4)
+    if bits % 4:
+        orders.insert(1, 2 ** (bits % 4))
+    return hadamard_matrix(last), orders
 
 
 @pytree

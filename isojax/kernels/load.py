@@ -1,0 +1,58 @@
+"""Vectors from packed codes in one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from isojax.codec import Codec
+from isojax.kernels._pallas import over_rows
+from isojax.kernels.codecs import book_of, unsupported_codec, unsupported_packed, words_of
+from isojax.kernels.levels import Levels
+from isojax.kernels.rotations import rotation, scales
+from isojax.kernels.tile import flat, read_raw, rows_of, wide, write
+from isojax.quantizers import Packed
+from isojax.transforms import identity
+
+
+def unsupported(codec: Codec, packed: Packed, *, dtype: Any, rotated: bool) -> str:
+    """What the kernel needs of its arguments; empty if they have it."""
+    codec = _reader(codec, rotated)
+    out = jax.ShapeDtypeStruct((*packed.data.shape[:-1], codec.transform.dim), dtype)
+    return unsupported_codec(codec, out) or unsupported_packed(packed, words_of(codec, dtype))
+
+
+def kernel(codec: Codec, packed: Packed, *, dtype: Any, rotated: bool, interpret: bool) -> Array:
+    """`codec.load(packed, dtype)`, or `load_rotated`: bytes are read and vectors written once."""
+    codec = _reader(codec, rotated)
+    turn, book = rotation(codec.transform, dtype, interpret), book_of(codec)
+    words = words_of(codec, dtype)
+
+    def body(whole: Any) -> Any:
+        *operands, levels_ref = whole
+        state, levels = turn.prepare(operands), Levels.read(levels_ref, book.symmetric)
+
+        def load(span: Any, tiled: Any) -> Any:
+            return [words.read(tiled[0], span), *(read_raw(a, *rows_of(span)) for a in tiled[1:])]
+
+        def step(span: Any, loaded: Any, outs: Any) -> None:
+            out = turn.backward(state, levels.at(words.index(loaded[0], span)))
+            scale = wide(loaded[1]) if len(loaded) > 1 else None
+            out = out * scales(scale, turn.gain)[1]
+            write(outs[0], *turn.lanes.places(span, turn.size), out)
+
+        return load, step
+
+    tiled = [flat(packed.data)] + ([] if packed.scale is None else [flat(packed.scale)])
+    shape = jax.ShapeDtypeStruct((len(tiled[0]), turn.size), dtype)
+    whole = (*turn.operands, jnp.asarray(book.levels))
+    made = over_rows(body, tiled, whole, [shape], turn.lanes, "load", interpret)
+    return made[0].reshape(*packed.data.shape[:-1], turn.size)
+
+
+def _reader(codec: Codec, rotated: bool) -> Codec:
+    """The codec whose `load` is asked for: the quantizer alone if `rotated`."""
+    return Codec(identity(codec.transform.out_dim), codec.quantizer) if rotated else codec

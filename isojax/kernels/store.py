@@ -1,0 +1,66 @@
+"""Packed codes and their scales from vectors in one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from isojax.codec import Codec
+from isojax.kernels._pallas import over_rows
+from isojax.kernels.codecs import book_of, unsupported_bytes, unsupported_codec, words_of
+from isojax.kernels.levels import Levels, shared_scale
+from isojax.kernels.rotations import rotation, scales
+from isojax.kernels.tile import flat, read_raw, rows_of, wide, write
+from isojax.quantizers import Packed
+from isojax.quantizers.packing import packed_bytes
+
+
+def unsupported(codec: Codec, x: Array, *, dtype: Any) -> str:
+    """What the kernel needs of its arguments; empty if they have it."""
+    del dtype
+    if why := unsupported_codec(codec, x):
+        return why
+    words = words_of(codec, x.dtype)
+    size = x.size // x.shape[-1] * packed_bytes(words.size, words.bits)
+    return words.unsupported or unsupported_bytes(size)
+
+
+def kernel(codec: Codec, x: Array, *, dtype: Any, interpret: bool) -> Packed:
+    """`codec.store(x, dtype)`; each vector is read once, and its bytes are written."""
+    turn, book = rotation(codec.transform, x.dtype, interpret), book_of(codec)
+    words, largest = words_of(codec, x.dtype), float(jnp.finfo(dtype).max)
+
+    def body(whole: Any) -> Any:
+        *operands, levels_ref = whole
+        state, levels = turn.prepare(operands), Levels.read(levels_ref, book.symmetric)
+
+        def load(span: Any, tiled: Any) -> Array:
+            return read_raw(tiled[0], *turn.lanes.places(span, turn.size))
+
+        def step(span: Any, x: Array, outs: Any) -> None:
+            v = wide(x)
+            y = turn.forward(state, v)
+            scale = shared_scale(v if turn.isometry else y, book.normalize, turn.codes)
+            if scale is not None:
+                kept = jnp.where(scale > largest, largest, scale).astype(dtype)
+                write(outs[1], *rows_of(span), kept)
+                scale = kept.astype(jnp.float32)
+            border = scales(scale, turn.gain)[0]
+            if levels.symmetric and words.dense:
+                words.write_fields(outs[0], levels.fields(y, border, interpret), span, interpret)
+            else:
+                words.write(outs[0], levels.index(y, border), span)
+
+        return load, step
+
+    rows, bits = flat(x), book.bits
+    shapes = [(packed_bytes(turn.codes, bits), jnp.uint8)]
+    shapes += [] if book.normalize == "none" else [(1, dtype)]
+    outs = [jax.ShapeDtypeStruct((len(rows), n), kind) for n, kind in shapes]
+    whole = (*turn.operands, jnp.asarray(book.levels))
+    made = over_rows(body, [rows], whole, outs, turn.lanes, "store", interpret)
+    data, *scale = (a.reshape(*x.shape[:-1], a.shape[-1]) for a in made)
+    return Packed(data, scale[0] if scale else None, None, None, None, bits, turn.codes, False)
