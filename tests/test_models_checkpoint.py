@@ -51,15 +51,6 @@ def test_shards_make_the_same_model(tmp_path):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, whole.params, shards.params))
 
 
-def test_a_tied_head_may_be_in_the_file_too(tmp_path):
-    write("qwen2", tmp_path)
-    fields = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(
-        fields.replace('"tie_word_embeddings": false', '"tie_word_embeddings": true')
-    )
-    assert "head" not in load_model(str(tmp_path)).params
-
-
 SIZES = {
     "hidden_size": 512, "num_attention_heads": 2, "num_key_value_heads": 2,
     "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 8,

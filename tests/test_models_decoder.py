@@ -32,8 +32,8 @@ def run(tokens=TOKENS, cache=None, hooks=Hooks(), capture=()):  # noqa: B008
 PLAIN = run()
 
 
-def close(x, y):
-    return np.allclose(x, y, rtol=1e-4, atol=1e-4 * np.abs(y).max())
+def close(x, y, tolerance=1e-4):
+    return np.allclose(x, y, rtol=tolerance, atol=tolerance * np.abs(y).max())
 
 
 @pytest.mark.parametrize("lengths", [(40,), (39, 1), (13, 13, 14), (37, 1, 1, 1)])
@@ -118,8 +118,10 @@ def test_rotations_of_an_input_and_its_weights_cancel():
     def weight(name, layer, w):
         return stacks[reads[name]][layer].T @ w
 
-    assert close(run(hooks=Hooks(activation=activation, weight=weight)).hidden, PLAIN.hidden)
-    assert not close(run(hooks=Hooks(activation=activation)).hidden, PLAIN.hidden)
+    # twelve rotations and back; how near that comes depends on the processor
+    turned = run(hooks=Hooks(activation=activation, weight=weight)).hidden
+    assert close(turned, PLAIN.hidden, 3e-4)
+    assert not close(run(hooks=Hooks(activation=activation)).hidden, PLAIN.hidden, 3e-4)
 
 
 def test_a_hook_on_one_layer_acts_there_and_behind():

@@ -163,6 +163,11 @@ def test_accuracy_is_that_of_whole_answers(needles):
     assert needle_accuracy(predicted, needles) == pytest.approx(1 - 1 / COUNT)
 
 
+def test_predictions_of_other_prompts_are_refused(needles):
+    with pytest.raises(ValueError, match=f"must have {COUNT} rows, got 1"):
+        needle_found(needles.tokens[:1], needles)
+
+
 def test_too_few_predictions_are_refused(needles):
     n = needles.answer.shape[1]
     with pytest.raises(ValueError, match=f"predicted must have at least {n} columns, got {n - 1}"):

@@ -122,9 +122,11 @@ def needle_found(
         needles: of `needle_prompts`.
 
     Raises:
-        ValueError: m is below n.
+        ValueError: m is below n, or there are not as many rows as prompts.
     """
-    n = needles.answer.shape[1]
+    count, n = needles.answer.shape
+    if predicted.shape[0] != count:
+        raise ValueError(f"predicted must have {count} rows, got {predicted.shape[0]}.")
     if predicted.shape[1] < n:
         raise ValueError(f"predicted must have at least {n} columns, got {predicted.shape[1]}.")
     right = np.asarray(predicted)[:, -n:] == needles.tokens[:, -n:]

@@ -17,9 +17,9 @@ def load_text(source: str, split: str = "test") -> str:
     """Read a text.
 
     Args:
-        source: a UTF-8 file; `wikitext-2` (Merity et al. 2016, the raw form, rows joined by blank
-            lines as perplexity is usually taken; fetched by `datasets`); or `tiny`, the held-out
-            text of the model that ships with isojax.
+        source: a UTF-8 file, of which a byte order mark is left out; `wikitext-2` (Merity et al.
+            2016, the raw form, rows joined by blank lines as perplexity is usually taken; fetched
+            by `datasets`); or `tiny`, the held-out text of the model that ships with isojax.
         split: of `wikitext-2`: `test`, `validation` or `train`.
 
     Raises:
@@ -38,7 +38,7 @@ def load_text(source: str, split: str = "test") -> str:
         if not file.is_file():
             raise FileNotFoundError(f"text {source}: no such file, and not wikitext-2 or tiny.")
     try:
-        return file.read_bytes().decode("utf-8")
+        return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"text {source}: not UTF-8 ({error.reason} at byte {error.start})."

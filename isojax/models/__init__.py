@@ -1,4 +1,4 @@
-"""Language models: one decoder for the Qwen2, Qwen3 and Llama families, and ways to load it.
+"""Language models: one decoder for the Qwen2, Qwen3, Llama and Mistral families, and its loaders.
 
 A decoder is a configuration (`ModelConfig`) and a tree of arrays; `forward` is a pure function of
 that tree. Experiments reach into it by `Hooks`, functions on activations, queries, keys, values
@@ -9,7 +9,6 @@ and weights, and look into it by naming tensors: `hidden:12`, `key:3`, `weight:q
 from isojax.models.checkpoint import load_checkpoint as load_checkpoint
 from isojax.models.checkpoint import save_checkpoint as save_checkpoint
 from isojax.models.config import ModelConfig as ModelConfig
-from isojax.models.config import RopeScaling as RopeScaling
 from isojax.models.config import config_from_hf as config_from_hf
 from isojax.models.config import config_to_hf as config_to_hf
 from isojax.models.decoder import Decoder as Decoder
@@ -26,10 +25,14 @@ from isojax.models.hooks import WEIGHTS as WEIGHTS
 from isojax.models.hooks import Hooks as Hooks
 from isojax.models.hooks import Site as Site
 from isojax.models.hooks import parse_site as parse_site
+from isojax.models.language_model import LanguageModel as LanguageModel
+from isojax.models.language_model import Sidecar as Sidecar
 from isojax.models.likelihood import token_kl as token_kl
 from isojax.models.likelihood import token_nll as token_nll
-from isojax.models.load import LanguageModel as LanguageModel
 from isojax.models.load import load_model as load_model
+from isojax.models.rope_scaling import LinearScaling as LinearScaling
+from isojax.models.rope_scaling import RopeScaling as RopeScaling
+from isojax.models.rope_scaling import YarnScaling as YarnScaling
 from isojax.models.rotate import chain as chain
 from isojax.models.rotate import fold_norms as fold_norms
 from isojax.models.rotate import permute_ffn as permute_ffn

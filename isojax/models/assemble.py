@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +11,12 @@ import numpy as np
 from isojax._core.checks import check_choice
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params
-from isojax.models.names import is_ignored, leaves, unflatten
+from isojax.models.entry import FLOATS, Entry
+from isojax.models.extras import leave_out, refuse_quantized
+from isojax.models.names import leaves, unflatten
 
 DTYPES = ("float32", "bfloat16")
 _ALIGNMENT = 64  # bytes; JAX on CPU adopts host memory so aligned, and copies any other
-
-
-class Entry(NamedTuple):
-    """A tensor of a file, not read yet.
-
-    Attributes:
-        file: the file it is in, for messages.
-        shape: as the file states it.
-        read: gives the numbers, in any floating dtype.
-    """
-
-    file: str
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
 
 
 def assemble(
@@ -49,9 +36,11 @@ def assemble(
         source: where the tensors come from, for the message about one that is missing.
 
     Raises:
-        ValueError: a tensor is missing, misshapen or unexpected; names it and the file.
+        ValueError: a tensor is missing, misshapen, of integers or unexpected; names it and the
+            file.
     """
     check_choice("dtype", dtype, DTYPES)
+    refuse_quantized(entries)
     wanted = tuple(leaves(config))
     used = set()
     for leaf in wanted:
@@ -65,10 +54,13 @@ def assemble(
                     f"{entry.file}: tensor {name} must have shape {leaf.file_shape}, "
                     f"got {entry.shape}."
                 )
+            if entry.dtype not in FLOATS:
+                raise ValueError(
+                    f"{entry.file}: tensor {name} must be of dtype {', '.join(FLOATS)}; "
+                    f"got {entry.dtype}."
+                )
             used.add(name)
-    for name, entry in entries.items():
-        if name not in used and not is_ignored(name, config):
-            raise ValueError(f"{entry.file}: tensor {name} has no place in this model.")
+    leave_out(config, entries, used, source)
 
     params = {}
     for leaf in wanted:

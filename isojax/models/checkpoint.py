@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from isojax._core.checks import check_choice
-from isojax.models.assemble import DTYPES, Entry, assemble
+from isojax.models.assemble import DTYPES, assemble
 from isojax.models.config import ModelConfig, config_from_hf, config_to_hf
 from isojax.models.decoder import Params
-from isojax.models.names import HF, leaves
+from isojax.models.entry import FLOATS, Entry
+from isojax.models.fields import short
+from isojax.models.json_file import read_json
+from isojax.models.language_model import LanguageModel
+from isojax.models.names import EMBEDDING, HEAD, HF, leaves
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def load_checkpoint(folder: str | Path, dtype: str = "float32") -> tuple[ModelConfig, Params]:
@@ -39,19 +45,29 @@ def load_checkpoint(folder: str | Path, dtype: str = "float32") -> tuple[ModelCo
     folder = Path(folder)
     path = folder / "config.json"
     config = config_from_hf(read_json(path), str(path))
-    return config, assemble(config, _entries(folder), HF, dtype, str(folder))
+    optional = (HEAD,) if config.tie_word_embeddings else ()
+    entries = _with_prefix(_entries(folder, optional))
+    config, entries = _resolve_tie(config, entries)
+    return config, assemble(config, entries, HF, dtype, str(folder))
 
 
 def save_checkpoint(
-    folder: str | Path, config: ModelConfig, params: Params, dtype: str = "float32"
+    folder: str | Path,
+    config: ModelConfig,
+    params: Params,
+    dtype: str = "float32",
+    like: LanguageModel | None = None,
 ) -> None:
     """Write a checkpoint that `load_checkpoint` and transformers read; makes the folder.
 
     Args:
-        folder: receives `config.json` and `model.safetensors`.
+        folder: receives `config.json` and `model.safetensors`; with `like` also `tokenizer.json`
+            and the small files that came with that model.
         config: of the model.
         params: the tree of `init_params`.
         dtype: of the tensors in the file, `float32` or `bfloat16`.
+        like: the model that this was made of: its tokenizer, its special tokens, generation
+            settings and chat template are written too.
 
     Raises:
         ValueError: `dtype` is another, or the family has no `config.json` for this model.
@@ -70,53 +86,94 @@ def save_checkpoint(
             tensors[leaf.file_name(layer, HF)] = np.ascontiguousarray(tensor)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    if like is not None:
+        fields |= like.sidecar.fields
+        for name, content in like.sidecar.files.items():
+            (folder / name).write_bytes(content)
+        (folder / "tokenizer.json").write_text(like.tokenizer.to_str(pretty=True), "utf-8")
+    partial = folder / "config.json.partial"
+    partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    shutil.copymode(partial, folder / WEIGHTS_FILE)  # safetensors makes files for the owner alone
+    os.replace(partial, folder / "config.json")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+def _with_prefix(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """The names of a causal model, where a file holds its base model alone, without `model.`."""
+    bare = EMBEDDING.removeprefix("model.")
+    if EMBEDDING in entries or bare not in entries:
+        return entries
+    return {n if n.startswith("lm_head.") else f"model.{n}": entry for n, entry in entries.items()}
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no JSON object.
+
+def _resolve_tie(
+    config: ModelConfig, entries: dict[str, Entry]
+) -> tuple[ModelConfig, dict[str, Entry]]:
+    """What `tie_word_embeddings` comes to where the file holds a head all the same.
+
+    As in transformers: a copy of the embedding is dropped, a head of its own is used, and a head
+    alone is the embedding too.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}).") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: must hold a JSON object, got {type(value).__name__}.")
-    return value
+    head, embedding = entries.get(HEAD), entries.get(EMBEDDING)
+    if not config.tie_word_embeddings or head is None:
+        return config, entries
+    rest = {name: entry for name, entry in entries.items() if name != HEAD}
+    if embedding is None:
+        return config, rest | {EMBEDDING: head}
+    floats = head.dtype in FLOATS and embedding.dtype in FLOATS
+    if floats and head.shape == embedding.shape and _same(head.read(), embedding.read()):
+        return config, rest
+    return dataclasses.replace(config, tie_word_embeddings=False), entries
 
 
-def _entries(folder: Path) -> dict[str, Entry]:
-    """The tensors of all files of a checkpoint."""
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype == b.dtype:
+        return np.array_equal(a.view(np.uint8), b.view(np.uint8))
+    return np.array_equal(a.astype(np.float64), b.astype(np.float64))
+
+
+def _entries(folder: Path, optional: tuple[str, ...]) -> dict[str, Entry]:
+    """The tensors of all files of a checkpoint; of those that an index names, some may lack."""
     if (folder / WEIGHTS_FILE).is_file():
         return _file_entries(folder / WEIGHTS_FILE)
     index = folder / INDEX_FILE
     if not index.is_file():
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES)
         found = f"; {refuse_pickle(pickles[0])}" if pickles else "."
         raise FileNotFoundError(f"{folder}: holds no {WEIGHTS_FILE} and no {INDEX_FILE}{found}")
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index}: weight_map must be an object that names the shard of tensors.")
     entries: dict[str, Entry] = {}
+    shards: dict[str, dict[str, Entry]] = {}
     for shard in sorted(set(map(str, places.values()))):
-        if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise ValueError(
-                f"{index}: weight_map must name .safetensors files of this folder, got {shard!r}."
-            )
-        if not (folder / shard).is_file():
-            raise FileNotFoundError(f"{index}: weight_map names {shard}, which does not exist.")
-        entries |= _file_entries(folder / shard)
+        shards[shard] = _file_entries(_shard(folder, index, shard))
+        entries |= shards[shard]
     for name, shard in places.items():
-        if name not in entries:
+        if name in shards[str(shard)]:
+            entries[name] = shards[str(shard)][name]  # another shard may hold one of this name
+        elif name in optional:
+            entries.pop(name, None)
+        else:
             raise ValueError(f"{folder / shard}: tensor {name} is missing, which the index names.")
     return entries
+
+
+def _shard(folder: Path, index: Path, name: str) -> Path:
+    """The file of a shard, which must lie in the folder."""
+    if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+        raise ValueError(
+            f"{index}: weight_map must name .safetensors files of this folder, got {short(name)}."
+        )
+    try:
+        found = (folder / name).is_file()
+    except OSError as error:  # a name that no file can have
+        raise ValueError(
+            f"{index}: weight_map must name files, got {short(name)} ({error.strerror})."
+        ) from None
+    if not found:
+        raise FileNotFoundError(f"{index}: weight_map names {name}, which does not exist.")
+    return folder / name
 
 
 def _file_entries(path: Path) -> dict[str, Entry]:
@@ -132,11 +189,7 @@ def _file_entries(path: Path) -> dict[str, Entry]:
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_slice(name)
                 shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
-                if dtype not in _FLOATS:
-                    raise ValueError(
-                        f"{path}: tensor {name} must be of dtype {', '.join(_FLOATS)}; got {dtype}."
-                    )
-                entries[name] = Entry(str(path), shape, functools.partial(read, name))
+                entries[name] = Entry(str(path), shape, functools.partial(read, name), dtype)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error}).") from None
     return entries

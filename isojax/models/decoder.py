@@ -1,4 +1,4 @@
-"""The decoder of the Qwen2, Qwen3 and Llama families as one Flax module, layers scanned."""
+"""The decoder of the Qwen, Llama and Mistral families as one Flax module, layers scanned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 from isojax.kvcache import Cache, Store, apply_rope, causal_attention, new_cache
 from isojax.models.config import ModelConfig
 from isojax.models.hooks import Hooks, Layer, slots
-from isojax.models.rope import rope_frequencies
+from isojax.models.inputs import check_inputs
+from isojax.models.rope import query_scale, rope_frequencies
 
 Params = dict[str, Any]
 
@@ -130,7 +131,7 @@ class DecoderLayer(nn.Module):
             q = RMSNorm(config.rms_norm_eps, name="q_norm")(q)
             k = RMSNorm(config.rms_norm_eps, name="k_norm")(k)
         frequency = rope_frequencies(dim, config.rope_theta, config.rope_scaling)
-        q = apply_rope(q, positions, frequency)
+        q = apply_rope(q, positions, frequency) * query_scale(config.rope_scaling)
         k = apply_rope(k, positions, frequency)
         q = q if hooks.query is None else hooks.query(layer, q)
         k = k if hooks.key is None else hooks.key(layer, k)
@@ -170,7 +171,8 @@ class Decoder(nn.Module):
         config = self.config
         init = nn.initializers.normal(0.02)
         embedding = self.param("embedding", init, (config.vocab_size, config.hidden_size))
-        x = embedding[tokens]
+        known = (tokens >= 0) & (tokens < config.vocab_size)
+        x = jnp.where(known[..., None], embedding[jnp.where(known, tokens, 0)], jnp.nan)
         batch, length = tokens.shape
         start = 0 if cache is None else cache.length
         positions = jnp.broadcast_to(start + jnp.arange(length), tokens.shape)
@@ -206,6 +208,8 @@ class Decoder(nn.Module):
         if config.num_hidden_layers in wanted.get("hidden", ()):
             captured["hidden"] = captured["hidden"].at[-1].set(x)
         hidden = RMSNorm(config.rms_norm_eps, name="norm")(x)
+        if config.sliding_window is not None and cache is not None:
+            hidden = jnp.where(start + length <= config.sliding_window, hidden, jnp.nan)
         if not config.tie_word_embeddings:
             self.param("head", init, (config.hidden_size, config.vocab_size))
         if cache is not None and kept is not None:
@@ -271,17 +275,20 @@ def forward(
     Args:
         params: the tree of `init_params`, or what `unstack` made of it.
         config: static.
-        tokens: token numbers.
+        tokens: token numbers; where they are traced, a text with one out of range gives NaN.
         cache: continue after the tokens stored there; what is read where there was no room left
-            is NaN, since a traced length cannot be checked.
+            is NaN where its length is traced.
         hooks: functions applied to activations, queries, keys, values, weights.
         capture: sites (`parse_site`) to return as they stand after the hooks.
 
     Raises:
-        ValueError: layers are apart in one of `params` and `cache`, and stacked in the other.
+        ValueError: there is no text or an empty one, a token is out of range, the text is longer
+            than the window of the model, or the cache is of another model or batch or too small;
+            or layers are apart in one of `params` and `cache`, and stacked in the other.
     """
     if cache is not None and isinstance(cache.layers, tuple) == ("layers" in params):
         raise ValueError("params and cache must both be stacked or both be unstacked.")
+    check_inputs(config, tokens, cache)
     return Decoder(config, hooks, tuple(capture)).apply({"params": params}, tokens, cache)  # pyright: ignore[reportReturnType]
 
 

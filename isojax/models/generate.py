@@ -10,6 +10,7 @@ from isojax._core.checks import check_positive
 from isojax.kvcache import Cache
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params, forward, logits
+from isojax.models.inputs import check_room, check_tokens
 
 
 def generate(
@@ -24,23 +25,28 @@ def generate(
         config: of the model.
         prompt: token numbers, all texts of one length.
         steps: tokens to generate.
-        cache: an empty one, plain or packed, with room for `t + steps - 1` tokens.
+        cache: plain or packed, with room for `t + steps - 1` tokens; if it holds some, the
+            prompt comes after them.
 
     Returns:
-        The tokens, and the cache with all but the last of them.
+        The tokens, and the cache with all but the last of them. A token is -1 where nothing can
+        be predicted: a traced prompt with a number out of range, or a cache with no room left
+        whose length is traced.
 
     Raises:
-        ValueError: the cache has no room for that many tokens.
+        ValueError: the prompt is empty or has a token out of range, or the cache has no room for
+            that many tokens or is of another model.
     """
     check_positive("steps", steps)
-    needed = prompt.shape[1] + steps - 1
-    if needed > cache.slots:
-        raise ValueError(f"the cache must have room for {needed} tokens, got slots={cache.slots}.")
+    check_tokens(config, prompt, least=1)
+    check_room(cache, prompt.shape[1] + steps - 1)
 
     def read(cache: Cache, tokens: Int[Array, "b t"]) -> tuple[Cache, Int[Array, " b"]]:
         out = forward(params, config, tokens, cache=cache)
         assert out.cache is not None
-        return out.cache, jnp.argmax(logits(params, out.hidden[:, -1]), axis=-1)
+        scores = logits(params, out.hidden[:, -1])
+        known = ~jnp.isnan(scores).any(axis=-1)
+        return out.cache, jnp.where(known, jnp.argmax(scores, axis=-1), -1)
 
     def step(carry: tuple[Cache, Array], _: None) -> tuple[tuple[Cache, Array], Array]:
         cache, token = read(carry[0], carry[1][:, None])

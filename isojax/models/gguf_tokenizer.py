@@ -1,42 +1,53 @@
-"""The byte-level BPE tokenizer that a GGUF file describes in its metadata."""
+"""The tokenizer that a GGUF file describes in its metadata."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 
 from isojax._core.checks import check_choice
+from isojax.models.fields import short
+from isojax.models.pretokenizers import CUTS, DEFAULT
+from isojax.models.sentencepiece import sentencepiece
+from isojax.models.tokenizer_json import refuses_panic
 
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # token types of GGUF that are no ordinary text
-
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def _split(digits: str) -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_WORDS % digits), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
-
-
-def _gpt2() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+_LOG = logging.getLogger("isojax")
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # types of GGUF
+# llama.cpp takes these for special, whatever type a converter gave them
+_ALWAYS_CONTROL = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
+    "<|eom_id|>", "<EOT>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>",
+    "<|fim_repo|>", "<|repo_name|>", "<|file_sep|>",
+))  # fmt: skip
 
 
-# how text is cut before merging, by tokenizer.ggml.pre
-_CUTS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "qwen2": lambda: _split(""),
-    "llama-bpe": lambda: _split("{1,3}"),
-    "smollm": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(True), _gpt2()]),
-    "gpt-2": _gpt2,
-    "default": _gpt2,
-}
+class Vocabulary(NamedTuple):
+    """The tokens of a file.
+
+    Attributes:
+        tokens: by number.
+        types: of each, as GGUF counts them.
+    """
+
+    tokens: list[str]
+    types: list[int]
+
+    def of(self, *types: int) -> list[tuple[int, str]]:
+        """The tokens of these types, with their numbers."""
+        both = enumerate(zip(self.tokens, self.types, strict=True))
+        return [(number, token) for number, (token, kind) in both if kind in types]
+
+    def special(self) -> list[AddedToken]:
+        """Those that are found in text before it is cut."""
+        return [
+            AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
+            for token, kind in zip(self.tokens, self.types, strict=True)
+            if kind in (_CONTROL, _USER_DEFINED)
+        ]
 
 
 def build_tokenizer(get: Callable[[str], Any], source: str) -> Tokenizer:
@@ -49,44 +60,106 @@ def build_tokenizer(get: Callable[[str], Any], source: str) -> Tokenizer:
     Raises:
         ValueError: a field is missing, malformed or not supported; names it and the file.
     """
-
-    def field(name: str) -> Any:
-        value = get(f"tokenizer.ggml.{name}")
-        if value is None:
-            raise ValueError(f"{source}: tokenizer.ggml.{name} is missing.")
-        return value
-
-    def texts(name: str) -> list[str]:
-        value = field(name)
-        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise ValueError(f"{source}: tokenizer.ggml.{name} must be a list of strings.")
-        return value
-
-    check_choice(f"{source}: tokenizer.ggml.model", field("model"), ("gpt2",))
-    pre = check_choice(f"{source}: tokenizer.ggml.pre", field("pre"), _CUTS)
-    tokens = texts("tokens")
-    types = get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    if not isinstance(types, list) or len(types) != len(tokens):
+    fields = _Fields(get, source)
+    model = check_choice(
+        f"{source}: tokenizer.ggml.model", fields.require("model"), ("gpt2", "llama")
+    )
+    vocabulary = _vocabulary(fields)
+    if model == "gpt2":
+        return _byte_level(fields, vocabulary)
+    scores = fields.require("scores")
+    count = len(vocabulary.tokens)
+    if not isinstance(scores, list) or len(scores) != count or not all(map(_is_number, scores)):
         raise ValueError(
-            f"{source}: tokenizer.ggml.token_type must have one number for each of "
+            f"{source}: tokenizer.ggml.scores must have one number for each of {count} tokens."
+        )
+    prefix = get("tokenizer.ggml.add_space_prefix")
+    if not isinstance(prefix, bool | None):
+        raise ValueError(
+            f"{source}: tokenizer.ggml.add_space_prefix must be true or false, got {short(prefix)}."
+        )
+    ordinary = dict((t, i) for i, t in vocabulary.of(_NORMAL, _USER_DEFINED))
+    silent = vocabulary.of(_UNKNOWN, _CONTROL, _BYTE, _UNUSED)
+    unknown = vocabulary.of(_UNKNOWN)
+    with refuses_panic(f"{source}: tokenizer.ggml.tokens do not fit"):
+        tokenizer = sentencepiece(
+            ordinary | {token: number for number, token in silent if token},
+            {token: scores[number] for token, number in ordinary.items()},
+            unknown[0][1] if unknown else None,
+            prefix is not False,
+        )
+    tokenizer.add_tokens(vocabulary.special())
+    return tokenizer
+
+
+class _Fields(NamedTuple):
+    get: Callable[[str], Any]
+    source: str
+
+    def require(self, name: str) -> Any:
+        value = self.get(f"tokenizer.ggml.{name}")
+        if value is None:
+            raise ValueError(f"{self.source}: tokenizer.ggml.{name} is missing.")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        value = self.require(name)
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise ValueError(f"{self.source}: tokenizer.ggml.{name} must be a list of strings.")
+        return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _vocabulary(fields: _Fields) -> Vocabulary:
+    tokens = fields.texts("tokens")
+    types = fields.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
+    if (
+        not isinstance(types, list)
+        or len(types) != len(tokens)
+        or not all(isinstance(kind, int) for kind in types)
+    ):
+        raise ValueError(
+            f"{fields.source}: tokenizer.ggml.token_type must have one number for each of "
             f"{len(tokens)} tokens."
         )
-    vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _UNUSED}
-    merges: list[Any] = [tuple(merge.split(" ")) for merge in texts("merges")]
+    seen: dict[str, int] = {}
+    for number, token in enumerate(tokens):
+        if seen.setdefault(token, number) != number and token:
+            raise ValueError(
+                f"{fields.source}: tokenizer.ggml.tokens has {short(token)} twice, as "
+                f"{seen[token]} and {number}."
+            )
+    # an empty token is a gap in the numbers
+    types = [
+        _CONTROL if token in _ALWAYS_CONTROL and kind == _NORMAL else kind if token else _UNUSED
+        for token, kind in zip(tokens, types, strict=True)
+    ]
+    return Vocabulary(tokens, types)
+
+
+def _byte_level(fields: _Fields, vocabulary: Vocabulary) -> Tokenizer:
+    source = fields.source
+    pre = fields.get("tokenizer.ggml.pre")
+    if pre is None:
+        _LOG.warning("%s: tokenizer.ggml.pre is missing; text is cut as for %r", source, DEFAULT)
+        pre = DEFAULT
+    cut = CUTS[check_choice(f"{source}: tokenizer.ggml.pre", pre, CUTS)]
+    vocab = {
+        token: number
+        for number, token in enumerate(vocabulary.tokens)
+        if vocabulary.types[number] != _UNUSED
+    }
+    merges: list[Any] = [tuple(merge.split(" ")) for merge in fields.texts("merges")]
     if any(len(merge) != 2 for merge in merges):
         raise ValueError(f"{source}: tokenizer.ggml.merges must be pairs of tokens.")
-    try:
-        # Llama 3 takes a whole word that is a token even if no merges lead there
-        tokenizer = Tokenizer(BPE(vocab, merges, ignore_merges=pre == "llama-bpe"))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{source}: tokenizer.ggml.merges do not fit ({error}).") from None
-    if pre == "qwen2":
+    with refuses_panic(f"{source}: tokenizer.ggml.merges do not fit"):
+        tokenizer = Tokenizer(BPE(vocab, merges, ignore_merges=cut.ignore_merges))
+    if cut.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _CUTS[pre]()
+    tokenizer.pre_tokenizer = cut.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([
-        AddedToken(token, special=kind == _CONTROL, normalized=False)
-        for token, kind in zip(tokens, types, strict=True)
-        if kind in (_CONTROL, _USER_DEFINED)
-    ])  # fmt: skip
+    tokenizer.add_tokens(vocabulary.special())
     return tokenizer

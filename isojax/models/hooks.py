@@ -31,7 +31,8 @@ class Hooks(NamedTuple):
         activation: `(name, layer, x) -> x`, x [batch, tokens, width]. Names: `hidden` (residual
             stream entering a layer), `input:q_proj` (also read by k and v), `input:o_proj`,
             `input:gate_proj` (also read by up), `input:down_proj`.
-        query: `(layer, q) -> q` after the rotary embedding, [batch, tokens, heads, head_dim].
+        query: `(layer, q) -> q` after the rotary embedding, [batch, tokens, heads, head_dim];
+            with YaRN multiplied by what its attention factor makes of the logits.
         key: `(layer, k) -> k` after the rotary embedding, [batch, tokens, kv_heads, head_dim].
         value: `(layer, v) -> v`, [batch, tokens, kv_heads, head_dim].
         weight: `(name, layer, w) -> w` for `q_proj` ... `down_proj`; w is [in, out], so that a

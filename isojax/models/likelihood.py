@@ -13,6 +13,7 @@ from isojax.kvcache import Cache
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params, forward, logits
 from isojax.models.hooks import Hooks
+from isojax.models.inputs import check_tokens
 
 
 def token_nll(
@@ -31,21 +32,26 @@ def token_nll(
     Args:
         params: the tree of `init_params`.
         config: static.
-        tokens: texts of at least two tokens; hooks see all of them.
+        tokens: texts of at least two tokens; hooks see all of them. Where they are traced, a
+            text with a number out of range gives NaN.
         hooks: as for `forward`.
         chunk: tokens a step; static.
         cache: read the tokens through it, from an empty one: with a packed cache this is what
             its codes make of the likelihood.
 
     Raises:
-        ValueError: `chunk` is not a whole number of at least 1.
+        ValueError: `chunk` is not a whole number of at least 1, a text has fewer than two tokens
+            or one out of range, or the cache does not fit (see `forward`).
     """
+    check_tokens(config, tokens, least=2)
     hidden = forward(params, config, tokens, hooks=hooks, cache=cache).hidden[:, :-1]
 
     def nll(hidden: Array, targets: Array) -> Array:
         scores = logits(params, hidden)
-        target = jnp.take_along_axis(scores, targets[:, None], axis=-1)[:, 0]
-        return jax.nn.logsumexp(scores, axis=-1) - target
+        known = (targets >= 0) & (targets < config.vocab_size)
+        places = jnp.where(known, targets, 0)[:, None]
+        target = jnp.take_along_axis(scores, places, axis=-1)[:, 0]
+        return jnp.where(known, jax.nn.logsumexp(scores, axis=-1) - target, jnp.nan)
 
     return _by_chunks(nll, chunk, hidden, tokens[:, 1:])
 

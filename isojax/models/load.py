@@ -2,48 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.resources
 import re
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from isojax._core.checks import check_choice
 from isojax.models.assemble import DTYPES
-from isojax.models.checkpoint import PICKLES, load_checkpoint, refuse_pickle
-from isojax.models.config import ModelConfig
-from isojax.models.decoder import Params
+from isojax.models.checkpoint import (
+    INDEX_FILE,
+    PICKLES,
+    WEIGHTS_FILE,
+    load_checkpoint,
+    refuse_pickle,
+)
+from isojax.models.json_file import read_json
+from isojax.models.language_model import LanguageModel, Sidecar
+from isojax.models.split_files import one_model
 from isojax.models.tokenizer import load_tokenizer
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
-_HUB_FILES = ("model*.safetensors", "*.json", "merges.txt", "vocab.txt", "tokenizer.model")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LanguageModel:
-    """A decoder with its parameters and its tokenizer.
-
-    Attributes:
-        name: base name of what it was loaded from.
-        config: of the decoder.
-        params: the tree of `init_params`.
-        tokenizer: text to token numbers, see `encode`.
-    """
-
-    name: str
-    config: ModelConfig
-    params: Params
-    tokenizer: Tokenizer
+_HUB_FILES = ("model*.safetensors", "*.json", "merges.txt", "vocab.txt", "tokenizer.model",
+              "*.jinja")  # fmt: skip
+# what `save_checkpoint` hands on beside the tokenizer
+_FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_FILES = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+          "added_tokens.json", "chat_template.jinja", "chat_template.json")  # fmt: skip
 
 
 def load_model(source: str, dtype: str = "float32") -> LanguageModel:
-    """Load a Qwen2, Qwen3 or Llama model. Nothing that is read is ever executed.
+    """Load a Qwen2, Qwen3, Llama or Mistral model. Nothing that is read is ever executed.
 
     Args:
         source: `tiny` (the model that ships with isojax), a folder with `config.json`,
-            safetensors and a tokenizer, a .gguf file, or a hub id `owner/name` (`@revision` may
-            follow), which is downloaded to the standard cache.
+            safetensors and a tokenizer, a .gguf file (any part of a split one, or a folder that
+            holds one model in this form), or a hub id `owner/name` (`@revision` may follow), which
+            is downloaded to the standard cache.
         dtype: of the parameters, `float32` or `bfloat16`.
 
     Raises:
@@ -61,7 +54,7 @@ def load_model(source: str, dtype: str = "float32") -> LanguageModel:
     path = Path(source).expanduser()
     if path.is_dir():
         return _load_folder(path, path.resolve().name, dtype)
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise ValueError(f"{source}: {refuse_pickle(path.name)}")
     if path.is_file():
         return _load_file(path, dtype)
@@ -71,32 +64,28 @@ def load_model(source: str, dtype: str = "float32") -> LanguageModel:
 
 
 def _load_folder(folder: Path, name: str, dtype: str) -> LanguageModel:
+    if not any((folder / file).is_file() for file in (WEIGHTS_FILE, INDEX_FILE)):
+        files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() == ".gguf"]
+        if files:
+            return _load_file(one_model(files), dtype)
     tokenizer = load_tokenizer(folder)
     config, params = load_checkpoint(folder, dtype)
-    return _language_model(name, config, params, tokenizer, str(folder))
+    fields = read_json(folder / "config.json")
+    sidecar = Sidecar(
+        {name: fields[name] for name in _FIELDS if fields.get(name) is not None},
+        {file: (folder / file).read_bytes() for file in _FILES if (folder / file).is_file()},
+    )
+    return LanguageModel(name, config, params, tokenizer, sidecar)
 
 
 def _load_file(path: Path, dtype: str) -> LanguageModel:
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         raise ValueError(f"{path}: give the folder that holds it and its config.json.")
-    if path.suffix != ".gguf":
+    if path.suffix.lower() != ".gguf":
         raise ValueError(f"{path}: a model file must be .gguf; or give a folder.")
     from isojax.models.gguf import load_gguf
 
-    config, params, tokenizer = load_gguf(path, dtype)
-    return _language_model(path.name, config, params, tokenizer, str(path))
-
-
-def _language_model(
-    name: str, config: ModelConfig, params: Params, tokenizer: Tokenizer, source: str
-) -> LanguageModel:
-    needed = 1 + max(tokenizer.get_vocab().values(), default=-1)
-    if needed > config.vocab_size:
-        raise ValueError(
-            f"{source}: the tokenizer has {needed} tokens, more than vocab_size="
-            f"{config.vocab_size} of the model."
-        )
-    return LanguageModel(name, config, params, tokenizer)
+    return load_gguf(path, dtype)
 
 
 def _looks_like_path(source: str) -> bool:
@@ -104,7 +93,7 @@ def _looks_like_path(source: str) -> bool:
     parent = Path(source).parent
     return (
         _HUB_ID.fullmatch(source) is None
-        or Path(source).suffix in (".gguf", ".safetensors", ".json")
+        or Path(source).suffix.lower() in (".gguf", ".safetensors", ".json")
         or (parent != Path(".") and parent.exists())
     )
 
@@ -117,5 +106,7 @@ def _download(source: str) -> Path:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=[*_HUB_FILES])
     except Exception as error:  # of several libraries, by what failed
         reason = " ".join(str(error).split())
-        raise FileNotFoundError(f"{source}: not found on the hub ({reason}).") from None
+        raise FileNotFoundError(
+            f"{source}: not found on the hub ({reason}); a folder or a .gguf file will do too."
+        ) from None
     return Path(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ Path = tuple[str, ...]
 
 HF, GGUF = 0, 1  # columns of the table
 _LAYER = ("model.layers.{}.", "blk.{}.")
+EMBEDDING, HEAD = ("model.embed_tokens.weight", "lm_head.weight")  # of Hugging Face
 _MODULES = {
     "embedding": ("model.embed_tokens", "token_embd"),
     "norm": ("model.norm", "output_norm"),
@@ -31,9 +31,6 @@ _MODULES = {
     "up_proj": ("mlp.up_proj", "ffn_up"),
     "down_proj": ("mlp.down_proj", "ffn_down"),
 }
-
-# derived from the configuration, so not read
-_BUFFERS = re.compile(r".*rotary_emb\.inv_freq|rope_freqs\.weight")
 
 
 class Leaf(NamedTuple):
@@ -91,13 +88,3 @@ def unflatten(values: dict[Path, jax.Array]) -> Params:
             node = node.setdefault(key, {})
         node[path[-1]] = value
     return tree
-
-
-def is_ignored(name: str, config: ModelConfig) -> bool:
-    """Whether a file may hold this tensor although the tree has no place for it.
-
-    So it is for buffers of rotary frequencies, and for the head of a model that ties it to the
-    embedding.
-    """
-    head = config.tie_word_embeddings and name == f"{_MODULES['head'][HF]}.weight"
-    return head or _BUFFERS.fullmatch(name) is not None

@@ -14,7 +14,8 @@ from isojax._core.checks import check_choice
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params, forward
 from isojax.models.hooks import WEIGHTS, Site, parse_site, slots
-from isojax.models.load import LanguageModel
+from isojax.models.inputs import check_tokens
+from isojax.models.language_model import LanguageModel
 
 
 def weight(params: Params, name: str, layer: int) -> Float[Array, "out in"]:
@@ -49,7 +50,8 @@ def capture_tensors(
             `parse_site`): [tokens, width], heads side by side; or `weight:NAME:L`: [out, in].
 
     Raises:
-        ValueError: a name is not of these forms, or its layer is out of range.
+        ValueError: a name is not of these forms, its layer or a token is out of range, or the
+            text is empty.
     """
     layers = model.config.num_hidden_layers
     found: dict[str, Array] = {}
@@ -67,6 +69,7 @@ def capture_tensors(
         else:
             sites[name] = parse_site(name, layers)
     if sites:
+        check_tokens(model.config, jnp.asarray(tokens)[None], least=1)
         wanted = tuple(sorted(set(sites.values())))
         stacks = _run(model.params, model.config, jnp.asarray(tokens), wanted)
         places = slots(wanted)

@@ -8,11 +8,17 @@ import numpy as np
 from jaxtyping import Int
 from tokenizers import Tokenizer
 
+from isojax.models.added_tokens import add_named_tokens
+from isojax.models.tokenizer_json import read_tokenizer, refuses_panic
+
 _SLOW = ("tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read the tokenizer of a checkpoint; runs no code that lies there.
+
+    Tokens that only `tokenizer_config.json`, `added_tokens.json` or `special_tokens_map.json`
+    name are added, as transformers adds them.
 
     Args:
         folder: holds `tokenizer.json`, or files that transformers makes the same of.
@@ -24,10 +30,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     folder = Path(folder)
     path = folder / "tokenizer.json"
     if path.is_file():
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise ValueError(f"{path}: not a readable tokenizer ({error}).") from None
+        tokenizer = read_tokenizer(path)
+        add_named_tokens(tokenizer, folder)
     elif any((folder / name).is_file() for name in _SLOW):
         tokenizer = _convert(folder)
     else:
@@ -38,8 +42,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " t"]:
-    """Token numbers of a text as int32, no special tokens added."""
-    return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+    """Token numbers of a text as int32, no special tokens added.
+
+    Raises:
+        ValueError: the tokenizer fails on this text.
+    """
+    with refuses_panic(f"a text of {len(text)} characters cannot be encoded"):
+        return np.asarray(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
 
 def _convert(folder: Path) -> Tokenizer:

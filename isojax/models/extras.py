@@ -1,0 +1,112 @@
+"""Tensors of a file that a model has no place for: what they may be, and what they may not."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from isojax.models.config import ModelConfig
+from isojax.models.entry import FLOATS, Entry
+from isojax.models.rope import rope_frequencies
+
+_LOG = logging.getLogger("isojax")
+_SHOWN = 4  # names in a message; of more it gives the number
+
+# endings of names that say which format the codes beside them are in
+_QUANTIZED = {
+    r"\.(qweight|qzeros|g_idx)|_proj\.scales": "GPTQ or AWQ",
+    r"\.weight_scale_inv": "FP8 with scales of blocks",
+    r"\.(absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)|\.quant_state\..*":
+        "bitsandbytes",
+    r"\.weight_(scale(_2)?|zero_point|packed|shape|g_idx|global_scale)|\.input_(global_)?scale"
+    r"|\.input_zero_point": "compressed-tensors or ModelOpt",
+    r"\.W_q": "HQQ",
+    r"\.(codebooks|codes)": "AQLM",
+    r"_proj_(blocks|scales)": "MXFP4",
+}  # fmt: skip
+# heads of other tasks, scales of a quantized KV cache, tables made from the configuration
+_HARMLESS = re.compile(
+    r"(score|classifier|v_head|value_head)\.(.*\.)?(weight|bias)"
+    r"|(.*\.)?([qkv]_scale|[kv]_proj\.(output_scale|[kv]_scale)|cos_cached|sin_cached)"
+)
+_FREQUENCIES = re.compile(r".*rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd(\.weight)?")
+_GGUF_DIVISORS = "rope_freqs.weight"  # compared where the configuration is read
+
+
+class _Kinds(NamedTuple):
+    harmless: list[str]
+    frequencies: list[str]
+
+
+def refuse_quantized(entries: Mapping[str, Entry]) -> None:
+    """Refuse what holds codes and scales in place of weights.
+
+    Raises:
+        ValueError: names a tensor, its file and the format.
+    """
+    for name, entry in entries.items():
+        for ending, form in _QUANTIZED.items():
+            if re.fullmatch(rf".*({ending})", name):
+                raise ValueError(
+                    f"{entry.file}: tensor {name} belongs to a checkpoint quantized as {form}, "
+                    "which is not read; take the one in floating point, or a GGUF file."
+                )
+
+
+def leave_out(
+    config: ModelConfig, entries: Mapping[str, Entry], used: set[str], source: str
+) -> None:
+    """Account for the tensors that are not `used`; one line of warning names them.
+
+    Left out are heads of other tasks, scales of a KV cache, tables of positions, integers, and
+    biases that are zero. Rotary frequencies go without a word if they are those of the model.
+
+    Raises:
+        ValueError: a tensor is none of these, so it would change what the model computes.
+    """
+    kinds = _Kinds([], [])
+    for name, entry in entries.items():
+        if name in used or name == _GGUF_DIVISORS:
+            continue
+        if _FREQUENCIES.fullmatch(name):
+            if not _are_frequencies(config, entry):
+                kinds.frequencies.append(name)
+        elif _HARMLESS.fullmatch(name) or not entry.floating or _is_zero_bias(name, entry):
+            kinds.harmless.append(name)
+        else:
+            raise ValueError(f"{entry.file}: tensor {name} has no place in this model.")
+    if kinds.harmless:
+        _LOG.warning("%s: left out, of no use to this model: %s", source, _list(kinds.harmless))
+    if kinds.frequencies:
+        _LOG.warning(
+            "%s: left out, other rotary frequencies than those of the configuration, which count: "
+            "%s",
+            source,
+            _list(kinds.frequencies),
+        )
+
+
+def _are_frequencies(config: ModelConfig, entry: Entry) -> bool:
+    """Whether a buffer holds the frequencies of the model, before or after rescaling."""
+    if entry.dtype not in FLOATS:
+        return False
+    stored = entry.read().astype(np.float32)
+    for scaling in (config.rope_scaling, None):
+        want = np.asarray(rope_frequencies(config.head_dim, config.rope_theta, scaling))
+        # as far as fp16, in which the slowest are subnormal, and bf16 tell
+        if stored.shape == want.shape and np.allclose(stored, want, rtol=1e-2, atol=6e-8):
+            return True
+    return False
+
+
+def _is_zero_bias(name: str, entry: Entry) -> bool:
+    return name.endswith(".bias") and entry.dtype in FLOATS and not np.any(entry.read())
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + more

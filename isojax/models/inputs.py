@@ -1,0 +1,104 @@
+"""What a decoder is given, checked: tokens, and the cache that they are appended to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from isojax.kvcache import Cache, new_cache
+from isojax.models.config import ModelConfig
+
+
+def check_inputs(config: ModelConfig, tokens: Any, cache: Cache | None) -> None:
+    """Refuse tokens and caches that do not belong to the model.
+
+    Shapes are always known. Numbers are checked where they are concrete; where they are traced,
+    the decoder returns NaN for what is out of range.
+
+    Raises:
+        ValueError: there is no text or an empty one, a token is out of range, the text is longer
+            than the window of the model, or the cache is of another model or batch or too small.
+    """
+    check_tokens(config, tokens, least=1)
+    end = tokens.shape[1]
+    if cache is not None:
+        _check_cache(config, len(tokens), cache)
+        check_room(cache, end)
+        stored = stored_tokens(cache)
+        end = end if stored is None else stored + end
+    window = config.sliding_window
+    if window is not None and end > window:
+        raise ValueError(
+            f"tokens must be at most sliding_window={window} with those in the cache: attention is "
+            f"over the whole text; got {end}."
+        )
+
+
+def check_tokens(config: ModelConfig, tokens: Any, least: int) -> None:
+    """Refuse anything but texts of `least` tokens or more, each token below `vocab_size`."""
+    if not isinstance(tokens, jax.Array | np.ndarray):
+        raise ValueError(f"tokens must be an array, got {type(tokens).__name__}.")
+    shape = tokens.shape
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < least:
+        raise ValueError(
+            f"tokens must have shape [texts, tokens], at least one text of at least {least} "
+            f"token{'s' * (least > 1)}; got shape {shape}."
+        )
+    if isinstance(tokens, Tracer):
+        return
+    numbers = np.asarray(tokens)
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"tokens must be integers, got dtype {numbers.dtype}.")
+    for number in (int(numbers.min()), int(numbers.max())):
+        if not 0 <= number < config.vocab_size:
+            raise ValueError(
+                f"tokens must be from 0 to {config.vocab_size - 1} (vocab_size="
+                f"{config.vocab_size}), got {number}."
+            )
+
+
+def check_room(cache: Cache, tokens: int) -> None:
+    """Refuse a cache that has no room for so many tokens more."""
+    stored = stored_tokens(cache) or 0
+    if stored + tokens > cache.slots:
+        held = f" beside the {stored} that it holds" if stored else ""
+        raise ValueError(
+            f"the cache must have room for {tokens} tokens{held}, got slots={cache.slots}."
+        )
+
+
+def stored_tokens(cache: Cache) -> int | None:
+    """How many tokens a cache holds, None where that is traced."""
+    return None if isinstance(cache.length, Tracer) else int(cache.length)
+
+
+def _check_cache(config: ModelConfig, batch: int, cache: Cache) -> None:
+    """The cache must have the shapes that an empty one of this model and batch has."""
+
+    def stacked(cache: Cache) -> Cache:
+        layers = cache.layers
+        if isinstance(layers, tuple):
+            layers = jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+        return Cache(layers, cache.length)
+
+    def empty(stores: list[Any]) -> Cache:
+        return new_cache(
+            layers=config.num_hidden_layers, batch=batch, slots=cache.slots,
+            kv_heads=config.num_key_value_heads, head_dim=config.head_dim,
+            keys=stores[0], values=stores[1], rotated=given.layers.rotated,
+        )  # fmt: skip
+
+    given: Any = jax.eval_shape(stacked, cache)
+    sides = (given.layers.keys, given.layers.values)
+    want = jax.eval_shape(empty, [getattr(side, "store", None) for side in sides])
+    for got, wanted in zip(jax.tree.leaves(given), jax.tree.leaves(want), strict=True):
+        if got.shape != wanted.shape:
+            raise ValueError(
+                f"the cache must be of this model and batch: batch={batch}, layers="
+                f"{config.num_hidden_layers}, kv_heads={config.num_key_value_heads}, head_dim="
+                f"{config.head_dim}; got an array of shape {got.shape} in place of {wanted.shape}."
+            )
