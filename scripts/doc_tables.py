@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from typing import Any
 
 from experiments import compare_report
 from experiments.block_points import SETTINGS
@@ -105,6 +106,58 @@ def bench_cpu(rows: list[Row]) -> str:
                 cells.append("-")
         lines.append([way, *cells])
     return markdown(["", *(f"{case}, d = {dim}" for case, dim in cases)], lines)
+
+
+def kernel_times(rows: list[Row]) -> str:
+    """Kernels on a GPU at sizes that no L2 holds: compiled bounds and measured shares of a copy."""
+    names = ("kernel", "transform", "dim", "dtype", "bits")
+
+    def of(experiment: str, metric: str) -> dict[tuple[Any, ...], float]:
+        return {
+            (*(r.config[n] for n in names), r.config["kernels"], r.config.get("way", "")): r.value
+            for r in rows
+            if (r.experiment, r.metric) == (experiment, metric)
+            and r.config.get("size", "memory") == "memory"
+            and r.config["vectors"] > 8192
+        }
+
+    share, roof = of("bench_gpu", "of_copy"), of("aot_cuda", "roof_percent")
+    work = of("aot_cuda", "instructions_per_element")
+    lines = []
+    for *case, state, way in share:
+        if way != "triton" or state != "now":
+            continue
+
+        def pair(found: dict[Any, float], form: str, *way: str, case: Any = case) -> str:
+            both = [found.get((*case, s, *way)) for s in ("before", "now")]
+            return " → ".join("-" if v is None else format(v, form) for v in both)
+
+        bits = case[4] if case[0] != "apply" else ""
+        lines.append(
+            [
+                *case[:4], bits, pair(work, ".1f", ""), pair(roof, ".0f", ""),
+                pair(share, ".2f", "triton"), f"{share[(*case, 'now', 'xla')]:.2f}",
+            ]
+        )  # fmt: skip
+    head = ["operation", "transform", "d", "dtype", "bits", "instructions per element"]
+    return markdown([*head, "bound, %", "of a copy", "plain JAX"], lines)
+
+
+def decode_times(rows: list[Row]) -> str:
+    """Attention of one token over a cache of 8192 slots on a GPU."""
+    rows = [r for r in rows if r.config.get("kernel") == "decode_attention"]
+    rows = [r for r in rows if r.metric == "time_us" and r.config["way"] != "copy"]
+    cases = dict.fromkeys((r.config["way"], r.config["batch"]) for r in rows)
+    found = {(r.config["way"], r.config["batch"], r.config["kernels"]): r.value for r in rows}
+    lines = []
+    for way in dict.fromkeys(way for way, _ in cases):
+        cells = [
+            f"{found[way, batch, state]:.0f}" if (way, batch, state) in found else "-"
+            for batch in (8, 32)
+            for state in ("before", "now")
+        ]
+        lines.append([way, *cells])
+    return markdown(["", "8 texts, before", "now", "32 texts, before", "now"], lines)
 
 
 def perplexity(rows: list[Row]) -> str:
@@ -314,5 +367,6 @@ TABLES = {
     for make in (
         bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
         kv_needles, block_rotation, block_formats, end_to_end, compare, bench_cpu,
+        kernel_times, decode_times,
     )
 }  # fmt: skip

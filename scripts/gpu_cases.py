@@ -113,12 +113,15 @@ class Decode:
         make_copy, copy = copy_of(codes, "bfloat16")
         caches = {
             "packed": functools.partial(self._cache, packed=True),
-            "packed xla": functools.partial(self._cache, packed=True, implementation="xla"),
             "bf16": functools.partial(self._cache, packed=False),
         }
+        if jax.default_backend() == "gpu":
+            caches["packed triton"] = functools.partial(
+                self._cache, packed=True, implementation="triton"
+            )
         calls = dict.fromkeys(caches, self._attend) | self._others()
         moved = {"copy": codes} | dict.fromkeys(calls, 2 * numbers)
-        moved |= {"packed": codes, "packed xla": codes}
+        moved |= {way: codes for way in caches if way.startswith("packed")}
         makes = dict.fromkeys(calls, self._tensors) | {"copy": make_copy} | caches
         named = dataclasses.asdict(self) | {"kernel": "decode_attention", "dtype": "bfloat16"}
         named["size"] = "memory" if codes >= 200 * MIB else "batch"
@@ -137,7 +140,7 @@ class Decode:
         for way, result in results.items():
             if way == "copy":
                 continue
-            out = result[1] if way in ("packed", "packed xla", "bf16") else result
+            out = result[1] if way in ("packed", "packed triton", "bf16") else result
             error = np.asarray(out[:1], np.float64).reshape(-1) - want
             limit = 0.1 if way.startswith("packed") else 1e-3
             found[way] = {"deviation": (float(np.sum(error**2) / np.sum(want**2)), limit)}

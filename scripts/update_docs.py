@@ -24,7 +24,15 @@ from isojax.report import Row, read_rows, select
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "kernels.md")
-BENCHES = ("bench_model", "bench_load", "bench_sweep", "bench_learn", "bench_cpu")
+BENCHES = (
+    "bench_model",
+    "bench_load",
+    "bench_sweep",
+    "bench_learn",
+    "bench_cpu",
+    "bench_gpu",
+    "aot_cuda",
+)
 REPORTED = (
     "compare",
     "end_to_end",

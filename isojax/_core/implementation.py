@@ -52,9 +52,10 @@ def run(
         ValueError: `implementation` is none of these, or is a kernel that does not support the
             arguments or cannot run here; names what is allowed.
     """
-    if not by_kernels(implementation):
+    check_choice("implementation", implementation, IMPLEMENTATIONS)
+    explicit = implementation in ("triton", "interpret")
+    if implementation == "xla" or not (explicit or _on_gpu()):
         return reference(*args)
-    explicit = implementation is not None
 
     def refuse(why: str) -> Any:
         if explicit:
@@ -79,15 +80,6 @@ def run(
         return _with_derivative(kernel, reference)(*args)
     cuda = _with_derivative(kernel, reference)
     return lax.platform_dependent(*args, cuda=cuda, default=reference)
-
-
-def by_kernels(implementation: str | None) -> bool:
-    """Whether operations take kernels where these support the arguments, and not plain JAX.
-
-    For programs that would be written in another way around kernels.
-    """
-    check_choice("implementation", implementation, IMPLEMENTATIONS)
-    return implementation in ("triton", "interpret") or (implementation is None and _on_gpu())
 
 
 def _with_derivative(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from isojax._core.checks import check_choice, check_positive
-from isojax._core.implementation import IMPLEMENTATIONS, by_kernels
+from isojax._core.implementation import IMPLEMENTATIONS
 from isojax._core.pytree import pytree, static
 from isojax.codec import Codec
 from isojax.kvcache.attention import Seen, apply_rope
@@ -67,21 +67,25 @@ class Store:
         return jax.lax.collapse(x, 2, 4).transpose(1, 2, 0, 3)
 
     def decode_rotated(self, packed: Packed, dtype: Any) -> Seen:
-        """The same in the codec's coordinates, as attention reads them."""
+        """The same in the codec's coordinates, as attention reads them.
+
+        By default in plain JAX: to decode one token of 8 texts with 8192 slots of 3 bits took 0.39
+        ms on an H100 like this, and 0.59 ms by kernels that load values and score keys.
+        """
         how, joined = self.implementation, jax.tree.map(lambda a: jax.lax.collapse(a, 2, 4), packed)
+        kernels = how in ("triton", "interpret")
 
         def by_text(found: Any) -> Any:  # [kv_heads, batch, ...] to [batch * kv_heads, ...]
             return jax.tree.map(lambda a: jax.lax.collapse(a.swapaxes(0, 1), 0, 2), found)
 
-        if self.page == 1 and self.mean is None and not by_kernels(how):
+        if self.page == 1 and self.mean is None and not kernels:
             columns = jax.vmap(jax.vmap(lambda c, p: c.quantizer.load_columns(p), (None, 0)))
             found = by_text(columns(self.codec, joined))
             if found is not None:
                 x, scale = found
                 return Seen(x.astype(dtype), columns=True, scale=scale)
         x = self._each(lambda c, p: c.load_rotated(p, dtype, how), packed)
-        kernel = by_kernels(how) and self.mean is None
-        scores = functools.partial(self._scores, joined) if kernel else None
+        scores = functools.partial(self._scores, joined) if kernels and self.mean is None else None
         return Seen(by_text(jax.lax.collapse(x, 2, 4)), scores=scores)
 
     def _scores(self, packed: Packed, rows: Float[Array, "n r e"]) -> Float[Array, "n r s"]:

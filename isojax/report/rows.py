@@ -35,6 +35,7 @@ UNITS = {
     "params": "count",
     "fmas": "count",
     "time_us": "us",
+    "wall_us": "us",
     "gb_per_s": "GB/s",
     "tokens_per_s": "token/s",
     "peak_rss_bytes": "byte",
