@@ -102,6 +102,18 @@ def _on_gpu() -> bool:
         return described.platform in ("gpu", "cuda")
     if jax.default_backend() != "gpu":
         return False
-    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    capability = _capability()
     # those of AMD are no numbers, such as gfx942, and platform_dependent sees to them
     return not capability.replace(".", "", 1).isdigit() or float(capability) >= OLDEST
+
+
+def on_hopper() -> bool:
+    """Whether what is traced is for a GPU of compute capability 9, whose tiles are the largest."""
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    if described is not None:
+        return any(name in described.device_kind for name in ("H100", "H200", "H20"))
+    return jax.default_backend() == "gpu" and _capability().startswith("9.")
+
+
+def _capability() -> str:
+    return str(getattr(jax.devices()[0], "compute_capability", ""))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from isojax._core.implementation import on_hopper
 from isojax.kernels._pallas import dot, fma
 from isojax.kernels.tile import ONE, Lanes, indices, joined, parts, read
 from isojax.transforms import (
@@ -326,9 +327,10 @@ def _hadamard_lanes(t: Hadamard, dtype: Any) -> Lanes:
         return _neighbours(t, dtype)
     lanes = Lanes(t.dim // base, base)
     if _exact(dtype):
-        rows = PRODUCT["min_rows"] * lanes.width // lanes.count
+        least = PRODUCT["min_rows"] if on_hopper() else 32  # registers spill elsewhere
+        rows = least * lanes.width // lanes.count
         return dataclasses.replace(lanes, **PRODUCT | {"min_rows": max(rows, 1)})
-    return dataclasses.replace(lanes, min_rows=-(-16 * lanes.width // lanes.count), min_warps=4)
+    return dataclasses.replace(lanes, min_rows=-(-16 * lanes.width // lanes.count))
 
 
 def _unsupported_hadamard(t: Hadamard, dtype: Any) -> str:
@@ -346,7 +348,7 @@ def _unsupported_dense(t: Dense, dtype: Any) -> str:
 
 for _kind in (Quaternion, Planar):
     register(_kind, Member(_neighbours, _blocks, padded=True))
-register(Rotor, Member(lambda t, dtype: Lanes(t.dim // 3, 3, min_warps=4), _blocks, padded=True))
+register(Rotor, Member(lambda t, dtype: Lanes(t.dim // 3, 3), _blocks, padded=True))
 register(Hadamard, Member(_hadamard_lanes, _hadamard, _unsupported_hadamard))
 register(Dense, Member(lambda t, dtype: Lanes(t.dim, **PRODUCT), _dense, _unsupported_dense))
 register(Identity, Member(_neighbours, _identity))

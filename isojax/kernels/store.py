@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -32,6 +33,9 @@ def kernel(codec: Codec, x: Array, *, dtype: Any, interpret: bool) -> Packed:
     """`codec.store(x, dtype)`; each vector is read once, and its bytes are written."""
     turn, book = rotation(codec.transform, x.dtype, interpret), book_of(codec)
     words, largest = words_of(codec, x.dtype), float(jnp.finfo(dtype).max)
+    lanes = turn.lanes
+    if lanes.pitch == 1 and lanes.min_rows == 1:  # fewer threads wait for each other
+        lanes = dataclasses.replace(lanes, min_warps=2)
 
     def body(whole: Any) -> Any:
         *operands, levels_ref = whole
@@ -61,6 +65,6 @@ def kernel(codec: Codec, x: Array, *, dtype: Any, interpret: bool) -> Packed:
     shapes += [] if book.normalize == "none" else [(1, dtype)]
     outs = [jax.ShapeDtypeStruct((len(rows), n), kind) for n, kind in shapes]
     whole = (*turn.operands, jnp.asarray(book.levels))
-    made = over_rows(body, [rows], whole, outs, turn.lanes, "store", interpret)
+    made = over_rows(body, [rows], whole, outs, lanes, "store", interpret)
     data, *scale = (a.reshape(*x.shape[:-1], a.shape[-1]) for a in made)
     return Packed(data, scale[0] if scale else None, None, None, None, bits, turn.codes, False)

@@ -44,7 +44,7 @@ class Lanes:
     groups: int
     pitch: int = 1
     min_rows: int = 1
-    min_warps: int = 2
+    min_warps: int = 4
     elements: int = 16
     programs: int = 4096
 

@@ -57,6 +57,8 @@ class Codes:
         """These codes with scale and offset rounded to `dtype` as in `stored`, still in fp32."""
 
         def rounded(part: Any) -> Any:
+            if part.dtype.itemsize == 1:
+                return part
             # behind a barrier, since XLA takes a conversion and its inverse for nothing on GPUs
             small = jax.lax.optimization_barrier(stored(part, dtype))
             return small.astype(part.dtype)
