@@ -136,7 +136,7 @@ def kernel_times(rows: list[Row]) -> str:
         lines.append(
             [
                 *case[:4], bits, pair(work, ".1f", ""), pair(roof, ".0f", ""),
-                pair(share, ".2f", "triton"), f"{share[(*case, 'now', 'xla')]:.2f}",
+                pair(share, ".2f", "triton"), f"{share[(*case, 'before', 'xla')]:.2f}",
             ]
         )  # fmt: skip
     head = ["operation", "transform", "d", "dtype", "bits", "instructions per element"]

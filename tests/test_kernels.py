@@ -1,5 +1,6 @@
 """Triton kernels by the interpreter, against the plain JAX beside them."""
 
+import dataclasses
 import functools
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from kernel_members import CODECS, codec_of, vectors
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -87,6 +89,44 @@ def test_round_trips_and_packed_codes_are_what_plain_jax_makes(name):
     size = np.abs(wide(want["load"])).max()
     loose = 4 * float(jnp.finfo(x.dtype).eps) + 3e-5
     assert_allclose(wide(found["load"]), wide(want["load"]), atol=loose * size)
+
+
+@pytest.mark.parametrize("number", [6, 10])
+def test_symmetric_levels_of_any_number_are_made_so_by_all(number):
+    levels = jnp.arange(float(number)) ** 2 - 7  # not symmetric: only half their differences count
+    book = quantizers.nearest_level(levels, "rms", symmetric=True)
+    codec, x = Codec(transforms.quaternion(KEY, 64), book), jax.random.normal(KEY, (6, 64))
+    found, want = everything(codec, x, "interpret"), everything(codec, x, "xla")
+    assert_array_equal(found["store"].data, want["store"].data)
+    assert_allclose(found["roundtrip"], want["roundtrip"], atol=1e-4)
+    assert_allclose(found["load"], want["load"], atol=1e-4)
+    products = (scores(codec, x, x[:2], way) for way in ("interpret", "xla"))
+    assert_allclose(*products, atol=1e-2)
+
+
+def test_plain_jax_that_is_asked_for_holds_no_kernel():
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", 132, platform="gpu")
+    codec, x = Codec(transforms.hadamard(KEY, 64), SPHERE), jnp.ones((4, 64))
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        for way, held in (("xla", False), (None, True)):
+            text = str(jax.make_jaxpr(lambda x, way=way: codec.roundtrip(x, way))(x))
+            assert ("pallas_call" in text) == held
+
+
+@pytest.mark.parametrize("way", ["xla", "interpret"])
+def test_vectors_scales_and_dtypes_that_do_not_fit_are_refused(way):
+    codec = Codec(PLANAR, SPHERE)
+    packed = codec.store(jnp.ones((2, 32)))
+    for call in (codec.roundtrip, functools.partial(codec.store, implementation=way)):
+        with pytest.raises(ValueError, match="x must have a last axis of length 32"):
+            call(jnp.ones((2, 48)))
+    with pytest.raises(ValueError, match="floating dtype, got int32"):
+        codec.load(packed, "int32", way)
+    with pytest.raises(ValueError, match="at least 16 bits, got float8_e4m3fn"):
+        codec.store(jnp.ones((2, 32)), "float8_e4m3fn", way)
+    wide_scale = dataclasses.replace(packed, scale=jnp.ones((2, 4), jnp.float16))
+    with pytest.raises(ValueError, match="one scale per vector"):
+        codec.load(wide_scale, implementation="interpret")
 
 
 def test_a_dense_product_in_bf16_moves_few_codes():

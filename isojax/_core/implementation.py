@@ -7,6 +7,7 @@ what of the arguments it lacks, `kernel(*args, interpret, **options)` computes t
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ IMPLEMENTATIONS = (None, "xla", "triton", "interpret")
 OLDEST = 8.0  # compute capability that Triton needs
 
 _KERNELS: dict[str, Callable[[], Any]] = {}
+_PLAIN = contextvars.ContextVar("plain", default=False)  # within plain JAX that was asked for
 
 
 def register(operation: str, load: Callable[[], Any]) -> None:
@@ -54,7 +56,13 @@ def run(
     """
     check_choice("implementation", implementation, IMPLEMENTATIONS)
     explicit = implementation in ("triton", "interpret")
-    if implementation == "xla" or not (explicit or _on_gpu()):
+    if implementation == "xla":
+        token = _PLAIN.set(True)
+        try:
+            return reference(*args)
+        finally:
+            _PLAIN.reset(token)
+    if not (explicit or _on_gpu()):
         return reference(*args)
 
     def refuse(why: str) -> Any:
@@ -97,6 +105,8 @@ def _with_derivative(
 
 def _on_gpu() -> bool:
     """Whether what is traced may come to run on a GPU with kernels: one here, or one described."""
+    if _PLAIN.get():
+        return False
     described = jax.sharding.get_abstract_mesh().abstract_device
     if described is not None:
         return described.platform in ("gpu", "cuda")

@@ -66,6 +66,7 @@ class Codec:
             y = codec.quantizer.roundtrip(codec.rotate(x))
             return codec.unrotate(y).astype(canonicalize_dtype(x.dtype))
 
+        check_last_axis("x", x, self.transform.dim)
         return run("roundtrip", implementation, plain, self, x)
 
     def store(
@@ -92,6 +93,9 @@ class Codec:
             quantizer = codec.quantizer
             return quantizer.pack(quantizer.encode_rounded(codec.rotate(x), dtype), dtype)
 
+        check_last_axis("x", x, self.transform.dim)
+        if jnp.dtype(dtype).itemsize < 2:
+            raise ValueError(f"dtype of scales must have at least 16 bits, got {jnp.dtype(dtype)}.")
         return run("store", implementation, plain, self, x, dtype=jnp.dtype(dtype))
 
     def load(
@@ -111,6 +115,7 @@ class Codec:
         def plain(codec: Codec, packed: Packed) -> Array:
             return codec.unrotate(codec._decoded(packed)).astype(dtype)
 
+        compute_dtype(jnp.dtype(dtype), "result")
         options = {"dtype": jnp.dtype(dtype), "rotated": False}
         return run("load", implementation, plain, self, packed, **options)
 
@@ -122,6 +127,7 @@ class Codec:
         def plain(codec: Codec, packed: Packed) -> Array:
             return codec._decoded(packed).astype(dtype)
 
+        compute_dtype(jnp.dtype(dtype), "result")
         options = {"dtype": jnp.dtype(dtype), "rotated": True}
         return run("load", implementation, plain, self, packed, **options)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from jaxtyping import Array
+
 from isojax.codec import Codec
 from isojax.kernels.bitwords import Words
 from isojax.kernels.levels import unsupported_codebook
@@ -19,6 +21,11 @@ def book_of(codec: Codec) -> Any:
     """The quantizer of `codec`, without its straight-through gradient."""
     quantizer = codec.quantizer
     return quantizer.inner if isinstance(quantizer, StraightThrough) else quantizer
+
+
+def levels_of(codec: Codec) -> Array:
+    """The levels of a supported codec, made symmetric where they are said to be."""
+    return book_of(codec).table
 
 
 def words_of(codec: Codec, dtype: Any) -> Words:
@@ -51,6 +58,8 @@ def unsupported_packed(packed: Packed, words: Words) -> str:
         return "packed codes with one scale a vector and no more."
     if packed.signed or packed.data.size == 0:
         return "non-empty packed codes without sign."
+    if packed.scale is not None and packed.scale.shape != (*packed.data.shape[:-1], 1):
+        return f"one scale per vector, got scales {packed.scale.shape}."
     if (packed.dim, packed.bits) != (words.size, words.bits):
         codes = f"{packed.dim} of {packed.bits} bits"
         return f"codes of this codec, {words.size} of {words.bits} bits, got {codes}."

@@ -90,8 +90,8 @@ class Levels:
     def fields(self, v: Array, border: Any, interpret: bool) -> list[tuple[Array, float, float]]:
         """The fields of the index of the level that `nearest` takes; see `packing.fields`.
 
-        Symmetric levels alone. In fp32, which has twice the rate of comparisons: one of these is a
-        saturated product, 0 or 1, and a selection between two borders a product with it.
+        Of symmetric levels, a power of two. In fp32, which has twice the rate of comparisons: a
+        comparison is a saturated product, 0 or 1, and a selection of a border a product with it.
 
         Returns:
             For each field a tile t and numbers a and b, such that it is a t + b.
@@ -118,6 +118,12 @@ class Levels:
     def at(self, index: Array) -> Array:
         """The levels at `index`."""
         return gather(self.ref, index).astype(jnp.float32)
+
+    @property
+    def full(self) -> bool:
+        """Whether the levels are a power of two in number."""
+        (number,) = self.ref.shape
+        return number == power_of_two(number)
 
     @property
     def bits(self) -> int:

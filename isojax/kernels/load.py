@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from isojax.codec import Codec
 from isojax.kernels._pallas import over_rows
-from isojax.kernels.codecs import book_of, unsupported_codec, unsupported_packed, words_of
+from isojax.kernels.codecs import (
+    book_of,
+    levels_of,
+    unsupported_codec,
+    unsupported_packed,
+    words_of,
+)
 from isojax.kernels.levels import Levels
 from isojax.kernels.rotations import rotation, scales
 from isojax.kernels.tile import flat, read_raw, rows_of, wide, write
@@ -48,7 +53,7 @@ def kernel(codec: Codec, packed: Packed, *, dtype: Any, rotated: bool, interpret
 
     tiled = [flat(packed.data)] + ([] if packed.scale is None else [flat(packed.scale)])
     shape = jax.ShapeDtypeStruct((len(tiled[0]), turn.size), dtype)
-    whole = (*turn.operands, jnp.asarray(book.levels))
+    whole = (*turn.operands, levels_of(codec))
     made = over_rows(body, tiled, whole, [shape], turn.lanes, "load", interpret)
     return made[0].reshape(*packed.data.shape[:-1], turn.size)
 

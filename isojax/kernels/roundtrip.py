@@ -6,12 +6,11 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array
 
 from isojax.codec import Codec
 from isojax.kernels._pallas import over_rows
-from isojax.kernels.codecs import book_of, unsupported_codec
+from isojax.kernels.codecs import book_of, levels_of, unsupported_codec
 from isojax.kernels.levels import Levels, shared_scale
 from isojax.kernels.rotations import rotation, scales
 from isojax.kernels.tile import flat, read_raw, wide, write
@@ -51,6 +50,6 @@ def kernel(codec: Codec, x: Array, *, interpret: bool) -> Array:
 
     rows = flat(x)
     shape = jax.ShapeDtypeStruct(rows.shape, x.dtype)
-    whole = (*turn.operands, jnp.asarray(book.levels))
+    whole = (*turn.operands, levels_of(codec))
     out = over_rows(body, [rows], whole, [shape], lanes, "roundtrip", interpret)
     return out[0].reshape(x.shape)

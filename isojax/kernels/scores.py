@@ -11,7 +11,7 @@ from jaxtyping import Array
 from isojax.codec import Codec
 from isojax.kernels._pallas import halves, over_rows, paired, product, unpaired
 from isojax.kernels.bitwords import Words
-from isojax.kernels.codecs import book_of, unsupported_packed
+from isojax.kernels.codecs import book_of, levels_of, unsupported_packed
 from isojax.kernels.levels import unsupported_codebook
 from isojax.kernels.rotations import LANES, PRODUCT
 from isojax.kernels.tile import Lanes, gather, indices, placed, read, read_raw, rows_of, wide, write
@@ -69,6 +69,6 @@ def kernel(codec: Codec, query: Array, keys: Packed, *, interpret: bool) -> Arra
 
     tiled = [keys.data] + ([] if keys.scale is None else [keys.scale])
     shape = jax.ShapeDtypeStruct((len(keys.data), number), jnp.float32)
-    whole = (queries, paired(book_of(codec).levels))
+    whole = (queries, paired(levels_of(codec)))
     made = over_rows(body, tiled, whole, [shape], lanes, "scores", interpret)
     return made[0].T.reshape(*query.shape[:-1], len(keys.data))

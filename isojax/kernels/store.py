@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from isojax.codec import Codec
 from isojax.kernels._pallas import over_rows
-from isojax.kernels.codecs import book_of, unsupported_bytes, unsupported_codec, words_of
+from isojax.kernels.codecs import book_of, levels_of, unsupported_bytes, unsupported_codec, words_of
 from isojax.kernels.levels import Levels, shared_scale
 from isojax.kernels.rotations import rotation, scales
 from isojax.kernels.tile import flat, read_raw, rows_of, wide, write
@@ -53,7 +53,7 @@ def kernel(codec: Codec, x: Array, *, dtype: Any, interpret: bool) -> Packed:
                 write(outs[1], *rows_of(span), kept)
                 scale = kept.astype(jnp.float32)
             border = scales(scale, turn.gain)[0]
-            if levels.symmetric and words.dense:
+            if levels.symmetric and levels.full and words.dense:
                 words.write_fields(outs[0], levels.fields(y, border, interpret), span, interpret)
             else:
                 words.write(outs[0], levels.index(y, border), span)
@@ -64,7 +64,7 @@ def kernel(codec: Codec, x: Array, *, dtype: Any, interpret: bool) -> Packed:
     shapes = [(packed_bytes(turn.codes, bits), jnp.uint8)]
     shapes += [] if book.normalize == "none" else [(1, dtype)]
     outs = [jax.ShapeDtypeStruct((len(rows), n), kind) for n, kind in shapes]
-    whole = (*turn.operands, jnp.asarray(book.levels))
+    whole = (*turn.operands, levels_of(codec))
     made = over_rows(body, [rows], whole, outs, lanes, "store", interpret)
     data, *scale = (a.reshape(*x.shape[:-1], a.shape[-1]) for a in made)
     return Packed(data, scale[0] if scale else None, None, None, None, bits, turn.codes, False)

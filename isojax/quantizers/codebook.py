@@ -84,14 +84,16 @@ class Codebook(Quantizer):
         values = level_of(unpack_columns(data, self.bits, packed.dim), self._rows())
         return values, None if packed.scale is None else loaded(packed.scale)[:, 0]
 
+    @property
+    def table(self) -> Array:
+        """The levels, made symmetric where they are said to be."""
+        return (self.levels - self.levels[..., ::-1]) / 2 if self.symmetric else self.levels
+
     def _rows(self) -> Array:
         """The levels as they broadcast against split numbers, with the levels on a last axis."""
-        levels = self.levels
-        if self.symmetric:
-            levels = (levels - levels[..., ::-1]) / 2
-        if levels.ndim == 1:
-            return levels
-        return jnp.moveaxis(split(levels.T, self.granularity, self.group), 0, -1)
+        if self.levels.ndim == 1:
+            return self.table
+        return jnp.moveaxis(split(self.table.T, self.granularity, self.group), 0, -1)
 
     def _split(self, y: Array) -> Array:
         if self.levels.ndim == 2:
