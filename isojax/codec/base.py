@@ -111,25 +111,23 @@ class Codec:
         Raises:
             ValueError: see `roundtrip`.
         """
-
-        def plain(codec: Codec, packed: Packed) -> Array:
-            return codec.unrotate(codec._decoded(packed)).astype(dtype)
-
-        compute_dtype(jnp.dtype(dtype), "result")
-        options = {"dtype": jnp.dtype(dtype), "rotated": False}
-        return run("load", implementation, plain, self, packed, **options)
+        return self._load(packed, dtype, implementation, rotated=False)
 
     def load_rotated(
         self, packed: Packed, dtype: Any = jnp.float32, implementation: str | None = None
     ) -> Float[Array, "*batch e"]:
         """`load` before the inverse transform, without scale and offset."""
+        return self._load(packed, dtype, implementation, rotated=True)
+
+    def _load(self, packed: Packed, dtype: Any, implementation: str | None, rotated: bool) -> Array:
+        dtype = jnp.dtype(dtype)
+        compute_dtype(dtype, "result")
 
         def plain(codec: Codec, packed: Packed) -> Array:
-            return codec._decoded(packed).astype(dtype)
+            y = codec._decoded(packed)
+            return (y if rotated else codec.unrotate(y)).astype(dtype)
 
-        compute_dtype(jnp.dtype(dtype), "result")
-        options = {"dtype": jnp.dtype(dtype), "rotated": True}
-        return run("load", implementation, plain, self, packed, **options)
+        return run("load", implementation, plain, self, packed, dtype=dtype, rotated=rotated)
 
     def scores(
         self, query: Float[Array, "*heads d"], packed: Packed, implementation: str | None = None

@@ -128,7 +128,7 @@ def fma(a: Any, b: Any, c: Any, interpret: bool) -> Array:
     return _assembly("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
 
 
-def step(a: Any, b: Any, c: Any, interpret: bool) -> Array:
+def saturated(a: Any, b: Any, c: Any, interpret: bool) -> Array:
     """`a * b + c`, held between 0 and 1; NaN gives 0."""
     if interpret:
         return jnp.where(a * b + c > 0, jnp.minimum(a * b + c, 1), 0)

@@ -10,7 +10,7 @@ from jaxtyping import Array
 from isojax.kernels._pallas import over_rows
 from isojax.kernels.codecs import unsupported_array
 from isojax.kernels.rotations import rotation, unsupported_transform
-from isojax.kernels.tile import flat, read_raw, wide, write
+from isojax.kernels.tile import flat, vectors, wide, write
 from isojax.transforms import Dense, Identity, Padded, Transform
 
 
@@ -28,14 +28,11 @@ def kernel(t: Transform, x: Array, *, interpret: bool) -> Array:
     def body(whole: Any) -> Any:
         state = turn.prepare(whole)
 
-        def load(span: Any, tiled: Any) -> Array:
-            return read_raw(tiled[0], *turn.lanes.places(span, turn.size))
-
         def step(span: Any, x: Array, outs: Any) -> None:
             y = turn.forward(state, wide(x)) * turn.gain
             write(outs[0], *turn.lanes.places(span, turn.size), y)
 
-        return load, step
+        return vectors(turn.lanes, turn.size), step
 
     rows = flat(x)
     shape = jax.ShapeDtypeStruct(rows.shape, x.dtype)

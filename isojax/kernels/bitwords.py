@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from isojax.kernels._pallas import Span, fma, whole
-from isojax.kernels.tile import Lanes, indices, parts, placed, read_raw, write
+from isojax.kernels.tile import Lanes, indices, parts, placed, read_raw, rows_of, write
 from isojax.quantizers.packing import fields
 
 MOST_BITS = 4
@@ -82,6 +83,11 @@ class Words:
             ones = sum(2 ** (width * i) for i in range(8 // width))
             byte = whole(fma(byte, a, b * ones, interpret), interpret)
             write(ref, *self._bytes(span, low, width, 0), byte)
+
+    def load(self, span: Span, tiled: Sequence[Any]) -> tuple[list[Array], Array | None]:
+        """The `load` of `over_rows` for bytes and, where there are any, scales."""
+        scale = read_raw(tiled[1], *rows_of(span)) if len(tiled) > 1 else None
+        return self.read(tiled[0], span), scale
 
     def read(self, ref: Any, span: Span) -> list[Array]:
         """The bytes of each field, one by one, or for each lane where some hold no code."""

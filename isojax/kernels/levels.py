@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from isojax.kernels._pallas import fma, step
+from isojax.kernels._pallas import fma, saturated
 from isojax.kernels.tile import gather, power_of_two
 from isojax.quantizers.codebook import Codebook
 
@@ -50,13 +50,10 @@ class Levels:
 
     @classmethod
     def read(cls, ref: Any, symmetric: bool) -> Levels:
-        """Those in `ref`."""
+        """Those in `ref`, as `codecs.levels_of` gives them."""
         (number,) = ref.shape
-        half = number // 2 if symmetric else 0
-        values: list[Any] = [ref[i].astype(jnp.float32) for i in range(half, number)]
-        if symmetric:
-            below = [ref[half - 1 - i].astype(jnp.float32) for i in range(half)]
-            values = [(a - b) / 2 for a, b in zip(values, below, strict=True)]
+        first = number // 2 if symmetric else 0
+        values: list[Any] = [ref[i].astype(jnp.float32) for i in range(first, number)]
         infinite = power_of_two(len(values)) - len(values)
         return cls(ref, values + [jnp.float32(math.inf)] * infinite, symmetric)
 
@@ -104,7 +101,7 @@ class Levels:
         place: Any = None
         while middles:
             half = len(middles) // 2
-            above = step(size, STEEP, middles[half], interpret)
+            above = saturated(size, STEEP, middles[half], interpret)
             place = above if place is None else fma(place, 2.0, above, interpret)
             pairs = zip(middles[:half], middles[half + 1 :], strict=True)
             middles = [fma(above, b - a, a, interpret) for a, b in pairs]

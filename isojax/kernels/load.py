@@ -18,7 +18,7 @@ from isojax.kernels.codecs import (
 )
 from isojax.kernels.levels import Levels
 from isojax.kernels.rotations import rotation, scales
-from isojax.kernels.tile import flat, read_raw, rows_of, wide, write
+from isojax.kernels.tile import flat, wide, write
 from isojax.quantizers import Packed
 from isojax.transforms import identity
 
@@ -40,16 +40,13 @@ def kernel(codec: Codec, packed: Packed, *, dtype: Any, rotated: bool, interpret
         *operands, levels_ref = whole
         state, levels = turn.prepare(operands), Levels.read(levels_ref, book.symmetric)
 
-        def load(span: Any, tiled: Any) -> Any:
-            return [words.read(tiled[0], span), *(read_raw(a, *rows_of(span)) for a in tiled[1:])]
-
         def step(span: Any, loaded: Any, outs: Any) -> None:
-            out = turn.backward(state, levels.at(words.index(loaded[0], span)))
-            scale = wide(loaded[1]) if len(loaded) > 1 else None
-            out = out * scales(scale, turn.gain)[1]
+            found, scale = loaded
+            out = turn.backward(state, levels.at(words.index(found, span)))
+            out = out * scales(None if scale is None else wide(scale), turn.gain)[1]
             write(outs[0], *turn.lanes.places(span, turn.size), out)
 
-        return load, step
+        return words.load, step
 
     tiled = [flat(packed.data)] + ([] if packed.scale is None else [flat(packed.scale)])
     shape = jax.ShapeDtypeStruct((len(tiled[0]), turn.size), dtype)

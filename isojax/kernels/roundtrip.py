@@ -13,7 +13,7 @@ from isojax.kernels._pallas import over_rows
 from isojax.kernels.codecs import book_of, levels_of, unsupported_codec
 from isojax.kernels.levels import Levels, shared_scale
 from isojax.kernels.rotations import rotation, scales
-from isojax.kernels.tile import flat, read_raw, wide, write
+from isojax.kernels.tile import flat, vectors, wide, write
 from isojax.transforms import Dense
 
 
@@ -36,9 +36,6 @@ def kernel(codec: Codec, x: Array, *, interpret: bool) -> Array:
         *operands, levels_ref = whole
         state, levels = turn.prepare(operands), Levels.read(levels_ref, book.symmetric)
 
-        def load(span: Any, tiled: Any) -> Array:
-            return read_raw(tiled[0], *turn.lanes.places(span, turn.size))
-
         def step(span: Any, x: Array, outs: Any) -> None:
             x = wide(x)
             y = turn.forward(state, x)
@@ -46,7 +43,7 @@ def kernel(codec: Codec, x: Array, *, interpret: bool) -> Array:
             y = levels.nearest(y, *scales(scale, turn.gain))
             write(outs[0], *turn.lanes.places(span, turn.size), turn.backward(state, y))
 
-        return load, step
+        return vectors(turn.lanes, turn.size), step
 
     rows = flat(x)
     shape = jax.ShapeDtypeStruct(rows.shape, x.dtype)

@@ -14,7 +14,7 @@ from isojax.kernels.bitwords import Words
 from isojax.kernels.codecs import book_of, levels_of, unsupported_packed
 from isojax.kernels.levels import unsupported_codebook
 from isojax.kernels.rotations import LANES, PRODUCT
-from isojax.kernels.tile import Lanes, gather, indices, placed, read, read_raw, rows_of, wide, write
+from isojax.kernels.tile import Lanes, gather, indices, placed, read, wide, write
 from isojax.quantizers import Packed
 
 MOST_QUERIES = 16
@@ -54,18 +54,16 @@ def kernel(codec: Codec, query: Array, keys: Packed, *, interpret: bool) -> Arra
         q = read(query_ref, (column, lane), (column < number) & (lane < keys.dim))
         q_high, q_low = halves(q)
 
-        def load(span: Any, tiled: Any) -> Any:
-            return [words.read(tiled[0], span), *(read_raw(a, *rows_of(span)) for a in tiled[1:])]
-
         def step(span: Any, loaded: Any, outs: Any) -> None:
-            high, low = unpaired(gather(table_ref, words.index(loaded[0], span)))
+            found, scale = loaded
+            high, low = unpaired(gather(table_ref, words.index(found, span)))
             score = product(high, q_high) + product(high, q_low) + product(low, q_high)
-            if len(loaded) > 1:
-                score *= wide(loaded[1])
+            if scale is not None:
+                score *= wide(scale)
             row, column = indices(*score.shape)
             write(outs[0], *placed(span, row, column, [column < number]), score)
 
-        return load, step
+        return words.load, step
 
     tiled = [keys.data] + ([] if keys.scale is None else [keys.scale])
     shape = jax.ShapeDtypeStruct((len(keys.data), number), jnp.float32)

@@ -14,7 +14,7 @@ from isojax.kernels._pallas import over_rows
 from isojax.kernels.codecs import book_of, levels_of, unsupported_bytes, unsupported_codec, words_of
 from isojax.kernels.levels import Levels, shared_scale
 from isojax.kernels.rotations import rotation, scales
-from isojax.kernels.tile import flat, read_raw, rows_of, wide, write
+from isojax.kernels.tile import flat, rows_of, vectors, wide, write
 from isojax.quantizers import Packed
 from isojax.quantizers.packing import packed_bytes
 
@@ -41,9 +41,6 @@ def kernel(codec: Codec, x: Array, *, dtype: Any, interpret: bool) -> Packed:
         *operands, levels_ref = whole
         state, levels = turn.prepare(operands), Levels.read(levels_ref, book.symmetric)
 
-        def load(span: Any, tiled: Any) -> Array:
-            return read_raw(tiled[0], *turn.lanes.places(span, turn.size))
-
         def step(span: Any, x: Array, outs: Any) -> None:
             v = wide(x)
             y = turn.forward(state, v)
@@ -58,7 +55,7 @@ def kernel(codec: Codec, x: Array, *, dtype: Any, interpret: bool) -> Packed:
             else:
                 words.write(outs[0], levels.index(y, border), span)
 
-        return load, step
+        return vectors(turn.lanes, turn.size), step
 
     rows, bits = flat(x), book.bits
     shapes = [(packed_bytes(turn.codes, bits), jnp.uint8)]

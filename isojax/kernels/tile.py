@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -125,6 +125,11 @@ def wide(value: Array) -> Array:
     """A tile that `read_raw` gave, as [rows, lanes], in fp32 if floating."""
     value = value.reshape(value.shape[0], -1)
     return value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+
+
+def vectors(lanes: Lanes, size: int) -> Callable[[Span, Sequence[Any]], Array]:
+    """The `load` of `over_rows` for vectors of `size` numbers, the one tiled operand."""
+    return lambda span, tiled: read_raw(tiled[0], *lanes.places(span, size))
 
 
 def write(ref: Any, places: tuple[Array, ...], mask: Any, value: Array) -> None:
