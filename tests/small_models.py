@@ -1,5 +1,9 @@
 """Random models of a few thousand parameters, in torch and in JAX, and a tokenizer for them."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +12,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
-from isojax.models import LanguageModel, ModelConfig, init_params, load_model
+from isojax.models import LanguageModel, ModelConfig, init_params, load_model, save_checkpoint
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -48,11 +52,28 @@ def torch_model(case: str, layers: int = 3) -> transformers.PreTrainedModel:
         "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 16384, "tie_word_embeddings": False, **fields,
     })  # fmt: skip
-    model = make_model(config).eval()
+    return randomised(make_model(config))
+
+
+def randomised(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """`model` with noise on every parameter, norms and biases too."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
-    return model
+    return model.eval()
+
+
+def saved(folder: Path, model: LanguageModel) -> Path:
+    """`folder` with a checkpoint of `model` and the small tokenizer."""
+    save_checkpoint(folder, model.config, model.params)
+    tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; `...` takes one away."""
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in fields.items() if v is not ...}))
 
 
 def tokenizer() -> Tokenizer:

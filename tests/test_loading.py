@@ -11,10 +11,10 @@ import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_models import LLAMA3_ROPE, error_of_loading, small_model, tokenizer
+from small_models import LLAMA3_ROPE, edit_json, error_of_loading, saved, small_model, tokenizer
 
 from isojax.data import load_text
-from isojax.models import load_model, save_checkpoint
+from isojax.models import load_model
 
 MODEL = small_model(num_hidden_layers=2)
 WEIGHTS = "model.safetensors"
@@ -23,14 +23,7 @@ INDEX = "model.safetensors.index.json"
 
 @pytest.fixture
 def folder(tmp_path):
-    save_checkpoint(tmp_path, MODEL.config, MODEL.params)
-    tokenizer().save(str(tmp_path / "tokenizer.json"))
-    return tmp_path
-
-
-def edit_json(path, **changes):
-    fields = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in (fields | changes).items() if v is not ...}))
+    return saved(tmp_path, MODEL)
 
 
 def edit_tensors(path, **changes):

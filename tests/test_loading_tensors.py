@@ -14,8 +14,10 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 from small_models import (
+    edit_json,
     error_of_loading,
     random_tokens,
+    saved,
     small_model,
     tokenizer,
     torch_model,
@@ -31,13 +33,7 @@ MODEL = small_model(num_hidden_layers=2)
 
 @pytest.fixture
 def folder(tmp_path):
-    save_checkpoint(tmp_path, MODEL.config, MODEL.params)
-    tokenizer().save(str(tmp_path / "tokenizer.json"))
-    return tmp_path
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return saved(tmp_path, MODEL)
 
 
 def add(folder, **tensors):

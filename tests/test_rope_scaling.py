@@ -9,7 +9,14 @@ import pytest
 import torch
 import transformers
 from gguf_files import write_gguf, write_model
-from small_models import FAMILIES, LLAMA3_ROPE, error_of_loading, random_tokens, tokenizer
+from small_models import (
+    FAMILIES,
+    LLAMA3_ROPE,
+    error_of_loading,
+    random_tokens,
+    randomised,
+    tokenizer,
+)
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from isojax.models import (
@@ -58,11 +65,7 @@ def torch_model(family, rope=None, layers=1, **fields):
         "max_position_embeddings": 128, "tie_word_embeddings": False, "rope_parameters": rope,
         **fields,
     })  # fmt: skip
-    model = make_model(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return model
+    return randomised(make_model(config))
 
 
 def torch_logits(model, tokens=TOKENS):
