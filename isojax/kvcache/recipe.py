@@ -1,112 +1,102 @@
-"""Recipes: stores by a few words, fitted on the keys or values of calibration tokens."""
+"""Recipes of stores: how keys or values are kept, fitted on those of calibration tokens."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
-from isojax import quantizers, transforms
 from isojax._core.checks import check_choice
-from isojax.codec import Codec
+from isojax._core.samples import Samples
 from isojax.kvcache.attention import apply_rope
 from isojax.kvcache.store import Store, mean_at, store
-from isojax.learn import (
-    aligned,
-    co_activation,
-    learned_rotation,
-    log_spectrum,
-    mass_diff,
-    second_moment,
-)
-from isojax.metrics import allocate_bits
+from isojax.recipes import Recipe
 
-# length of the blocks that a permutation shares channels out to
-BLOCKS = {"planar": 2, "quaternion_full": 4, "quaternion_fast": 4}
-PERMUTATIONS = {"none": None, "mass_diff": mass_diff, "co_activation": co_activation}
-FITTED = ("pca", "aligned", "learned_rotation")
-TRANSFORMS = (*transforms.NAMES, *FITTED)
-OFFSETS = ("none", "channel_pre_rope", "channel_post_rope")
-SCALES = ("none", "channel")
-SPECTRA = ("power", "log")
-ALLOCATIONS = ("even", "greedy")
-GAINS = {"vector": "rms", "unbiased": "rms", "none": "none"}
-CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel", "minmax", "minmax_channel")
-TINY = 1e-12
-
-
-def block_of(transform: str) -> int:
-    """Length of the blocks of a transform, in which a permutation before it is worth something.
-
-    Raises:
-        ValueError: it has none.
-    """
-    name, _, length = transform.partition(":")
-    if name == "block_hadamard" and length.isdecimal():
-        return int(length)
-    return BLOCKS[check_choice("transform of a permutation", transform, BLOCKS)]
+OFFSETS = ("none", "pre_rope")
+ROPE = ("after", "before")
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How to store keys or values, in the words of rows.
+class StoreRecipe:
+    """How to store keys or values; prints as it is written, `StoreRecipe.parse(str(r)) == r`.
+
+        centre@haar/lloyd_max:sphere sinks=4
 
     Attributes:
-        transform: a name of `isojax.transforms` (drawn for each layer and head), `pca`, or what
-            `isojax.learn` makes: a `learned_rotation`, or axes `aligned` in the metric of what
-            reads the vectors.
-        permutation: of channels before planar and quaternion blocks or `block_hadamard:N`,
-            `mass_diff` or `co_activation` of `isojax.learn`, or `none`.
-        offset: what is subtracted first: nothing, the mean of keys before the rotary embedding
-            (and its rotation added back), or the mean of what the codec sees. Values have no
-            positions: for them both means are the same.
-        scale: `channel` divides each channel by its standard deviation.
-        codebook: levels for one norm a vector: `sphere` and `gaussian` are fixed, `fitted` is
-            Lloyd-Max on the rotated calibration vectors of a head, `fitted_channel` on each
-            coordinate; or a minimum and a maximum: `minmax` a vector or `group`, `minmax_channel` a
-            channel and page.
-        spectrum: of the metric of `aligned` axes: raised to a `power`, or its `log` (SMAQ), see
-            `isojax.learn.log_spectrum`.
-        power: of the spectrum; 0 ignores the metric.
-        allocation: bits of a component: `even`, or `greedy`, for `fitted_channel`: 0 to 8, each bit
-            where it lowers the error most, at the same mean.
-        gain: what levels are relative to: the root mean square of the `vector`; that made
-            `unbiased` (see there: what is decoded does not shrink); or, fitted ones, `none`.
-        group: numbers that share a range of `minmax` (of these, as many as also divide the
-            vector), or 0 for the whole vector.
+        recipe: of the codec of each layer and head.
+        offset: `pre_rope` subtracts the mean of keys before the rotary embedding (and adds it back,
+            rotated); of values, which have no positions, their mean. Means of what the codec sees,
+            after the embedding, are `centre` in the recipe.
         rope: whether keys are stored `after` or `before` the rotary embedding.
-        sparse: share of numbers kept out of the codes (KVQuant), or 0.
-        page: tokens encoded together; above 1 for `minmax_channel` alone.
+        page: tokens encoded together; above 1 for levels with a range per channel, and only then.
         sinks: first tokens that stay exact.
         recent: last tokens that stay exact.
         scale_dtype: of norms, minima and maxima.
     """
 
-    transform: str = "identity"
-    permutation: str = "none"
+    recipe: Recipe
     offset: str = "none"
-    scale: str = "none"
-    codebook: str = "sphere"
-    spectrum: str = "power"
-    power: float = 1.0
-    allocation: str = "even"
-    gain: str = "vector"
-    group: int = 0
     rope: str = "after"
-    sparse: float = 0.0
     page: int = 1
     sinks: int = 0
     recent: int = 0
     scale_dtype: str = "float16"
 
+    def __post_init__(self) -> None:
+        check_choice("offset", self.offset, OFFSETS)
+        check_choice("rope", self.rope, ROPE)
+        if self.rope == "before" and "metric" in self.recipe.needs:
+            raise ValueError(
+                f"rope must be after for {self.recipe.coordinates}, whose metric is that of keys "
+                "as queries meet them; got before."
+            )
+        granularity = self.recipe.levels.member.arguments.get("granularity", "token")
+        if (self.page > 1) != (granularity == "channel"):
+            raise ValueError(
+                "page must be above 1 for a range per channel and 1 for others, got "
+                f"page={self.page} for {self.recipe.levels}."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> StoreRecipe:
+        """The recipe that `text` writes: that of a codec, then settings as `name=value`.
+
+        Raises:
+            ValueError: there is no such setting, or it has no such value.
+        """
+        first, *settings = text.split()
+        return cls.of(Recipe.parse(first), dict(s.split("=", 1) for s in settings))
+
+    @classmethod
+    def of(cls, recipe: Recipe, settings: dict[str, str]) -> StoreRecipe:
+        """The same of settings in words."""
+        kinds = {f.name: type(f.default) for f in dataclasses.fields(cls)[1:]}
+        for name, value in settings.items():
+            check_choice("setting of a cache", name, kinds)
+            if kinds[name] is int and not value.isdecimal():
+                raise ValueError(f"{name} must be a whole number, got {value!r}.")
+        return cls(recipe, **{name: kinds[name](value) for name, value in settings.items()})
+
+    def __str__(self) -> str:
+        return " ".join([str(self.recipe), *(f"{k}={v}" for k, v in self.settings.items())])
+
     @property
-    def random(self) -> bool:
-        """Whether a seed changes it."""
-        return self.transform not in ("identity", "pca", "aligned")
+    def settings(self) -> dict[str, Any]:
+        """Those that differ from the defaults."""
+        own = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)[1:]}
+        return {name: value for name, (value, default) in own.items() if value != default}
+
+    @property
+    def words(self) -> dict[str, Any]:
+        """Its parts as the keys of a row."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[1:]}
+        centred = "channel_post_rope" if self.recipe.centre else "none"
+        own["offset"] = "channel_pre_rope" if self.offset == "pre_rope" else centred
+        return self.recipe.words | own
 
     def fit(
         self,
@@ -115,119 +105,56 @@ class Recipe:
         bits: int,
         frequency: Float[Array, " half"] | None = None,
         metric: Float[Array, "layers g d d"] | None = None,
+        positions: Any = None,
     ) -> Store:
         """The store for a model whose keys or values look like `samples`.
 
         Args:
-            key: draws the rotations.
-            samples: keys after the rotary embedding, or values, of n texts of t tokens each from
-                position 0, for all layers and key heads.
-            bits: a code, 2 to 8; their mean, where they differ.
+            key: draws what is random, for each layer and head.
+            samples: keys after the rotary embedding, or values, of n texts of t tokens each, for
+                all layers and key heads.
+            bits: bits per element of codes; their mean, where they differ.
             frequency: of the rotary embedding, for keys; None for values.
-            metric: for `aligned`, what errors count in (see there): the second moment of the
+            metric: in which errors count, see `isojax.recipes.Samples`: the second moment of the
                 queries that read the keys, or that of the rows of o_proj which read the values.
+            positions: of the t tokens in their texts, concrete; 0 to t - 1 by default.
 
         Raises:
-            ValueError: a word of the recipe is none of the allowed ones, or there is no metric.
+            ValueError: the recipe cannot be fitted on these samples or to these bits, or there are
+                no tokens after the sinks.
         """
-        name = self.transform.partition(":")[0]
-        check_choice("transform", self.transform if name in FITTED else name, TRANSFORMS)
-        check_choice("permutation", self.permutation, PERMUTATIONS)
-        if self.permutation != "none":
-            block_of(self.transform)
-        check_choice("offset", self.offset, OFFSETS)
-        check_choice("scale", self.scale, SCALES)
-        check_choice("codebook", self.codebook, CODEBOOKS)
-        check_choice("spectrum", self.spectrum, SPECTRA)
-        check_choice("allocation", self.allocation, ALLOCATIONS)
-        check_choice("gain", self.gain, GAINS)
-        if self.allocation == "greedy":
-            check_choice("codebook of a greedy allocation", self.codebook, ("fitted_channel",))
-        if self.transform != "aligned":
-            check_choice("spectrum without aligned axes", self.spectrum, ("power",))
-        else:
-            # the metric is that of keys as queries meet them, channel by channel
-            check_choice("scale of aligned axes", self.scale, ("none",))
-            check_choice("rope of aligned axes", self.rope, ("after",))
-            if metric is None:
-                raise ValueError("metric must be given for aligned axes, got None.")
-        check_choice("bits", bits, range(2, 9))
-        if self.gain == "unbiased" and (self.sparse or "minmax" in self.codebook):
-            raise ValueError(
-                "codebook of an unbiased gain must have a norm and no sparse numbers, "
-                f"got {self.codebook} and sparse={self.sparse}."
-            )
-        if (self.page > 1) != (self.codebook == "minmax_channel"):
-            raise ValueError(
-                f"page must be above 1 for minmax_channel and 1 for others, got {self.page} for "
-                f"{self.codebook}."
-            )
-        if not self.sinks < samples.shape[2]:
+        at = np.arange(samples.shape[2]) if positions is None else np.asarray(positions)
+        kept = np.flatnonzero(at >= self.sinks)
+        if not len(kept):
             raise ValueError(
                 f"samples must be longer than {self.sinks} sinks, got {samples.shape}."
             )
         # what is never read from codes is nothing to fit them on
-        x, mean = samples[:, :, self.sinks :].astype(jnp.float32), None
-        positions = jnp.arange(self.sinks, samples.shape[2])
-        if frequency is not None and (self.rope == "before" or self.offset == "channel_pre_rope"):
-            unrotated = apply_rope(x, -positions, frequency)
+        whole = len(kept) == len(at)
+        x = (samples if whole else samples[:, :, kept]).astype(jnp.float32)
+        at, mean, recipe = jnp.asarray(at[kept]), None, self.recipe
+        if frequency is None and self.offset == "pre_rope":
+            recipe = dataclasses.replace(recipe, centre=True)
+        elif frequency is not None and (self.rope, self.offset) != ("after", "none"):
+            unrotated = apply_rope(x, -at, frequency)
             x = unrotated if self.rope == "before" else x
-            if self.offset == "channel_pre_rope":
+            if self.offset == "pre_rope":
                 mean = unrotated.mean((1, 2))
-                at = jax.vmap(lambda m: mean_at(m, positions, frequency, self.rope))(mean)
-                x = x - at[:, None]
-        own_mean = self.offset != "none" and mean is None
+                x = x - jax.vmap(lambda m: mean_at(m, at, frequency, self.rope))(mean)[:, None]
         layers, heads, dim = x.shape[0], *x.shape[3:]
         vectors = x.transpose(0, 3, 1, 2, 4).reshape(layers, heads, -1, dim)
         keys = jax.random.split(key, (layers, heads))
-        make = jax.vmap(jax.vmap(lambda k, v, m: self._codec(k, v, m, bits, own_mean)))
-        codec = make(keys, vectors, metric)
+
+        def one(key: Array, x: Array, metric: Any) -> Any:
+            return recipe.fit(key, Samples(x, metric), bits)
+
         return store(
-            codec, mean=mean, rope="after" if frequency is None else self.rope, page=self.page,
+            jax.vmap(jax.vmap(one))(keys, vectors, metric), mean=mean,
+            rope="after" if frequency is None else self.rope, page=self.page,
             sinks=self.sinks, recent=self.recent, scale_dtype=self.scale_dtype,
         )  # fmt: skip
 
-    def _codec(self, key: Array, x: Array, metric: Any, bits: int, own_mean: bool) -> Codec:
-        """The codec of one head, from its calibration vectors [m, d]."""
-        offset = x.mean(0) if own_mean else None
-        x = x if offset is None else x - offset
-        scale = jnp.maximum(x.std(0), TINY) if self.scale == "channel" else None
-        x = x if scale is None else x / scale
-        if self.transform == "pca":
-            transform = transforms.pca(x)
-        elif self.transform == "aligned":
-            metric = log_spectrum(metric) if self.spectrum == "log" else metric
-            transform = aligned(second_moment(x), metric, power=self.power)
-        elif self.transform == "learned_rotation":
-            transform = learned_rotation(key, x, bits)
-        else:
-            transform = transforms.from_name(key, self.transform, x.shape[-1])
-        permute = PERMUTATIONS[self.permutation]
-        if permute is not None:
-            transform = permute(x, block_of(self.transform)) @ transform
-        return Codec(transform, self._quantizer(transform.apply(x), bits), offset, scale)
 
-    def _quantizer(self, y: Array, bits: int) -> Any:
-        """For coordinates like those of `y`, [m, e]."""
-        dim = y.shape[-1]
-        if self.codebook == "sphere":
-            made = quantizers.lloyd_max_sphere(bits, dim)
-        elif self.codebook == "gaussian":
-            made = quantizers.lloyd_max_gaussian(bits, dim, normalize="norm")
-        elif self.codebook == "fitted":
-            made = quantizers.lloyd_max_samples(y, bits, normalize=GAINS[self.gain])
-        elif self.codebook == "fitted_channel":
-            each, size = bits, None
-            if self.allocation == "greedy":
-                each, size = allocate_bits(jnp.var(y, 0), bits), -(-dim * bits // 8)
-            made = quantizers.lloyd_max_channels(
-                y, each, total_bytes=size, normalize=GAINS[self.gain]
-            )
-        else:
-            per = "group" if self.group else "token"
-            per = "channel" if self.codebook == "minmax_channel" else per
-            group = math.gcd(self.group, dim) if per == "group" else 0
-            made = quantizers.minmax(bits, per, group, levels="affine")
-        if self.gain == "unbiased":
-            return quantizers.unbiased(made)
-        return quantizers.sparse(made, self.sparse) if self.sparse else made
+jax.tree_util.register_dataclass(
+    StoreRecipe, ["recipe"], ["offset", "rope", "page", "sinks", "recent", "scale_dtype"]
+)

@@ -10,7 +10,9 @@ keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes need no
 `low_rank`; `learned_rotation` is their counterpart, axes that flatten.
 """
 
+from isojax.learn import coordinates as coordinates
 from isojax.learn.alignment import aligned as aligned
+from isojax.learn.alignment import learned_alignment as learned_alignment
 from isojax.learn.alignment import log_spectrum as log_spectrum
 from isojax.learn.fit import fit as fit
 from isojax.learn.fit import minibatch as minibatch

@@ -22,9 +22,19 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from isojax._core.checks import check_positive, compute_dtype
+from isojax._core.members import ROUNDINGS
 from isojax.quantizers import Codes, Quantizer
 
 
+@ROUNDINGS.member("nearest", fitted=())
+def nearest(
+    w: Float[Array, "i o"], hessian: Float[Array, "i i"] | None, quantizer: Quantizer
+) -> Codes:
+    """Codes of `w.T` [out, in], each to the nearest level."""
+    return quantizer.encode(w.T)
+
+
+@ROUNDINGS.member("gptq", fitted=("moment",))
 def gptq(
     w: Float[Array, "i o"],
     hessian: Float[Array, "i i"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -290,6 +291,47 @@ def forward(
         raise ValueError("params and cache must both be stacked or both be unstacked.")
     check_inputs(config, tokens, cache)
     return Decoder(config, hooks, tuple(capture)).apply({"params": params}, tokens, cache)  # pyright: ignore[reportReturnType]
+
+
+def run_layer(
+    layer: Params,
+    config: ModelConfig,
+    x: Float[Array, "b t d"],
+    number: Layer | int = 0,
+    *,
+    hooks: Hooks = Hooks(),  # noqa: B008
+    capture: tuple[str, ...] = (),
+) -> tuple[Float[Array, "b t d"], dict[str, Array]]:
+    """One layer of the decoder, on texts from position 0.
+
+    Args:
+        layer: its parameters, those of `params["layers"]` without the leading axis.
+        config: static.
+        x: the residual stream that enters it.
+        number: of the layer, for the hooks.
+        hooks: as for `forward`.
+        capture: kinds of sites (see `Site`) to return, static.
+
+    Returns:
+        The residual stream that leaves it, and what was captured, by kind [b, t, ...].
+    """
+    one = dataclasses.replace(config, num_hidden_layers=1)
+    number = jnp.asarray(number)
+
+    def at(function: Any) -> Any:
+        """The hook, with the number of this layer in place of that of a model of one."""
+        if function is None:
+            return None
+        return lambda *args: function(*args[:-2], number, args[-1])
+
+    batch, tokens, _ = x.shape
+    positions = jnp.broadcast_to(jnp.arange(tokens), (batch, tokens))
+    seen = {kind: jnp.zeros((2, *x.shape[:2], *_shape(config, kind)), x.dtype) for kind in capture}
+    module = DecoderLayer(one, Hooks(*map(at, hooks)), {kind: [0] for kind in capture}, 0.0)
+    carry, _ = module.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        {"params": layer}, (x, seen, None), jnp.asarray(0), (positions, 0)
+    )
+    return carry[0], {kind: stack[0] for kind, stack in carry[1].items()}
 
 
 def logits(params: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:

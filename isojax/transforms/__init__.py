@@ -37,8 +37,8 @@ from isojax.transforms.hadamard import Hadamard as Hadamard
 from isojax.transforms.hadamard import block_hadamard as block_hadamard
 from isojax.transforms.hadamard import fwht as fwht
 from isojax.transforms.hadamard import hadamard as hadamard
-from isojax.transforms.named import NAMES as NAMES
-from isojax.transforms.named import from_name as from_name
+from isojax.transforms.coordinates import Coordinates as Coordinates
+from isojax.transforms.coordinates import from_name as from_name
 from isojax.transforms.oblique import Oblique as Oblique
 from isojax.transforms.padded import Padded as Padded
 from isojax.transforms.padded import padded as padded

@@ -14,6 +14,7 @@ from isojax._core.pytree import pytree, static
 from isojax.transforms.base import Transform, Wrapped, identity
 from isojax.transforms.block_diagonal import block_diagonal
 from isojax.transforms.cayley import Cayley, cayley
+from isojax.transforms.drawn import drawn
 from isojax.transforms.planar import Planar, planar
 from isojax.transforms.quaternion import Quaternion, quaternion
 
@@ -111,3 +112,13 @@ def _layer(key: Array | None, dim: int, radix: int) -> Transform:
         return planar(key, dim) if radix == 2 else quaternion(key, dim)
     one = jnp.zeros((count, radix), jnp.float32).at[:, 0].set(1)
     return Planar(one) if radix == 2 else Quaternion(one, one)
+
+
+@drawn("butterfly_planar")
+def _planar(key: Key[Array, ""], dim: int) -> Transform:
+    return butterfly(key, dim, form="planar")
+
+
+@drawn("butterfly_quaternion")
+def _quaternion(key: Key[Array, ""], dim: int) -> Transform:
+    return butterfly(key, dim, form="quaternion")

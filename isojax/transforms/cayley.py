@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 from isojax._core.checks import check_positive
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
+from isojax.transforms.drawn import drawn
 
 
 def skew(free: Float[Array, "... n"]) -> Float[Array, "... d d"]:
@@ -80,6 +81,7 @@ class Cayley(Skew):
         return _cayley(a)
 
 
+@drawn("cayley")
 def cayley(key: Key[Array, ""] | None, dim: int) -> Cayley:
     """The Cayley transform of a random skew-symmetric matrix, or the identity.
 

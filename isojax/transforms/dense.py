@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 from isojax._core.checks import check_positive
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
+from isojax.transforms.drawn import drawn
 
 
 @pytree
@@ -44,6 +45,7 @@ class Dense(Transform):
         return self.entries.astype(jnp.float32)
 
 
+@drawn("haar")
 def haar(key: Key[Array, ""], dim: int) -> Dense:
     """A uniformly random orthogonal matrix (Haar measure on O(d)), in fp32.
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 from isojax._core.checks import check_positive
 from isojax._core.pytree import pytree
 from isojax.transforms.cayley import Skew, draw_free
+from isojax.transforms.drawn import drawn
 
 
 @pytree
@@ -24,6 +25,7 @@ class Exponential(Skew):
             return newton_schulz(jax.scipy.linalg.expm(a))
 
 
+@drawn("exponential")
 def exponential(key: Key[Array, ""] | None, dim: int) -> Exponential:
     """The exponential of a random skew-symmetric matrix, or the identity.
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int8, Key
 from isojax._core.checks import check_choice, check_positive, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.transforms.base import Transform
+from isojax.transforms.drawn import drawn
 from isojax.transforms.paley import admissible_blocks, decompose, hadamard_matrix, sylvester
 
 
@@ -121,6 +122,7 @@ class Hadamard(Transform):
         return v * signs if self.transposed else v
 
 
+@drawn("hadamard")
 def hadamard(key: Key[Array, ""] | None, dim: int) -> Hadamard:
     """Hadamard transform of the whole vector after random signs (Ailon and Chazelle 2006).
 
@@ -135,6 +137,7 @@ def hadamard(key: Key[Array, ""] | None, dim: int) -> Hadamard:
     return block_hadamard(key, dim, dim)
 
 
+@drawn("block_hadamard", block="block")
 def block_hadamard(key: Key[Array, ""] | None, dim: int, block: int) -> Hadamard:
     """The same Hadamard on every block of `block` neighbours, after random signs.
 

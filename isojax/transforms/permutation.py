@@ -9,6 +9,7 @@ from jaxtyping import Array, Int, Key
 from isojax._core.checks import check_positive
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
+from isojax.transforms.drawn import drawn
 
 
 @pytree
@@ -41,6 +42,7 @@ class Permutation(Transform):
         return x[..., self.indices]
 
 
+@drawn("random_permutation")
 def permutation(key: Key[Array, ""], dim: int) -> Permutation:
     """A uniformly random permutation.
 

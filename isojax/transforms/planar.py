@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 from isojax._core.checks import check_divides, check_positive
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
+from isojax.transforms.drawn import drawn
 from isojax.transforms.quaternion import conjugate, normalize
 
 
@@ -50,6 +51,7 @@ class Planar(Transform):
         return jnp.stack([c * a - s * b, s * a + c * b], axis=-1).reshape(x.shape)
 
 
+@drawn("planar", multiple=2)
 def planar(key: Key[Array, ""], dim: int) -> Planar:
     """Haar-random rotations of the plane: Gaussian parameters, hence uniform angles.
 

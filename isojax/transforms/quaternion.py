@@ -14,6 +14,7 @@ from isojax._core.checks import check_choice, check_divides, check_positive
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
 from isojax.transforms.block_diagonal import block_product
+from isojax.transforms.drawn import drawn
 
 # PRODUCT[i, j] is the product e_i e_j of two of 1, i, j, k; _SIGNS conjugates.
 _SIGNS = np.array([1, -1, -1, -1], np.float32)
@@ -117,3 +118,13 @@ def quaternion(key: Key[Array, ""], dim: int, form: str = "full") -> Quaternion:
     sides = {"full": 2, "fast": 1}
     check_choice("form", form, sides)
     return Quaternion(*jax.random.normal(key, (sides[form], dim // 4, 4), jnp.float32))
+
+
+@drawn("quaternion_fast", multiple=4)
+def _fast(key: Key[Array, ""], dim: int) -> Quaternion:
+    return quaternion(key, dim, form="fast")
+
+
+@drawn("quaternion_full", multiple=4)
+def _full(key: Key[Array, ""], dim: int) -> Quaternion:
+    return quaternion(key, dim, form="full")

@@ -10,6 +10,7 @@ from isojax._core.checks import check_divides, check_positive
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
 from isojax.transforms.block_diagonal import block_product
+from isojax.transforms.drawn import drawn
 from isojax.transforms.quaternion import conjugate, sandwich
 
 
@@ -55,6 +56,7 @@ class Rotor(Transform):
         return block_product(x, sandwich(spinor, spinor)[1:, 1:], size)
 
 
+@drawn("rotor", multiple=3)
 def rotor(key: Key[Array, ""], dim: int) -> Rotor:
     """Haar-random rotations in three dimensions: Gaussian spinors.
 

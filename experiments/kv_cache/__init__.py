@@ -1,0 +1,1 @@
+"""Study: the KV cache in few bits."""

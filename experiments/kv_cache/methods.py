@@ -1,0 +1,151 @@
+"""The methods that are compared: recipes for keys and for values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from isojax.kvcache.recipe import StoreRecipe
+from isojax.quantize import Plan, Rule
+from isojax.quantize.parts import Cached
+
+ROTATIONS = (
+    "identity", "haar", "hadamard", "quaternion_full", "quaternion_fast", "planar", "rotor",
+)  # fmt: skip
+BLOCKWISE = ("quaternion_full", "quaternion_fast", "planar")
+# What is done beside a rotation.
+REPAIRS = {
+    "": "{}/lloyd_max",
+    "+pre": "{}/lloyd_max offset=pre_rope",
+    "+post": "centre@{}/lloyd_max",
+    "+scale": "standardize@{}/lloyd_max",
+    "+minmax": "{}/minmax",
+    "+fitted": "{}/lloyd_max:fitted",
+    "+pre+scale": "standardize@{}/lloyd_max offset=pre_rope",
+    "+pre+minmax": "{}/minmax offset=pre_rope",
+    "+pre+fitted": "{}/lloyd_max:fitted offset=pre_rope",
+    "+mass_diff": "mass_diff@{}/lloyd_max",
+    "+pre+mass_diff": "mass_diff@{}/lloyd_max offset=pre_rope",
+    "+pre+co_activation": "co_activation@{}/lloyd_max offset=pre_rope",
+    "+pre+recent": "{}/lloyd_max offset=pre_rope recent=32",
+    "+pre+sinks": "{}/lloyd_max offset=pre_rope sinks=4",
+    "+pre+sinks+unbiased": "{}/lloyd_max@unbiased offset=pre_rope sinks=4",
+}
+# In the metric of the queries, or of the output projection; bits where they matter; and the same
+# with one ingredient left out.
+GREEDY = "lloyd_max:fitted_channel:greedy"
+ALIGNED = f"aligned/{GREEDY} offset=pre_rope sinks=4"
+# Half the power of the metric, and scales without shrinkage; then values flattened, since what is
+# read in sums wants errors that average out.
+UNBIASED = f"aligned:0.5/{GREEDY}@unbiased offset=pre_rope sinks=4"
+FLAT = REPAIRS["+pre+sinks+unbiased"].format("haar")
+LEARNED = REPAIRS["+pre+sinks+unbiased"].format("learned_rotation")
+FITTED = "pca/lloyd_max:fitted_channel offset=pre_rope"
+METHODS: dict[str, tuple[str, ...]] = {
+    # Keys have a range for each channel of 32 tokens, and those whose page is not full stay exact;
+    # values have one for 32 elements of a token, and the last 32 tokens stay exact (KIVI, residual
+    # 32).
+    "kivi": ("identity/minmax:channel page=32", "identity/minmax:group:32 recent=32"),
+    # The same with less aside: pages of 64 tokens, of which the last one stays exact while it is
+    # not full (longer pages have fewer ranges, and more exact keys: of 1024 tokens 64 cost least);
+    # one range for each token of the values, none exact.
+    "kivi+lean": ("identity/minmax:channel page=64", "identity/minmax"),
+    # The largest error of 64 elements with a range is stored apart, 1.6% (after KVQuant's 1%).
+    "kivi+sparse": (
+        "identity/minmax:channel@sparse page=64", "identity/minmax:group:64@sparse recent=32",
+    ),
+    "minmax": ("identity/minmax",),
+    **{
+        t + name: (text.format(t),)
+        for name, text in REPAIRS.items()
+        for t in ROTATIONS
+        if t in BLOCKWISE or "mass_diff@" not in text and "co_activation@" not in text
+    },
+    "aligned": (ALIGNED,),
+    "aligned-centre": (f"aligned/{GREEDY} sinks=4",),
+    "aligned-metric": (f"aligned:0.0/{GREEDY} offset=pre_rope sinks=4",),
+    "aligned-bits": ("aligned/lloyd_max:fitted_channel offset=pre_rope sinks=4",),
+    "aligned-gain": (f"aligned/{GREEDY}:none offset=pre_rope sinks=4",),
+    "aligned-sinks": (f"aligned/{GREEDY} offset=pre_rope",),
+    # Rotations learned from a random one in place of it.
+    **{
+        f"learned{name}": (REPAIRS[name].format("learned_rotation"),)
+        for name in ("+pre+sinks", "+pre+sinks+unbiased")
+    },
+    # Like published systems, as far as codes of one head and whole bits go; centred before RoPE,
+    # and with exact sinks, as all that they stand beside. SMAQ: the logarithm of the metric. KVTC
+    # (arXiv 2511.01815): principal axes before the rotary embedding, bits where they matter, no
+    # norm; there across heads, deflated, and with 128 recent tokens. Block-GTQ (arXiv 2606.24033):
+    # keys as they are, with bits by the variance of each channel after RoPE, there of each pair;
+    # values rotated.
+    "smaq-like": (f"aligned:spectrum=log/{GREEDY} offset=pre_rope sinks=4",),
+    "kvtc-like": (f"pca/{GREEDY}:none offset=pre_rope rope=before sinks=4",),
+    "gtq-like": (
+        f"identity/{GREEDY} offset=pre_rope sinks=4", REPAIRS["+pre+sinks"].format("haar"),
+    ),
+    "aligned+half": (f"aligned:0.5/{GREEDY} offset=pre_rope sinks=4",),
+    "aligned+unbiased": (UNBIASED,),
+    "aligned+haar": (UNBIASED, FLAT),
+    "aligned+haar-centre": (UNBIASED, FLAT.replace(" offset=pre_rope", "")),
+    "aligned+learned": (UNBIASED, LEARNED),
+    "pca+pre": (FITTED,),
+    "pca+before": (FITTED + " rope=before",),
+    "pca+gaussian": ("pca/lloyd_max:gaussian offset=pre_rope",),
+}  # fmt: skip
+METHODS.pop("identity+minmax")  # that is minmax
+DEFAULT = (
+    "kivi", "kivi+lean", "kivi+sparse", "minmax", *ROTATIONS,
+    *(f"{t}{r}" for t in ("haar", "quaternion_full") for r in REPAIRS if r and t + r in METHODS),
+    *(f"{t}+pre" for t in ROTATIONS if t not in ("haar", "quaternion_full")), "pca+pre",
+    *(m for m in METHODS if m == "aligned" or m.startswith("aligned-")),
+    "aligned+half", "aligned+unbiased",
+    "aligned+haar", "aligned+haar-centre", "aligned+learned", "learned+pre+sinks",
+    "learned+pre+sinks+unbiased", "smaq-like", "kvtc-like", "gtq-like",
+)  # fmt: skip
+DRAWN = "{}/lloyd_max offset=pre_rope sinks=4"
+"""A method for coordinates of someone's own: centred, sinks exact, fixed levels."""
+
+
+def recipes(name: str, sinks: int = 0, recent: int = 0) -> tuple[StoreRecipe, StoreRecipe]:
+    """How a method stores keys and values, at least so many first and last tokens exact.
+
+    Args:
+        name: of `METHODS`; or a recipe of your own for both, or two joined by "|".
+        sinks: first tokens.
+        recent: last tokens.
+
+    Raises:
+        ValueError: there is no such method, and it is no recipe.
+    """
+    if name not in METHODS and "/" not in name:
+        raise ValueError(
+            f"methods must be of {', '.join(METHODS)}, or a recipe such as 'haar/lloyd_max "
+            f"sinks=4', or two for keys and values joined by '|'; got {name!r}."
+        )
+    texts: Sequence[str] = METHODS.get(name) or name.split("|")
+    if len(texts) > 2:
+        raise ValueError(f"methods: at most two recipes, for keys and values; got {name!r}.")
+    found = [StoreRecipe.parse(text) for text in texts]
+    keys, values = (
+        dataclasses.replace(r, sinks=max(r.sinks, sinks), recent=max(r.recent, recent))
+        for r in (found[0], found[-1])
+    )
+    return keys, values
+
+
+def plan(pair: tuple[StoreRecipe, StoreRecipe], target: str, bits: int) -> Plan:
+    """Keys, values or both in codes."""
+    places = ("cache:keys", "cache:values")
+    return Plan(tuple(
+        Rule(place, Cached(recipe, bits))
+        for place, side, recipe in zip(places, "KV", pair, strict=True)
+        if side in target
+    ))  # fmt: skip
+
+
+def words(pair: tuple[StoreRecipe, StoreRecipe], target: str) -> dict[str, object]:
+    """How rows name a pair: the words of one, and where they differ, of the values."""
+    keys, values = pair
+    first, second = (keys if "K" in target else values), (values if "V" in target else keys)
+    found = first.words
+    return found | {f"value_{k}": v for k, v in second.words.items() if found.get(k) != v}

@@ -1,0 +1,230 @@
+"""Members by name: a registry for each family, and the notation `name:value:key=value`.
+
+A family is a set of functions that share their first arguments, such as `(key, samples)`. What
+follows these in a signature are the member's own arguments, which the notation sets: in order of
+the signature, or by name. `package.module:name` is a function of that module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+_KINDS: dict[str, Callable[[str], Any]] = {
+    "bool": lambda text: {"true": True, "false": False}[text],
+    "int": int,
+    "float": float,
+    "str": str,
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """A function of a family.
+
+    Attributes:
+        name: in the notation; `package.module:name` for one from outside.
+        make: the function.
+        arguments: its own arguments, by name.
+        facts: what its family records of it.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    arguments: dict[str, inspect.Parameter]
+    facts: dict[str, Any]
+
+    def stage(self, *values: Any, **named: Any) -> Stage:
+        """The member with some of its arguments set; those left at their default are dropped.
+
+        Raises:
+            ValueError: too many values, an argument that there is not, or one that is missing.
+        """
+        if len(values) > len(self.arguments):
+            raise ValueError(f"{self.name} takes {self._allowed()}; got {len(values)} values.")
+        given = dict(zip(self.arguments, values, strict=False))
+        for name, value in named.items():
+            if name not in self.arguments or name in given:
+                raise ValueError(f"{self.name} takes {self._allowed()}; got {name}={value}.")
+            given[name] = value
+        kept = []
+        for name, argument in self.arguments.items():
+            if name in given and not _same(given[name], argument.default):
+                kept.append((name, given[name]))
+            elif name not in given and argument.default is argument.empty:
+                raise ValueError(f"{self.name} takes {self._allowed()}; {name} is missing.")
+        return Stage(self, tuple(kept))
+
+    def read(self, fields: Iterable[str]) -> Stage:
+        """`stage` of values as the notation has them."""
+        values, named = [], {}
+        for field in fields:
+            name, equals, text = field.partition("=")
+            if equals:
+                named[name] = self._value(name, text)
+            elif named:
+                raise ValueError(f"{self.name}: values must come before {name}=..., got {field!r}.")
+            else:
+                place = len(values)
+                at = list(self.arguments)[place] if place < len(self.arguments) else ""
+                values.append(self._value(at, field) if at else field)
+        return self.stage(*values, **named)
+
+    def traced(self, name: str) -> bool:
+        """Whether an argument may be traced: its annotation allows an array."""
+        return "Array" in str(self.arguments[name].annotation)
+
+    def _value(self, name: str, text: str) -> Any:
+        if name not in self.arguments:
+            raise ValueError(f"{self.name} takes {self._allowed()}; got {name}={text}.")
+        kind = str(self.arguments[name].annotation).partition(" ")[0]
+        try:
+            return _KINDS.get(kind, str)(text)
+        except (KeyError, ValueError):
+            raise ValueError(f"{self.name}: {name} must be of type {kind}, got {text!r}.") from None
+
+    def _allowed(self) -> str:
+        shown = [
+            name if a.default is a.empty else f"{name}={a.default}"
+            for name, a in self.arguments.items()
+        ]
+        return f"the arguments {', '.join(shown)}" if shown else "no arguments"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A member and the arguments that differ from its defaults; prints in the notation.
+
+    A pytree: arguments that may be traced are leaves, so that they can be swept by `vmap`.
+    """
+
+    member: Member
+    given: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the member."""
+        return self.member.name
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments, defaults included."""
+        defaults = {name: a.default for name, a in self.member.arguments.items()}
+        return defaults | dict(self.given)
+
+    def __call__(self, *args: Any) -> Any:
+        """The function, on what its family gives it."""
+        return self.member.make(*args, **dict(self.given))
+
+    def __str__(self) -> str:
+        order, shown, positional = list(self.member.arguments), [self.name], True
+        for place, (name, value) in enumerate(self.given):
+            positional = positional and order[place] == name
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            shown.append(text if positional else f"{name}={text}")
+        return ":".join(shown)
+
+
+def _flatten(stage: Stage) -> tuple[Any, Any]:
+    leaves = tuple(v for n, v in stage.given if stage.member.traced(n))
+    fixed = tuple((n, None if stage.member.traced(n) else v) for n, v in stage.given)
+    return leaves, (stage.member, fixed)
+
+
+def _unflatten(fixed: Any, leaves: Iterable[Any]) -> Stage:
+    member, given = fixed
+    rest = iter(leaves)
+    return Stage(member, tuple((n, next(rest) if member.traced(n) else v) for n, v in given))
+
+
+jax.tree_util.register_pytree_node(Stage, _flatten, _unflatten)
+
+
+class Family:
+    """Members of one kind.
+
+    Attributes:
+        kind: what messages call them.
+        shared: the number of first arguments that the family gives.
+        members: by name.
+    """
+
+    def __init__(self, kind: str, shared: int) -> None:
+        self.kind, self.shared = kind, shared
+        self.members: dict[str, Member] = {}
+        self._outside = functools.cache(self._load)
+
+    def member(self, name: str, **facts: Any) -> Callable[[Any], Any]:
+        """A decorator that registers a function and returns it as it is."""
+
+        def register(make: Any) -> Any:
+            if name in self.members:
+                raise ValueError(f"{self.kind}: there is a member {name} already.")
+            self.members[name] = self._made(name, make, facts)
+            return make
+
+        return register
+
+    def parse(self, text: str) -> Stage:
+        """The stage that `text` writes.
+
+        Raises:
+            ValueError: there is no such member (the nearest names are given), or its arguments are
+                none of those allowed.
+        """
+        name, *fields = text.strip().split(":")
+        if name in self.members:
+            return self.members[name].read(fields)
+        if _NAME.fullmatch(name) and fields and fields[0].isidentifier() and _is_module(name):
+            return self._outside(name, fields[0]).read(fields[1:])
+        near = difflib.get_close_matches(name, self.members, n=3) or sorted(self.members)
+        raise ValueError(
+            f"{self.kind} must be {'one' if near else 'some'} of {', '.join(near)}, or "
+            f"package.module:name for one of your own; got {text!r}."
+        )
+
+    def _load(self, module: str, name: str) -> Member:
+        try:
+            make = getattr(importlib.import_module(module), name)
+        except AttributeError:
+            raise ValueError(f"{self.kind}: module {module} has no {name}.") from None
+        if not callable(make):
+            raise ValueError(f"{self.kind} {module}:{name} must be a function, got {make!r}.")
+        return self._made(f"{module}:{name}", make, {})
+
+    def _made(self, name: str, make: Any, facts: dict[str, Any]) -> Member:
+        own = list(inspect.signature(make).parameters.items())[self.shared :]
+        return Member(name, make, dict(own), facts)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Whether a value is the default; arrays and tracers are not."""
+    return isinstance(value, str | int | float) and type(value) is type(default) and value == default
+
+
+COORDINATES = Family("coordinates", 2)
+"""`(key, samples) -> Transform`. Facts: `fitted`, what of the samples it needs; `random`, whether
+the key counts; `block`, the length of its blocks, or a function of its arguments."""
+LEVELS = Family("levels", 2)
+"""`(samples, bits) -> Quantizer`. Facts: `fitted`; `bits`, those that it has, where fixed."""
+WRAPPERS = Family("a wrapper of levels", 1)
+"""`(quantizer) -> Quantizer`."""
+ROUNDINGS = Family("rounding", 3)
+"""`(w [i, o], hessian [i, i], quantizer) -> Codes of w.T`. Facts: `fitted`."""

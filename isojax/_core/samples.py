@@ -1,0 +1,84 @@
+"""What coordinates and levels are fitted on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from isojax._core.checks import compute_dtype
+from isojax._core.pytree import pytree, static
+
+
+@pytree
+class Samples:
+    """Calibration vectors of one place, and what is known of those that read them.
+
+    Attributes:
+        x: vectors [n, d], or None where nothing that is fitted needs them.
+        metric: S [d, d], in which errors count as e S e^T, or None: the second moment of the
+            queries that read keys; of values and inputs, W W^T over the weights that read them.
+        weight: the weights that read the vectors as x @ weight, [d, o], or None.
+        size: d.
+        block: length of the blocks of the stage that comes next, 0 where it has none.
+        bits: bits per element of the codes that they will have, 0 where that is not known.
+    """
+
+    x: Float[Array, "n d"] | None
+    metric: Float[Array, "d d"] | None = None
+    weight: Float[Array, "d o"] | None = None
+    size: int = static(default=0)
+    block: int = static(default=0)
+    bits: int | float = static(default=0)
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        return self.size or self.vectors.shape[-1]
+
+    @property
+    def vectors(self) -> Float[Array, "n d"]:
+        """`x`, in fp32.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.x is None:
+            raise ValueError("samples must hold vectors for what is fitted here, got none.")
+        return self.x.astype(compute_dtype(self.x.dtype))
+
+    def need(self, name: str, reader: str) -> Any:
+        """The attribute `name`, which `reader` cannot do without.
+
+        Raises:
+            ValueError: it is None.
+        """
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"samples.{name} must be given for {reader}, got None.")
+        return value
+
+    def minus(self, offset: Float[Array, " d"]) -> Samples:
+        """The samples with `offset` subtracted from the vectors."""
+        return dataclasses.replace(self, x=self.vectors - offset)
+
+    def through(self, transform: Any) -> Samples:
+        """The samples after a transform, which those that read them undo."""
+        if transform is None:
+            return self
+        turn, dual = transform.apply, transform.dual.apply
+        metric, weight = self.metric, self.weight
+        return Samples(
+            None if self.x is None else turn(self.vectors),
+            None if metric is None else dual(dual(metric).T),
+            None if weight is None else dual(weight.T).T,
+            transform.out_dim,
+            self.block,
+            self.bits,
+        )
+
+
+def identity_samples(dim: int) -> Samples:
+    """Samples that hold nothing but their length: enough for what is drawn."""
+    return Samples(None, size=dim)

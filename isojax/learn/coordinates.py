@@ -1,0 +1,110 @@
+"""What of `isojax.learn` stands among the coordinates: fitted or learned on samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from isojax._core.checks import check_choice, check_positive
+from isojax._core.members import COORDINATES
+from isojax._core.samples import Samples
+from isojax.learn.alignment import aligned, learned_alignment, log_spectrum
+from isojax.learn.low_rank import low_rank
+from isojax.learn.moments import second_moment
+from isojax.learn.permutation import absmax_order, co_activation, mass_diff, zigzag
+from isojax.learn.rotation import learned_rotation
+from isojax.learn.smoothquant import smooth_scale
+from isojax.transforms import Dense, Diagonal, Oblique, Permutation, pca
+
+SPECTRA = ("power", "log")
+SMALL = 1e-3  # of the channels' root mean square: one below it is taken to be constant
+
+
+@COORDINATES.member("pca", fitted=("x",), random=False)
+def _pca(key: Key[Array, ""], samples: Samples) -> Dense:
+    return pca(samples.vectors)
+
+
+@COORDINATES.member("aligned", fitted=("x", "metric"), random=False)
+def _aligned(
+    key: Key[Array, ""],
+    samples: Samples,
+    power: float | Float[Array, ""] = 1.0,
+    spectrum: str = "power",
+) -> Oblique:
+    metric = samples.need("metric", "aligned axes")
+    if check_choice("spectrum", spectrum, SPECTRA) == "log":
+        metric = log_spectrum(metric)
+    return aligned(second_moment(samples.vectors), metric, power=power)
+
+
+@COORDINATES.member("low_rank", fitted=("x",))
+def _low_rank(
+    key: Key[Array, ""], samples: Samples, rate: float | Float[Array, ""] = 3.0
+) -> Dense:
+    return low_rank(key, samples.vectors, rate)
+
+
+@COORDINATES.member("learned_rotation", fitted=("x",))
+def _learned_rotation(
+    key: Key[Array, ""], samples: Samples, bits: int = 0, steps: int = 200
+) -> Dense:
+    bits = int(bits or samples.bits or 3)
+    return learned_rotation(key, samples.vectors, bits, steps=steps)
+
+
+@COORDINATES.member("learned_alignment", fitted=("x",))
+def _learned_alignment(
+    key: Key[Array, ""], samples: Samples, rate: float = 3.0, steps: int = 200
+) -> Dense:
+    return learned_alignment(key, samples.vectors, rate, steps=steps)
+
+
+@COORDINATES.member("standardize", fitted=("x",), random=False)
+def _standardize(key: Key[Array, ""], samples: Samples) -> Diagonal:
+    """Division by the standard deviation of each channel; a constant one by that of all."""
+    deviation = samples.vectors.std(0)
+    whole = jnp.sqrt(jnp.mean(jnp.square(deviation)))
+    steady = jnp.where(deviation > SMALL * whole, deviation, jnp.where(whole > 0, whole, 1))
+    return Diagonal(1 / steady)
+
+
+@COORDINATES.member("smooth", fitted=("x", "weight"), random=False)
+def _smooth(
+    key: Key[Array, ""], samples: Samples, alpha: float | Float[Array, ""] = 0.5
+) -> Diagonal:
+    """SmoothQuant: part of the range of the vectors moved into the weights that read them."""
+    weight = samples.need("weight", "smooth")
+    return Diagonal(1 / smooth_scale(jnp.abs(samples.vectors).max(0), [weight], alpha))
+
+
+@COORDINATES.member("mass_diff", fitted=("x",), random=False)
+def _mass_diff(key: Key[Array, ""], samples: Samples, block: int = 0) -> Permutation:
+    return mass_diff(samples.vectors, _block(samples, block, "mass_diff"))
+
+
+@COORDINATES.member("co_activation", fitted=("x",), random=False)
+def _co_activation(key: Key[Array, ""], samples: Samples, block: int = 0) -> Permutation:
+    return co_activation(samples.vectors, _block(samples, block, "co_activation"))
+
+
+@COORDINATES.member("zigzag", fitted=("x",), random=False)
+def _zigzag(key: Key[Array, ""], samples: Samples, block: int = 0) -> Permutation:
+    return zigzag(samples.vectors, _block(samples, block, "zigzag"))
+
+
+@COORDINATES.member("absmax_order", fitted=("x",), random=False)
+def _absmax_order(key: Key[Array, ""], samples: Samples) -> Permutation:
+    return absmax_order(samples.vectors)
+
+
+def _block(samples: Samples, block: int, name: str) -> Any:
+    """Length of the blocks that a permutation shares channels out to: those that follow it."""
+    if not (block or samples.block):
+        raise ValueError(
+            f"{name} must stand before blocks, as in {name}@block_hadamard:32, or be given "
+            f"their length, as in {name}:32."
+        )
+    return check_positive("block", block or samples.block)

@@ -1,0 +1,360 @@
+"""One layer of a plan: transforms fitted and merged, weights rounded, stores of the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from isojax import learn
+from isojax._core.pytree import pytree
+from isojax._core.samples import Samples
+from isojax.codec import Codec
+from isojax.models import ModelConfig
+from isojax.models.hooks import INPUTS
+from isojax.models.rope import rope_frequencies
+from isojax.quantize.parts import SITES, Cached, Part, Weight
+from isojax.quantize.quantized import layer_of
+from isojax.quantizers import Codes
+from isojax.transforms import (
+    BlockDiagonal,
+    Composed,
+    Diagonal,
+    Identity,
+    Permutation,
+    Transform,
+    identity,
+    repeat,
+)
+
+MOST = 2**15  # vectors of the residual stream that coordinates are fitted on
+NORMS = {"q_proj": "input_norm", "gate_proj": "post_norm"}
+
+
+@pytree
+class Made:
+    """What a plan makes of a layer.
+
+    Attributes:
+        params: those that change, by name.
+        inputs: by input, the codec that it passes through.
+        codes: of weights, by name.
+        turned: of values, for each key head, merged.
+        turn: of queries and keys.
+        keys: how they are stored.
+        values: likewise.
+    """
+
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inputs: dict[str, Codec] = dataclasses.field(default_factory=dict)
+    codes: dict[str, Codes] = dataclasses.field(default_factory=dict)
+    turned: Any = None
+    turn: Transform | None = None
+    keys: Any = None
+    values: Any = None
+
+
+def make_layer_traced(
+    keys: Mapping[str, Key[Array, ""]],
+    layer: Mapping[str, Any],
+    stats: Mapping[str, Array],
+    residual: Transform | None,
+    values: Transform | None,
+    codes: Mapping[str, Codes | None],
+    *,
+    parts: tuple[tuple[str, Part], ...],
+    config: ModelConfig,
+) -> Made:
+    """What the parts make of a layer.
+
+    Args:
+        keys: by place.
+        layer: its parameters; the residual stream is turned already.
+        stats: see `Stats`.
+        residual: what it is turned by.
+        values: what values are turned by already, leaves lead with [kv_heads].
+        codes: of weights that are rounded already.
+        parts: what stands where.
+        config: of the decoder.
+    """
+    maker, at = _Maker(layer, stats, residual, values, codes, config), dict(parts)
+    metric = None
+    if "values" in at:
+        maker.turn_values(keys["values"], at["values"])
+    if "cache:values" in at:
+        metric = maker.value_metric()  # before weights are rounded
+    for site in SITES:
+        if (place := f"input:{site}") in at:
+            maker.turn_input(keys[place], site, at[place])
+    for name in INPUTS:
+        if (place := f"weight:{name}") in at:
+            maker.round_weight(keys[place], name, at[place])
+    if "queries_keys" in at:
+        maker.turn_keys(keys["queries_keys"], at["queries_keys"])
+    if "cache:keys" in at:
+        maker.store_keys(keys["cache:keys"], at["cache:keys"])
+    if "cache:values" in at:
+        maker.store_values(keys["cache:values"], at["cache:values"], metric)
+    return Made(
+        maker.changed, maker.inputs, maker.rounded, maker.turned, maker.turn, maker.keys,
+        maker.stored_values,
+    )  # fmt: skip
+
+
+make_layer = functools.partial(jax.jit, static_argnames=("parts", "config"))(make_layer_traced)
+
+
+class _Maker:
+    """A layer on its way: its parameters so far, and what its vectors have been through."""
+
+    def __init__(
+        self, layer: Any, stats: Any, residual: Any, values: Any, codes: Any, config: ModelConfig
+    ) -> None:
+        self.layer, self.stats, self.codes, self.config = dict(layer), stats, codes, config
+        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.residual, self.values = residual, values
+        self.changed: dict[str, Any] = {}
+        self.inputs: dict[str, Codec] = {}
+        self.through: dict[str, Transform] = {}
+        self.rounded: dict[str, Codes] = {}
+        self.turned = self.turn = self.keys = self.stored_values = None
+
+    def turn_values(self, key: Array, part: Any) -> None:
+        """Turn the values of each key head, and undo it in what o_proj reads."""
+        needs = part.coordinates.needs
+        x = self.samples("value") if "x" in needs else None
+        metric = self.value_metric() if "metric" in needs else None
+
+        def fit(key: Array, x: Any, metric: Any) -> Transform:
+            return part.coordinates.fit(key, Samples(x, metric, size=self.config.head_dim))
+
+        turn = jax.vmap(fit)(
+            jax.random.split(key, self.groups), None if x is None else _by_head(x), metric
+        )
+        _keeps_length("values", part.coordinates, turn)
+        self.refuse_rounded("values", "v_proj", "o_proj")
+        self.write("v_proj", BlockDiagonal(turn, self.groups))
+        self.read("o_proj", self.for_all_heads(turn))
+        self.turned = self.values = turn
+
+    def turn_input(self, key: Array, site: str, part: Any) -> None:
+        """Make the transform and quantizer of an input, and merge what merges."""
+        readers = [name for name, source in INPUTS.items() if source == site]
+        coordinates, needs, before = part.recipe.coordinates, part.recipe.needs, self.before(site)
+        samples = Samples(None, size=self.layer[site]["kernel"].shape[0])
+        if "x" in needs:
+            samples = Samples(_apply(before, self.samples(f"input:{site}")))
+        if needs & {"metric", "weight"}:
+            weight = jnp.concatenate([self.kernel(name) for name in readers], axis=1)
+            metric = jnp.matmul(weight, weight.T, precision="highest")
+            samples = dataclasses.replace(samples, metric=metric, weight=weight)
+        codec = part.recipe.fit(key, samples, part.bits)
+        _keeps_length(f"input:{site}", coordinates, codec.transform)
+        merged, online = _split(codec.transform, site)
+        for transform in merged:
+            self.merge(site, transform)
+        if not isinstance(codec.transform, Identity):
+            self.refuse_rounded(f"input:{site}", *readers)
+            for name in readers:
+                self.read(name, codec.transform)
+            self.through[site] = codec.transform
+        if not isinstance(online, Identity) or part.recipe.levels.member.name != "none":
+            self.inputs[f"input:{site}"] = dataclasses.replace(codec, transform=online)
+
+    def merge(self, site: str, transform: Transform) -> None:
+        """Merge a transform in front of an input into what writes it."""
+        if site in NORMS:
+            norm = NORMS[site]
+            self.put(norm, {"scale": _turned(transform, self.layer[norm]["scale"])})
+        elif isinstance(transform, Permutation):
+            for name in ("gate_proj", "up_proj"):
+                self.write(name, transform)
+                if self.codes.get(name) is not None:
+                    self.rounded[name] = _reordered(self.codes[name], transform)
+        else:
+            self.refuse_rounded(f"input:{site}", "up_proj")
+            self.write("up_proj", transform)
+
+    def round_weight(self, key: Array, name: str, part: Weight) -> None:
+        """Round a weight in its recipe's coordinates."""
+        site, moment = INPUTS[name], None
+        needs = part.recipe.needs | set(part.rounding.member.facts.get("fitted", ("moment",)))
+        if needs & {"moment", "metric"}:
+            moment = self.statistic(f"moment:input:{site}")
+            for transform in (self.before(site), self.through.get(site)):
+                if transform is not None:
+                    moment = transform.apply(transform.apply(moment).T)
+        rows, codes = round_rows(key, self.kernel(name).T, moment, part)
+        kernel = self.layer[name]["kernel"]
+        self.put(name, self.layer[name] | {"kernel": rows.T.astype(kernel.dtype)})
+        if codes is not None:
+            self.rounded[name] = codes
+
+    def turn_keys(self, key: Array, part: Any) -> None:
+        """Make the turn of queries and keys, one for all heads; it runs online."""
+        needs, size = part.coordinates.needs, self.config.head_dim
+        x = self.samples("key").reshape(-1, size) if "x" in needs else None
+        metric = self.statistic("moment:query").mean(0) if "metric" in needs else None
+        turn = part.coordinates.fit(key, Samples(x, metric, size=size))
+        _keeps_length("queries_keys", part.coordinates, turn)
+        self.turn = None if isinstance(turn, Identity) else turn
+
+    def store_keys(self, key: Array, part: Any) -> None:
+        """Fit the store of keys."""
+        config, recipe = self.config, part.recipe
+        x, metric = self.samples("key", recipe), None
+        if "metric" in recipe.recipe.needs:
+            metric = self.statistic("moment:query")
+        if self.turn is not None:
+            if (recipe.offset, recipe.rope) != ("none", "after"):
+                raise ValueError(
+                    "cache:keys must not undo the rotary embedding behind a turn of queries_keys, "
+                    f"got {recipe}."
+                )
+            x = self.turn.apply(x)
+            dual = self.turn.dual.apply
+            metric = None if metric is None else dual(dual(metric).swapaxes(-1, -2))
+        frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        self.keys = _fitted(key, part, x, frequency, metric)
+
+    def store_values(self, key: Array, part: Any, metric: Array | None) -> None:
+        """Fit the store of values."""
+        x = self.samples("value", part.recipe)
+        if self.values is not None:
+            x = jax.vmap(lambda t, x: t.apply(x), (0, 2), 2)(self.values, x)
+        self.stored_values = _fitted(key, part, x, None, metric)
+
+    def value_metric(self) -> Float[Array, "g d d"]:
+        """How o_proj measures an error in the values of each key head: W W^T, a mean over heads."""
+        kernel = self.kernel("o_proj")
+        by_head = kernel.reshape(self.groups, -1, self.config.head_dim, kernel.shape[-1])
+        return jax.vmap(learn.second_moment)(by_head.swapaxes(-1, -2))
+
+    def before(self, site: str) -> Transform | None:
+        """What an input has been through on its way from where statistics are taken."""
+        if site in NORMS:
+            scale = Diagonal(self.layer[NORMS[site]]["scale"].astype(jnp.float32))
+            return scale if self.residual is None else self.residual @ scale
+        return self.for_all_heads(self.values) if site == "o_proj" and self.values else None
+
+    def for_all_heads(self, turn: Any) -> Transform:
+        """The turn of values of each key head, as what o_proj reads has it."""
+        return BlockDiagonal(repeat(turn, self.heads // self.groups), self.groups)
+
+    def samples(self, kind: str, recipe: Any = None) -> Array:
+        """Calibration vectors; for a store that is fitted on none, one of zeros."""
+        if recipe is None or "x" in recipe.recipe.needs or recipe.offset != "none":
+            x = self.statistic(f"samples:{kind}")
+            return x.reshape(-1, x.shape[-1]) if kind.startswith("input") else x
+        return jnp.zeros((1, recipe.sinks + 1, self.groups, self.config.head_dim))
+
+    def statistic(self, name: str) -> Array:
+        """One of the statistics.
+
+        Raises:
+            ValueError: it is not there.
+        """
+        if name not in self.stats:
+            raise ValueError(f"stats must hold {name}: calibrate the model for this plan.")
+        return jnp.asarray(self.stats[name]).astype(jnp.float32)
+
+    def kernel(self, name: str) -> Float[Array, "i o"]:
+        return self.layer[name]["kernel"].astype(jnp.float32)
+
+    def put(self, name: str, value: Any) -> None:
+        self.layer[name] = self.changed[name] = value
+
+    def write(self, name: str, transform: Transform) -> None:
+        """Turn what a projection writes."""
+        self.put(name, {n: _turned(transform, a) for n, a in self.layer[name].items()})
+
+    def read(self, name: str, transform: Transform) -> None:
+        """Undo a transform in what a projection reads."""
+        kernel = self.layer[name]["kernel"]
+        self.put(name, self.layer[name] | {"kernel": _turned(transform.dual, kernel.T).T})
+
+    def refuse_rounded(self, place: str, *names: str) -> None:
+        rounded = [name for name in names if self.codes.get(name) is not None]
+        if rounded:
+            raise ValueError(f"{place} must be turned before {rounded[0]} is rounded.")
+
+
+def round_rows(
+    key: Array, rows: Float[Array, "o i"], moment: Float[Array, "i i"] | None, part: Weight
+) -> tuple[Float[Array, "o i"], Codes | None]:
+    """Rows of a weight as their codes have them, and the codes.
+
+    Args:
+        key: draws the coordinates.
+        rows: vectors that act along the input.
+        moment: of the input, in which errors count; None to count all alike.
+        part: what is done to them.
+    """
+    codec = part.recipe.fit(key, Samples(rows, moment), part.bits)
+    dual = codec.transform.dual.apply
+    if moment is not None:
+        moment = dual(dual(moment).T)
+    codes = part.rounding(codec.transform.apply(rows).T, moment, codec.quantizer)
+    return codec.transform.inverse.apply(codec.quantizer.decode(codes)), codes
+
+
+def pooled(stats: Any, size: int, needs: frozenset[str]) -> Samples:
+    """Vectors of the residual stream, as norms leave them, of all layers."""
+    if "x" not in needs:
+        return Samples(None, size=size)
+    found = []
+    for layer in stats:
+        for site in NORMS:
+            if f"samples:input:{site}" not in layer:
+                raise ValueError(f"stats must hold samples:input:{site}: calibrate for this plan.")
+            found.append(jnp.asarray(layer[f"samples:input:{site}"]).reshape(-1, size))
+    x = jnp.concatenate(found)
+    return Samples(x[:: -(-len(x) // MOST)])
+
+
+def _fitted(key: Array, part: Cached, x: Array, frequency: Any, metric: Any) -> Any:
+    metric = None if metric is None else metric[None]
+    return layer_of(part.recipe.fit(key, x[None], int(part.bits), frequency, metric), 0)
+
+
+def _split(transform: Transform, site: str) -> tuple[list[Transform], Transform]:
+    """First factors that merge into what writes the input, and the rest, which runs online."""
+    mergeable = {"q_proj": (Diagonal,), "gate_proj": (Diagonal,), "o_proj": ()}
+    kinds = mergeable.get(site, (Diagonal, Permutation))
+    rest = list(transform.factors) if isinstance(transform, Composed) else [transform]
+    merged = []
+    while rest and isinstance(rest[0], kinds):
+        merged.append(rest.pop(0))
+    return merged, functools.reduce(operator.matmul, rest) if rest else identity(transform.dim)
+
+
+def _keeps_length(place: str, coordinates: Any, transform: Transform) -> None:
+    if transform.out_dim != transform.dim:
+        raise ValueError(
+            f"{place} must keep its length {transform.dim}, got {coordinates} to "
+            f"{transform.out_dim}: choose blocks that divide it."
+        )
+
+
+def _turned(transform: Transform, x: Array) -> Array:
+    """In fp32, in the dtype of `x`."""
+    return transform.apply(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _apply(transform: Transform | None, x: Array) -> Array:
+    return x if transform is None else transform.apply(x)
+
+
+def _by_head(x: Float[Array, "w t g d"]) -> Float[Array, "g n d"]:
+    return x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _reordered(codes: Any, permutation: Permutation) -> Codes:
+    """Codes of a weight [out, in] whose outputs are permuted."""
+    return jax.tree.map(lambda a: a[permutation.indices] if a.ndim > 1 else a, codes)

@@ -1,0 +1,163 @@
+"""Places of a decoder, and what may stand at each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from isojax._core.checks import check_choice
+from isojax._core.members import ROUNDINGS, Stage
+from isojax.kvcache.recipe import StoreRecipe
+from isojax.models.hooks import INPUTS
+from isojax.recipes import Coordinates, Recipe
+
+SITES = tuple(dict.fromkeys(INPUTS.values()))
+"""Projections by whose name an input is called: q (also read by k and v), o, gate (also up), down."""
+TURNS = ("residual", "values", "queries_keys")
+INPUT_PLACES = tuple(f"input:{site}" for site in SITES)
+WEIGHT_PLACES = tuple(f"weight:{name}" for name in INPUTS)
+TABLES = ("embedding", "head")
+CACHES = ("cache:keys", "cache:values")
+PLACES = (*TURNS, *INPUT_PLACES, *WEIGHT_PLACES, *TABLES, *CACHES)
+GROUPS = {"input": INPUT_PLACES, "weight": WEIGHT_PLACES, "cache": CACHES}
+"""Places that may be named together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """Coordinates of the residual stream, of values, or of queries and keys.
+
+    Attributes:
+        coordinates: the transform.
+    """
+
+    coordinates: Coordinates
+
+    def __str__(self) -> str:
+        return str(self.coordinates)
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What the input of a projection passes through.
+
+    Attributes:
+        recipe: the transform, whose inverse merges into the weights, and the levels behind it.
+        bits: per element.
+    """
+
+    recipe: Recipe
+    bits: int | float = 0
+
+    def __str__(self) -> str:
+        return _words(self.recipe, bits=self.bits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """How a weight is stored.
+
+    Attributes:
+        recipe: of the codec of its rows [out, in], that act along the input.
+        bits: per element.
+        rounding: to nearest, or so that the error of the output is small.
+    """
+
+    recipe: Recipe
+    bits: int | float = 0
+    rounding: Stage = dataclasses.field(default_factory=lambda: ROUNDINGS.parse("nearest"))
+
+    def __str__(self) -> str:
+        shown = {} if self.rounding.name == "nearest" else {"rounding": self.rounding}
+        return _words(self.recipe, bits=self.bits, **shown)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """How keys or values are stored.
+
+    Attributes:
+        recipe: of the store.
+        bits: per element of codes.
+    """
+
+    recipe: StoreRecipe
+    bits: int | float = 0
+
+    def __str__(self) -> str:
+        first, *settings = str(self.recipe).split(" ")
+        return " ".join([*_words(first, bits=self.bits).split(" "), *settings])
+
+
+Part = Turn | Input | Weight | Cached
+for _part, _leaves, _fixed in (
+    (Turn, ["coordinates"], []), (Input, ["recipe"], ["bits"]),
+    (Weight, ["recipe", "rounding"], ["bits"]), (Cached, ["recipe"], ["bits"]),
+):  # fmt: skip
+    jax.tree_util.register_dataclass(_part, _leaves, _fixed)
+
+
+def parse_part(place: str, text: str) -> Part:
+    """What `text` puts at a place: a recipe, then settings as `name=value`.
+
+    Raises:
+        ValueError: the recipe or a setting is not allowed there.
+    """
+    words = text.split()
+    if not words:
+        raise ValueError(f"{place} must be followed by a recipe, got nothing.")
+    first, settings = words[0], {}
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if not equals or name in settings:
+            raise ValueError(f"{place}: settings must be name=value, each once; got {word!r}.")
+        settings[name] = value
+    if place in TURNS:
+        _only(place, settings, ())
+        return Turn(Coordinates.parse(first))
+    recipe = Recipe.parse(first)
+    bits = _bits(place, recipe, settings.pop("bits", ""))
+    if place in CACHES:
+        return Cached(StoreRecipe.of(recipe, settings), bits)
+    if recipe.centre:
+        raise ValueError(f"{place} cannot be centred: nothing adds the mean back; got {first!r}.")
+    if place in INPUT_PLACES:
+        _only(place, settings, ("bits",))
+        return Input(recipe, bits)
+    rounding = ROUNDINGS.parse(settings.pop("rounding", "nearest"))
+    _only(place, settings, ("bits", "rounding"))
+    return Weight(recipe, bits, rounding)
+
+
+def _only(place: str, settings: dict[str, str], allowed: tuple[str, ...]) -> None:
+    for name in settings:
+        if not allowed:
+            raise ValueError(f"{place} takes no settings, got {name}.")
+        check_choice(f"setting of {place}", name, allowed)
+
+
+def _bits(place: str, recipe: Recipe, text: str) -> int | float:
+    """Bits per element; those that the levels have, where they have but one number of them."""
+    member = recipe.levels.member
+    allowed = member.member.facts.get("bits")
+    if not text:
+        if member.name in ("none", "zero"):
+            return 0
+        if allowed is not None and len(allowed) == 1:
+            return allowed[0]
+        raise ValueError(f"{place}: bits must be given for {recipe.levels}, as in bits=4.")
+    try:
+        bits = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(f"{place}: bits must be a number, got {text!r}.") from None
+    if allowed is not None:
+        check_choice(f"{place}: bits of {recipe.levels}", bits, allowed)
+    if not bits > 0:
+        raise ValueError(f"{place}: bits must be above 0, got {text}.")
+    return bits
+
+
+def _words(recipe: Any, **settings: Any) -> str:
+    return " ".join([str(recipe), *(f"{k}={v}" for k, v in settings.items() if v != 0)])

@@ -1,0 +1,188 @@
+"""Plans: what stands where in a decoder, as plain data.
+
+    residual: hadamard
+    values: hadamard
+    input: identity/absmax bits=4
+    input:down_proj: mass_diff@block_hadamard:32/absmax bits=4
+    input:down_proj[0,1]: mass_diff@block_hadamard:32/absmax bits=8
+    weight: identity/absmax:range=mse bits=4 rounding=gptq
+    cache:keys: aligned/lloyd_max:fitted_channel:greedy bits=3 offset=pre_rope sinks=4
+
+A line is a rule: a place, the layers it is meant for (all, unless given in brackets as in Python),
+and what stands there. Of two rules for a place and layer the later one counts. `none` leaves a
+place as it is. Lines that begin with # are comments; `;` ends a rule as a new line does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from isojax.models.hooks import INPUTS
+from isojax.quantize.parts import GROUPS, PLACES, TABLES, Part, Turn, parse_part
+
+_LINE = re.compile(r"\s*([a-z_:]+?)\s*(?:\[([^\]]*)\])?\s*:\s+(.*?)\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What stands at a place, in all layers or some.
+
+    Attributes:
+        place: one of `PLACES`, or of `GROUPS`: `input`, `weight`, `cache`.
+        part: what stands there, or None for nothing.
+        layers: indices and slices as in Python, joined by commas; all where empty.
+    """
+
+    place: str
+    part: Part | None
+    layers: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """The rule that a line writes.
+
+        Raises:
+            ValueError: there is no such place, or its part or layers are not allowed.
+        """
+        match = _LINE.fullmatch(text)
+        if not match:
+            raise ValueError(f"a rule must read as PLACE: RECIPE, got {text.strip()!r}.")
+        place, layers, rest = match.group(1), match.group(2) or "", match.group(3)
+        kind, _, name = place.partition(":")
+        if kind == "input" and name in INPUTS:
+            place = f"input:{INPUTS[name]}"  # k reads what q does
+        if place not in PLACES and place not in GROUPS:
+            known = (*PLACES, *GROUPS)
+            near = difflib.get_close_matches(place, known, n=3) or known
+            raise ValueError(f"place must be one of {', '.join(near)}; got {place!r}.")
+        layers = layers.replace(" ", "")
+        if layers and place in ("residual", *TABLES):
+            raise ValueError(f"{place} is one for all layers, got {place}[{layers}].")
+        _indices(layers, 1)
+        part = None if rest == "none" else parse_part(GROUPS.get(place, (place,))[0], rest)
+        return cls(place, part, layers)
+
+    def __str__(self) -> str:
+        where = self.place + (f"[{self.layers}]" if self.layers else "")
+        return f"{where}: {'none' if self.part is None else self.part}"
+
+    def indices(self, layers: int) -> set[int]:
+        """Numbers of the layers that it is meant for, of so many.
+
+        Raises:
+            ValueError: a layer is out of range.
+        """
+        return _indices(self.layers, layers, check=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Rules; prints as it is written, `Plan.parse(str(p)) == p`.
+
+    Attributes:
+        rules: in order; later ones count.
+    """
+
+    rules: tuple[Rule, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """The plan that `text` writes.
+
+        Raises:
+            ValueError: a line is no rule; names the line.
+        """
+        rules = []
+        for number, line in enumerate(re.split(r"[\n;]", text), 1):
+            if line.strip() and not line.strip().startswith("#"):
+                try:
+                    rules.append(Rule.parse(line))
+                except ValueError as error:
+                    raise ValueError(f"plan, line {number}: {error}") from None
+        return cls(tuple(rules))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """The plan in a file.
+
+        Raises:
+            ValueError: it holds no plan; names the file and the line.
+            OSError: it cannot be read.
+        """
+        try:
+            return cls.parse(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.rules))
+
+    def __add__(self, other: Plan) -> Plan:
+        """The rules of this plan, then those of the other."""
+        return Plan(self.rules + other.rules)
+
+    def at(self, place: str, layers: int) -> list[Part | None]:
+        """What stands at a place in each of so many layers.
+
+        Raises:
+            ValueError: a rule names a layer that there is not.
+        """
+        found: list[Part | None] = [None] * layers
+        for rule in self.rules:
+            if place in GROUPS.get(rule.place, (rule.place,)):
+                for i in rule.indices(layers):
+                    found[i] = rule.part
+        return found
+
+    def layer(self, number: int, layers: int) -> dict[str, Part]:
+        """What stands where in one layer; of what all layers share, see `whole`."""
+        places = [p for p in PLACES if p != "residual" and p not in TABLES]
+        found = {place: self.at(place, layers)[number] for place in places}
+        return {place: part for place, part in found.items() if part is not None}
+
+    def whole(self, place: str) -> Any:
+        """What stands at a place that all layers share, or None."""
+        return self.at(place, 1)[0]
+
+    @property
+    def folds_norms(self) -> bool:
+        """Whether the scales of norms are folded into weights: the residual stream is turned."""
+        part = self.whole("residual")
+        return isinstance(part, Turn) and bool(part.coordinates.stages)
+
+    @property
+    def places(self) -> set[str]:
+        """All places that its rules name."""
+        return {p for rule in self.rules for p in GROUPS.get(rule.place, (rule.place,))}
+
+
+jax.tree_util.register_dataclass(Rule, ["part"], ["place", "layers"])
+jax.tree_util.register_dataclass(Plan, ["rules"], [])
+
+
+def _indices(text: str, layers: int, check: bool = False) -> set[int]:
+    if not text:
+        return set(range(layers))
+    found: set[int] = set()
+    for item in text.split(","):
+        bounds = item.split(":")
+        try:
+            numbers = [int(b) if b else None for b in bounds]
+            if len(numbers) > 3 or (len(numbers) == 1 and numbers[0] is None):
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"layers must be as in [0,-1] or [2:5], got [{text}].") from None
+        if len(numbers) > 1:
+            found.update(range(layers)[slice(*numbers)])
+        elif check and not -layers <= int(numbers[0] or 0) < layers:
+            raise ValueError(f"layers must be from {-layers} to {layers - 1}, got [{text}].")
+        else:
+            found.add(int(numbers[0] or 0) % layers)
+    return found
+

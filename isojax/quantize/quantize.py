@@ -1,0 +1,160 @@
+"""A plan carried out: what merges is merged, weights are rounded, what runs online is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.core import Tracer
+from jaxtyping import Array, Key
+
+from isojax.models import LanguageModel, fold_norms, rotate_residual
+from isojax.quantize.layer import Made, make_layer, make_layer_traced, pooled, round_rows
+from isojax.quantize.parts import PLACES, TABLES, Turn, Weight
+from isojax.quantize.plan import Plan
+from isojax.quantize.quantized import Quantized, by_layer, layer_of, stacked
+from isojax.quantize.stats import Stats
+
+
+def quantize(
+    key: Key[Array, ""],
+    model: LanguageModel | Quantized,
+    plan: Plan,
+    stats: Stats | None = None,
+) -> Quantized:
+    """The model as the plan has it.
+
+    Pure: works under `jit` and under `vmap` over keys and numbers of the plan that may be traced.
+    Layers are compiled one by one, and read their statistics one after the other. In this order:
+    the residual stream is turned (which folds the scales of norms into weights), then in each layer
+    values, the inputs of projections, weights, queries and keys, and the cache, each fitted on what
+    those before it leave.
+
+    Args:
+        key: draws what is random; that of a place depends on the place and layer alone.
+        model: as loaded; or a quantized one, to which the plan adds places that it leaves free.
+        plan: what stands where.
+        stats: of `calibrate` for this plan; None where nothing is fitted.
+
+    Raises:
+        ValueError: the residual stream would be turned by what is no isometry, something that is
+            fitted lacks its statistics, a transform changes a length, or a place is taken or was
+            read by weights that are rounded already.
+    """
+    base = model if isinstance(model, Quantized) else unquantized(model)
+    _check(plan, base)
+    number = base.config.num_hidden_layers
+    keys = {place: jax.random.fold_in(key, i) for i, place in enumerate(PLACES)}
+    statistics = ({},) * number if stats is None else stats.layers
+    if len(statistics) != number:
+        raise ValueError(f"stats must be of {number} layers, got {len(statistics)}.")
+    base = _turn_residual(keys["residual"], base, plan, statistics)
+    residual = base.shared.get("residual")
+    made: list[Made] = []
+    for i in range(number):
+        parts = plan.layer(i, number)
+        if not parts:
+            made.append(Made())
+            continue
+        own = {p: jax.random.split(keys[p], number)[i] for p in parts}
+        values = base.shared.get("values", (None,) * number)[i]
+        codes = {name: each[i] for name, each in base.codes.items()}
+        given = (own, layer_of(base.params["layers"], i), statistics[i], residual, values, codes)
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((given, parts)))
+        make = make_layer_traced if traced else make_layer
+        made.append(make(*given, parts=tuple(parts.items()), config=base.config))
+    return _tables(keys, _joined(base, made), plan)
+
+
+def unquantized(model: LanguageModel) -> Quantized:
+    """The model as it is: that of an empty plan."""
+    return Quantized(model.params, {}, None, None, None, {}, {}, model.config)
+
+
+def _check(plan: Plan, base: Quantized) -> None:
+    taken = {f"weight:{name}" for name in base.codes} | set(base.inputs)
+    taken |= {name for name in ("residual", "values") if name in base.shared}
+    taken |= {"queries_keys"} if base.turn is not None else set()
+    taken |= {f"cache:{side}" for side in ("keys", "values") if getattr(base, side) is not None}
+    again = sorted(taken & plan.places)
+    if again:
+        raise ValueError(f"the model is quantized at {', '.join(again)} already.")
+    if "residual" in plan.places and (base.codes or base.inputs):
+        raise ValueError("residual must be turned before weights or inputs are quantized.")
+
+
+def _turn_residual(key: Array, base: Quantized, plan: Plan, statistics: Any) -> Quantized:
+    part = plan.whole("residual")
+    if not isinstance(part, Turn) or not part.coordinates.stages:
+        return base
+    params, config = fold_norms(base.params, base.config)
+    samples = pooled(statistics, config.hidden_size, part.coordinates.needs)
+    transform = part.coordinates.fit(key, samples)
+    if not transform.isometry or transform.out_dim != transform.dim:
+        raise ValueError(
+            "residual must be turned by an isometry, since RMSNorm commutes with no other "
+            f"transform; got {part.coordinates}."
+        )
+    params = rotate_residual(params, config, transform)
+    shared = base.shared | {"residual": transform}
+    return dataclasses.replace(base, params=params, config=config, shared=shared)
+
+
+def _joined(base: Quantized, made: list[Made]) -> Quantized:
+    """The model with what was made of its layers."""
+    layers = dict(base.params["layers"])
+    for name in sorted(set().union(*(m.params for m in made))):
+        each = [m.params.get(name, layer_of(layers[name], i)) for i, m in enumerate(made)]
+        layers[name] = stacked(each)
+    inputs = dict(base.inputs)
+    for site in sorted(set().union(*(m.inputs for m in made))):
+        joined = by_layer([m.inputs.get(site) for m in made])
+        assert joined is not None
+        inputs[site] = joined
+    codes = dict(base.codes)
+    for name in sorted(set().union(*(m.codes for m in made))):
+        before = codes.get(name, (None,) * len(made))
+        codes[name] = tuple(m.codes.get(name, before[i]) for i, m in enumerate(made))
+    shared = dict(base.shared)
+    if any(m.turned is not None for m in made):
+        shared["values"] = tuple(m.turned for m in made)
+    turn = by_layer([m.turn for m in made])
+    sides = {}
+    for side in ("keys", "values"):
+        each = [getattr(m, side) for m in made]
+        if any(s is not None for s in each):
+            sides[side] = _stores(f"cache:{side}", each)
+    return dataclasses.replace(
+        base, params=base.params | {"layers": layers}, inputs=inputs, codes=codes, shared=shared,
+        turn=base.turn if turn is None else turn, **sides,
+    )  # fmt: skip
+
+
+def _stores(place: str, each: list[Any]) -> Any:
+    """One store of all layers.
+
+    Raises:
+        ValueError: layers differ in more than numbers.
+    """
+    trees = {jax.tree.structure(s) for s in each}
+    if len(trees) > 1:
+        raise ValueError(f"{place} must be alike in all layers, which one cache holds.")
+    return stacked(each)
+
+
+def _tables(keys: Any, model: Quantized, plan: Plan) -> Quantized:
+    """The model with its embedding and head as the plan has them."""
+    params, codes = dict(model.params), dict(model.codes)
+    for place in TABLES:
+        part = plan.whole(place)
+        if not isinstance(part, Weight):
+            continue
+        if place not in params:
+            raise ValueError("head is the embedding in this model: quantize that, or turn neither.")
+        rows = params[place] if place == "embedding" else params[place].T
+        hat, found = round_rows(keys[place], rows, None, part)
+        params[place] = (hat if place == "embedding" else hat.T).astype(params[place].dtype)
+        codes[place] = (found,)
+    return dataclasses.replace(model, params=params, codes=codes)
+

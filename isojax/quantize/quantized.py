@@ -1,0 +1,146 @@
+"""A quantized model: parameters, what runs online, and how the cache is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from isojax._core.pytree import pytree, static
+from isojax.codec import Codec
+from isojax.kvcache import Cache, Store
+from isojax.models import Hooks, ModelConfig, empty_cache
+from isojax.models.hooks import Layer
+from isojax.quantizers import Codes
+
+
+@pytree
+class ByLayer:
+    """What differs by layer: stacks of what is alike, and which layer has which.
+
+    Attributes:
+        stacks: trees whose leaves lead with the layers of a group.
+        group: for each layer the number of its stack, -1 for none.
+        place: for each layer its place in the stack.
+    """
+
+    stacks: tuple[Any, ...]
+    group: tuple[int, ...] = static()
+    place: tuple[int, ...] = static()
+
+    def apply(self, layer: Layer, x: Array, do: Callable[[Any, Array], Array]) -> Array:
+        """`do(what the layer has, x)`, or `x` where it has nothing; `layer` may be traced."""
+
+        def one(stack: Any) -> Callable[[Array], Array]:
+            def run(x: Array) -> Array:
+                place = jnp.asarray(self.place)[layer]
+                return do(jax.tree.map(lambda a: a[place], stack), x)
+
+            return run
+
+        runs = [one(stack) for stack in self.stacks]
+        if len(runs) == 1 and -1 not in self.group:
+            return runs[0](x)
+        which = jnp.asarray(self.group)[layer] + 1
+        return jax.lax.switch(which, [lambda x: x, *runs], x)
+
+
+def by_layer(items: Sequence[Any]) -> ByLayer | None:
+    """Trees of all layers, None for a layer that has none; None where no layer has any."""
+    kinds: list[Any] = []
+    members: list[list[Any]] = []
+    group, place = [], []
+    for item in items:
+        if item is None:
+            group.append(-1)
+            place.append(0)
+            continue
+        leaves, tree = jax.tree.flatten(item)
+        kind = (tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        if kind not in kinds:
+            kinds.append(kind)
+            members.append([])
+        number = kinds.index(kind)
+        group.append(number)
+        place.append(len(members[number]))
+        members[number].append(item)
+    if not members:
+        return None
+    stacks = tuple(jax.tree.map(lambda *a: jnp.stack(a), *items) for items in members)
+    return ByLayer(stacks, tuple(group), tuple(place))
+
+
+@pytree
+class Quantized:
+    """A model as a plan has it; made by `quantize`.
+
+    A pytree without the words of the plan: models of one structure share compiled programs.
+
+    Attributes:
+        params: the tree of `init_params`, transforms merged and weights as their codes have them.
+        inputs: by input of a projection, the codec whose transform and quantizer it passes through.
+        turn: of queries and keys.
+        keys: how keys are stored, or None to keep them as they are.
+        values: how values are stored.
+        codes: of the weights that are quantized, by name, [layers] each.
+        shared: transforms merged into all weights: `residual`, and `values` of each layer.
+        config: of the decoder.
+    """
+
+    params: Any
+    inputs: dict[str, ByLayer]
+    turn: ByLayer | None
+    keys: Store | None
+    values: Store | None
+    codes: dict[str, tuple[Codes | None, ...]]
+    shared: dict[str, Any]
+    config: ModelConfig = static()
+
+    @property
+    def hooks(self) -> Hooks:
+        """What runs online."""
+
+        def activation(name: str, layer: Layer, x: Array) -> Array:
+            return self.inputs[name].apply(layer, x, _through) if name in self.inputs else x
+
+        def key(layer: Layer, k: Array) -> Array:
+            assert self.turn is not None
+            return self.turn.apply(layer, k, lambda t, x: t.apply(x))
+
+        def query(layer: Layer, q: Array) -> Array:
+            assert self.turn is not None
+            return self.turn.apply(layer, q, lambda t, x: t.dual.apply(x))
+
+        turned = self.turn is not None
+        return Hooks(
+            activation if self.inputs else None, query if turned else None, key if turned else None
+        )
+
+    def cache(self, batch: int, slots: int, dtype: Any = jnp.float32, **kwargs: Any) -> Cache:
+        """An empty cache for `slots` tokens in each of `batch` texts; see `empty_cache`."""
+        return empty_cache(
+            self.config, batch, slots, dtype, keys=self.keys, values=self.values, **kwargs
+        )
+
+    @property
+    def stores(self) -> bool:
+        """Whether keys or values are stored in codes."""
+        return self.keys is not None or self.values is not None
+
+
+def _through(codec: Codec, x: Array) -> Array:
+    """The input in its coordinates, after its quantizer, in its dtype."""
+    return codec.quantizer.roundtrip(codec.rotate(x)).astype(x.dtype)
+
+
+def layer_of(stacked: Any, number: int) -> Any:
+    """The part of one layer of a tree whose leaves lead with layers."""
+    return jax.tree.map(lambda a: a[number], stacked)
+
+
+def stacked(layers: Sequence[Any]) -> Any:
+    """One tree whose leaves lead with layers."""
+    return jax.tree.map(lambda *a: jnp.stack(a), *layers)

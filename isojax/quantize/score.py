@@ -1,0 +1,94 @@
+"""What a quantized model predicts: scores of texts, and text of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from isojax.models import (
+    LanguageModel,
+    ModelConfig,
+    Reference,
+    Scores,
+    forward,
+    token_scores,
+)
+from isojax.quantize.quantize import unquantized
+from isojax.quantize.quantized import Quantized
+
+
+def reference(model: LanguageModel, windows: Int[Any, "n t"]) -> Reference:
+    """What the unquantized model makes of some windows, for `score` to compare others with.
+
+    Args:
+        model: as loaded.
+        windows: token numbers; those that `score` is to be given.
+    """
+    read = jax.jit(_hidden, static_argnames="config")
+    hidden = [
+        np.asarray(read(model.params, model.config, jnp.asarray(ids)[None])) for ids in windows
+    ]
+    head = {"head": model.params["head"]} if "head" in model.params else None
+    return Reference(np.concatenate(hidden), head or {"embedding": model.params["embedding"]})  # pyright: ignore[reportArgumentType]
+
+
+def score(
+    model: LanguageModel | Quantized,
+    windows: Int[Any, "n t"],
+    reference: Reference | None = None,
+    *,
+    chunk: int = 256,
+) -> Scores:
+    """How a model predicts each token but the first of some windows; see `token_scores`.
+
+    A cache in codes is read by every token, from the first of its window on. Each window is read by
+    one program, compiled once for all models of one structure.
+
+    Args:
+        model: a quantized model, or one as loaded.
+        windows: token numbers, each window a text of its own.
+        reference: of the same windows; None for the likelihood alone.
+        chunk: tokens whose logits are held at once.
+
+    Returns:
+        Arrays [n, t - 1]; `summary` makes scalars of them.
+
+    Raises:
+        ValueError: as `token_scores`.
+    """
+    running = _running(model)
+    if reference is not None and len(reference.hidden) != len(windows):
+        raise ValueError(
+            f"reference must be of the {len(windows)} windows, got {len(reference.hidden)}."
+        )
+    found = []
+    for i, ids in enumerate(windows):
+        exact = None if reference is None else reference._replace(hidden=reference.hidden[i][None])
+        found.append(_score(running, jnp.asarray(ids)[None], exact, chunk))
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *found)
+
+
+def _running(model: LanguageModel | Quantized) -> Quantized:
+    """What a forward pass needs of a model."""
+    quantized = unquantized(model) if isinstance(model, LanguageModel) else model
+    return dataclasses.replace(quantized, codes={}, shared={})
+
+
+@functools.partial(jax.jit, static_argnames="chunk")
+def _score(
+    model: Quantized, ids: Int[Array, "1 t"], reference: Reference | None, chunk: int
+) -> Scores:
+    cache = model.cache(1, ids.shape[1]) if model.stores else None
+    return token_scores(
+        model.params, model.config, ids, reference, hooks=model.hooks, cache=cache, chunk=chunk
+    )
+
+
+def _hidden(params: Any, config: ModelConfig, ids: Array) -> Float[Array, "1 t d"]:
+    return forward(params, config, ids).hidden

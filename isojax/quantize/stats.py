@@ -1,0 +1,87 @@
+"""What a plan is fitted on, layer by layer, in memory or on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isojax._core.pytree import pytree
+from isojax.models.hooks import INPUTS
+from isojax.quantize.parts import Cached, Input, Part, Turn, Weight
+
+
+@pytree
+class Stats:
+    """Statistics of calibration texts; made by `calibrate`.
+
+    Attributes:
+        layers: for each layer a dict: `samples:input:SITE` [windows, t, d], `samples:key` and
+            `samples:value` [windows, t, kv_heads, head_dim]; `moment:input:SITE` [d, d], the mean
+            of x^T x, and `moment:query` [kv_heads, head_dim, head_dim]. NumPy or JAX arrays; those
+    """
+
+    layers: tuple[dict[str, Any], ...]
+    folded: bool = static(default=False)
+
+
+def needed(parts: Mapping[str, Part]) -> set[str]:
+    """Names of the statistics that what stands in a layer is fitted on."""
+    found: set[str] = set()
+    for place, part in parts.items():
+        kind, _, name = place.partition(":")
+        if isinstance(part, Input):
+            found |= {f"samples:input:{name}"} if "x" in part.recipe.needs else set()
+        elif isinstance(part, Weight):
+            site = f"input:{INPUTS[name]}"
+            fitted = part.rounding.member.facts.get("fitted", ("moment",))
+            if "moment" in fitted or "metric" in part.recipe.needs:
+                found |= {f"moment:{site}"}
+        else:
+            side = "value" if name == "values" or kind == "values" else "key"
+            needs = (part.coordinates if isinstance(part, Turn) else part.recipe.recipe).needs
+            offset = isinstance(part, Cached) and part.recipe.offset != "none"
+            if "x" in needs or offset:
+                found |= {f"samples:{side}"}
+            if "metric" in needs and side == "key":
+                found |= {"moment:query"}
+    return found
+
+
+def write_layer(folder: Path, number: int, layer: Mapping[str, Any]) -> None:
+    """Write the arrays of one layer."""
+    place = folder / str(number)
+    place.mkdir(parents=True, exist_ok=True)
+    for name, value in layer.items():
+        np.save(place / (name.replace(":", "-") + ".npy"), np.asarray(value))
+
+
+def finish(partial: Path, folder: Path, layers: int) -> None:
+    """Give a folder that is written whole its name."""
+    (partial / "stats.json").write_text(json.dumps({"layers": layers}))
+    if folder.exists():
+        shutil.rmtree(partial)
+    else:
+        partial.rename(folder)
+
+
+def load_stats(folder: Path) -> Stats:
+    """The statistics of a folder, read from disk where they are used.
+
+    Raises:
+        ValueError: it does not hold any.
+    """
+    try:
+        about = json.loads((folder / "stats.json").read_text())
+    except (OSError, ValueError):
+        raise ValueError(f"{folder} must be a folder of statistics, found no stats.json.") from None
+
+    def read(number: int) -> dict[str, Any]:
+        files = sorted((folder / str(number)).glob("*.npy"))
+        return {f.stem.replace("-", ":"): np.load(f, mmap_mode="r") for f in files}
+
+    return Stats(tuple(map(read, range(about["layers"]))))

@@ -1,0 +1,205 @@
+"""Levels by name: how a quantizer is made from samples and a number of bits.
+
+`absmax`, `minmax:group:32`, `lloyd_max:fitted@unbiased`: a member and its arguments, then wrappers,
+joined by `@`. `package.module:name` is a function `(samples, bits) -> Quantizer` of your own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from isojax._core.checks import check_choice
+from isojax._core.members import LEVELS, WRAPPERS, Stage
+from isojax._core.samples import Samples
+from isojax.metrics.rate_distortion import allocate_bits
+from isojax.quantizers.base import Quantizer
+from isojax.quantizers.controls import none, zero
+from isojax.quantizers.entropy import ECSQ, ecsq_for_rate
+from isojax.quantizers.float4 import FP4, MXFP4, NVFP4, fp4, mxfp4, nvfp4
+from isojax.quantizers.lattice import Lattice, d4_for_rate, e8_for_rate
+from isojax.quantizers.lloyd_max import lloyd_max_gaussian, lloyd_max_sphere
+from isojax.quantizers.lloyd_max_samples import lloyd_max_channels, lloyd_max_samples
+
+from isojax.quantizers.sparse import Sparse, sparse
+from isojax.quantizers.unbiased import Unbiased, unbiased
+from isojax.quantizers.uniform import Uniform, absmax, minmax
+
+CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel")
+ALLOCATIONS = ("even", "greedy")
+GAINS = {"vector": "rms", "none": "none"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """A member of the levels and its wrappers; prints as it is written.
+
+    Attributes:
+        member: makes the quantizer.
+        wrappers: in the order applied.
+    """
+
+    member: Stage
+    wrappers: tuple[Stage, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Levels:
+        """The levels that `text` writes.
+
+        Raises:
+            ValueError: a part is no known member, or has other arguments than allowed.
+        """
+        first, *rest = text.split("@")
+        return cls(LEVELS.parse(first), tuple(map(WRAPPERS.parse, rest)))
+
+    def __str__(self) -> str:
+        return "@".join(map(str, (self.member, *self.wrappers)))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Attributes of `Samples` that they are fitted on; vectors for members from outside."""
+        return frozenset(self.member.member.facts.get("fitted", ("x",)))
+
+    def fit(self, samples: Samples, bits: int | float) -> Quantizer:
+        """The quantizer for vectors like those of `samples`.
+
+        Args:
+            samples: to fit on.
+            bits: bits per element of codes; for entropy-coded levels their rate.
+
+        Raises:
+            ValueError: the levels do not have so many bits, cannot be made for these samples, or
+                do not return a quantizer.
+        """
+        allowed = self.member.member.facts.get("bits")
+        if allowed is not None:
+            check_choice(f"bits of {self.member.name}", bits, allowed)
+        made = self.member(samples, bits)
+        for wrapper in self.wrappers:
+            made = wrapper(made)
+        if not isinstance(made, Quantizer):
+            raise ValueError(f"levels {self} must return a Quantizer, got {type(made).__name__}.")
+        return made
+
+
+jax.tree_util.register_dataclass(Levels, ["member", "wrappers"], [])
+
+
+def group_of(granularity: str, group: int, dim: int) -> int:
+    """Numbers that share a scale: of `group`, as many as also divide `dim`; 0 without groups.
+
+    Raises:
+        ValueError: the granularity is by groups and no length is given.
+    """
+    if granularity != "group":
+        return 0
+    if group < 1:
+        raise ValueError(f"group must be at least 1, as in group:32; got {group}.")
+    return math.gcd(group, dim)
+
+
+@LEVELS.member("none", fitted=())
+def _none(samples: Samples, bits: Any) -> Quantizer:
+    return none()
+
+
+@LEVELS.member("zero", fitted=())
+def _zero(samples: Samples, bits: Any) -> Quantizer:
+    return zero()
+
+
+@LEVELS.member("absmax", fitted=(), bits=range(2, 9))
+def _absmax(
+    samples: Samples, bits: int, granularity: str = "token", group: int = 0, range: str = "max",
+    levels: str = "restricted",
+) -> Uniform:  # fmt: skip
+    group = group_of(granularity, group, samples.dim)
+    return absmax(bits, granularity, group, range_rule=range, levels=levels)
+
+
+@LEVELS.member("minmax", fitted=(), bits=range(2, 9))
+def _minmax(
+    samples: Samples, bits: int, granularity: str = "token", group: int = 0, range: str = "max",
+    levels: str = "affine",
+) -> Uniform:  # fmt: skip
+    group = group_of(granularity, group, samples.dim)
+    return minmax(bits, granularity, group, range_rule=range, levels=levels)
+
+
+@LEVELS.member("lloyd_max", fitted=("x",), bits=range(1, 9))
+def _lloyd_max(
+    samples: Samples, bits: int, codebook: str = "sphere", allocation: str = "even",
+    gain: str = "vector",
+) -> Quantizer:  # fmt: skip
+    """Lloyd-Max levels, with a norm per vector.
+
+    Args:
+        samples: vectors, for fitted codebooks.
+        bits: per element of codes; their mean, where they differ.
+        codebook: `sphere` and `gaussian` are fixed; `fitted` on all elements together,
+            `fitted_channel` on each channel.
+        allocation: bits of a channel: `even`, or `greedy`, for `fitted_channel`: 0 to 8, each bit
+            where it lowers the error most, at the same mean.
+        gain: what fitted levels are relative to: the root mean square of the `vector`, or `none`.
+    """
+    check_choice("codebook", codebook, CODEBOOKS)
+    normalize = GAINS[check_choice("gain", gain, GAINS)]
+    if check_choice("allocation", allocation, ALLOCATIONS) == "greedy":
+        check_choice("codebook of a greedy allocation", codebook, ("fitted_channel",))
+    dim = samples.dim
+    if codebook in ("sphere", "gaussian"):
+        check_choice(f"gain of {codebook} levels", gain, ("vector",))
+        if codebook == "sphere":
+            return lloyd_max_sphere(bits, dim)
+        return lloyd_max_gaussian(bits, dim, normalize="norm")
+    if codebook == "fitted":
+        return lloyd_max_samples(samples.vectors, bits, normalize=normalize)
+    each, size = bits, None
+    if allocation == "greedy":
+        each = allocate_bits(jnp.var(samples.vectors, 0), bits)
+        size = -(-dim * bits // 8)
+    return lloyd_max_channels(samples.vectors, each, total_bytes=size, normalize=normalize)
+
+
+@LEVELS.member("fp4", fitted=(), bits=(4,))
+def _fp4(samples: Samples, bits: int, granularity: str = "token", group: int = 0) -> FP4:
+    return fp4(granularity, group_of(granularity, group, samples.dim))
+
+
+@LEVELS.member("mxfp4", fitted=(), bits=(4,))
+def _mxfp4(samples: Samples, bits: int) -> MXFP4:
+    return mxfp4()
+
+
+@LEVELS.member("nvfp4", fitted=(), bits=(4,))
+def _nvfp4(samples: Samples, bits: int) -> NVFP4:
+    return nvfp4()
+
+
+@LEVELS.member("ecsq", fitted=("x",))
+def _ecsq(samples: Samples, bits: float, entropy_per: str = "channel") -> ECSQ:
+    return ecsq_for_rate(samples.vectors, bits, entropy_per)
+
+
+@LEVELS.member("d4", fitted=("x",))
+def _d4(samples: Samples, bits: float, entropy_per: str = "channel") -> Lattice:
+    return d4_for_rate(samples.vectors, bits, entropy_per)
+
+
+@LEVELS.member("e8", fitted=("x",))
+def _e8(samples: Samples, bits: float, entropy_per: str = "channel") -> Lattice:
+    return e8_for_rate(samples.vectors, bits, entropy_per)
+
+
+@WRAPPERS.member("sparse")
+def _sparse(quantizer: Any, share: float = 0.01) -> Sparse:
+    return sparse(quantizer, share)
+
+
+@WRAPPERS.member("unbiased")
+def _unbiased(quantizer: Any) -> Unbiased:
+    return unbiased(quantizer)
