@@ -224,7 +224,7 @@ def _on_tensor(
     t: Transform, sample: Float[Array, "m d"], x: Float[Array, "n d"], at: Any
 ) -> dict[str, Array]:
     y = t.apply(x)
-    x_hat = t.T.apply(quantizers.absmax(BITS).roundtrip(y))
+    x_hat = t.inverse.apply(quantizers.absmax(BITS).roundtrip(y))
     y_hat = quantizers.absmax(BITS, "token").roundtrip(y)
     return _errors(x, x_hat, at) | {
         "nmse": metrics.nmse(y, y_hat),

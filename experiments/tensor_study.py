@@ -206,7 +206,7 @@ def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
         values = jnp.stack([c.values for c in codes])
 
         def look(case: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
-            x_hat = t.T.apply(case[0])
+            x_hat = t.inverse.apply(case[0])
             found = metrics.measure(x, x_hat, tensor.at)
             found["false_firing_share"] = found["false_firings"] / x.size
             if jnp.issubdtype(values.dtype, jnp.integer):
@@ -232,7 +232,7 @@ def haar_reference(key: jax.Array, tensor: Tensor, bits: float) -> dict[str, jax
     rotation = transforms.haar(key, x.shape[-1])
     quantizer = quantizers.absmax(int(bits))
     codes = quantizer.encode(rotation.apply(x))
-    x_hat = rotation.T.apply(quantizer.decode(codes))
+    x_hat = rotation.inverse.apply(quantizer.decode(codes))
     return {
         "rate": jnp.maximum(metrics.code_entropy_bits(codes.values, "channel"), 0.01),
         "noise_floor": metrics.noise_floor_mse(x, x_hat, tensor.at.floor),

@@ -12,6 +12,8 @@ from isojax import metrics as metrics
 from isojax import quantizers as quantizers
 from isojax import transforms as transforms
 from isojax._core.implementation import IMPLEMENTATIONS as IMPLEMENTATIONS
+from isojax._core.pytree import pytree as pytree
+from isojax._core.pytree import static as static
 from isojax.codec import Codec as Codec
 from isojax.quantizers.base import Quantizer as Quantizer
 from isojax.transforms.base import Transform as Transform

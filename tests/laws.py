@@ -28,10 +28,16 @@ def _views(t, x):
     y = t.apply(x)
     return {
         "apply": y,
-        "there and back": t.T.apply(y),
+        "there and back": t.inverse.apply(y),
+        "dual": t.dual.apply(x[::-1]),
         "matrix": t.matrix(),
         "T.matrix": t.T.matrix(),
         "T.T.matrix": t.T.T.matrix(),
+        "inverse.matrix": t.inverse.matrix(),
+        "inverse.inverse.matrix": t.inverse.inverse.matrix(),
+        "inverse.T.matrix": t.inverse.T.matrix(),
+        "T.inverse.matrix": t.T.inverse.matrix(),
+        "dual.matrix": t.dual.matrix(),
         "one vector": t.apply(x[0]),
         "more axes": t.apply(x.reshape(2, 2, -1)),
     }
@@ -70,9 +76,12 @@ def floating(tree):
     return [leaves[i] for i in at], rebuild
 
 
-def rows_are_orthonormal(make):
-    m = views(make(KEY))["matrix"]
-    assert_allclose(m @ m.T, np.eye(len(m)), atol=1e-5)
+def isometries_have_orthonormal_rows_and_others_do_not(make):
+    t = make(KEY)
+    seen = views(t)
+    for name, part in (("", t), ("T.", t.T), ("inverse.", t.inverse)):
+        m = seen[f"{name}matrix"]
+        assert part.isometry == np.allclose(m @ m.T, np.eye(len(m)), atol=1e-5)
 
 
 def norms_are_kept(make):
@@ -82,19 +91,39 @@ def norms_are_kept(make):
     assert_allclose(np.linalg.norm(y, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
 
 
-def transpose_inverts(make):
+def inverses_of_isometries_are_transposes(make):
+    seen = views(make(KEY))
+    assert_allclose(seen["inverse.matrix"], seen["T.matrix"], atol=1e-6)
+    assert_allclose(seen["dual.matrix"], seen["matrix"], atol=1e-6)
+
+
+def inverse_undoes(make):
     t = make(KEY)
     x = vectors(t.dim, 4)
-    assert (t.T.dim, t.T.out_dim) == (t.out_dim, t.dim)
-    assert_allclose(views(t, x)["there and back"], x, atol=1e-5)
+    assert (t.inverse.dim, t.inverse.out_dim) == (t.out_dim, t.dim)
+    seen = views(t, x)
+    assert_allclose(seen["there and back"], x, atol=1e-5)
+    assert_allclose(seen["inverse.inverse.matrix"], seen["matrix"], atol=1e-6)
     if t.dim == t.out_dim:
-        assert_allclose(apply(t, apply(t.T, x)), x, atol=1e-5)
+        assert_allclose(apply(t, apply(t.inverse, x)), x, atol=1e-5)
 
 
 def transpose_has_the_transposed_matrix(make):
-    seen = views(make(KEY))
+    t = make(KEY)
+    assert (t.T.dim, t.T.out_dim) == (t.out_dim, t.dim)
+    seen = views(t)
     assert_allclose(seen["T.matrix"], seen["matrix"].T, atol=1e-6)
     assert_allclose(seen["T.T.matrix"], seen["matrix"], atol=1e-6)
+    assert_allclose(seen["inverse.T.matrix"], seen["inverse.matrix"].T, atol=1e-6)
+    assert_allclose(seen["T.inverse.matrix"], seen["inverse.T.matrix"], atol=1e-6)
+
+
+def dual_keeps_inner_products(make):
+    t = make(KEY)
+    x = vectors(t.dim, 4)
+    seen = views(t, x)
+    assert_allclose(seen["dual"] @ seen["apply"].T, x[::-1] @ x.T, atol=1e-4)
+    assert_allclose(seen["dual.matrix"], seen["inverse.T.matrix"], atol=1e-6)
 
 
 def apply_is_the_matrix_product(make):
@@ -137,8 +166,9 @@ def vmap_is_a_loop(make):
     want = [apply(t, rows) for t, rows in zip(loop, x, strict=True)]
     assert_allclose(jax.vmap(_apply)(batch, x), want, atol=1e-5)
     for i, t in enumerate(loop):
-        for a, b in zip(jax.tree.leaves(batch.T), jax.tree.leaves(t.T), strict=True):
-            assert_allclose(np.asarray(a)[i], b, atol=1e-5)
+        for both, one in ((batch.T, t.T), (batch.inverse, t.inverse), (batch.dual, t.dual)):
+            for a, b in zip(jax.tree.leaves(both), jax.tree.leaves(one), strict=True):
+                assert_allclose(np.asarray(a)[i], b, atol=1e-5)
 
 
 def jit_is_eager_and_new_leaves_do_not_recompile(make):
@@ -186,11 +216,12 @@ def other_keys_give_other_transforms(make):
     )
 
 
+ISOMETRY_LAWS = (norms_are_kept, inverses_of_isometries_are_transposes)
 TRANSFORM_LAWS = (
-    rows_are_orthonormal,
-    norms_are_kept,
-    transpose_inverts,
+    isometries_have_orthonormal_rows_and_others_do_not,
+    inverse_undoes,
     transpose_has_the_transposed_matrix,
+    dual_keeps_inner_products,
     apply_is_the_matrix_product,
     apply_is_linear,
     leading_axes_are_free,

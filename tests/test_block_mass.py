@@ -97,7 +97,7 @@ def test_by_numpy(block):
 @pytest.mark.parametrize("block", [2, 4, 12])
 def test_a_row_of_the_hadamard_attains_the_bound(block):
     h = block_hadamard(None, DIM, block)
-    x = 3 * np.sqrt(block) * h.T.matrix()[:1]
+    x = 3 * np.sqrt(block) * h.inverse.matrix()[:1]
     assert_allclose(np.abs(h.apply(x)).max(), rotation_bound(x, block), rtol=1e-5)
     assert not suppressed(x, block).any()
 

@@ -150,7 +150,7 @@ def test_scores_are_products_with_the_keys(name):
 
 HADAMARDS = {
     "float32-128": (transforms.hadamard(KEY, 128), "float32"),
-    "bfloat16-inverse-96": (transforms.hadamard(KEY, 96).T, "bfloat16"),  # 8 * 12
+    "bfloat16-inverse-96": (transforms.hadamard(KEY, 96).inverse, "bfloat16"),  # 8 * 12
     "float16-448": (transforms.hadamard(KEY, 448), "float16"),  # 16 * 28
     "bfloat16-4096": (transforms.hadamard(None, 4096), "bfloat16"),
 }
@@ -246,8 +246,8 @@ def test_gradients_of_what_is_linear_are_exact(implementation):
             "store": codec.store(x, implementation=how).scale.sum(),
         }
 
-    found = jax.jit(jax.jacrev(losses, (0, 1, 2, 3, 4)))(t, t.T, book.levels, x, w[0])
-    matrix, inverse = wide(t.matrix()), wide(t.T.matrix())
+    found = jax.jit(jax.jacrev(losses, (0, 1, 2, 3, 4)))(t, t.inverse, book.levels, x, w[0])
+    matrix, inverse = wide(t.matrix()), wide(t.inverse.matrix())
     bare = wide(transforms.hadamard(None, 32).matrix())
     assert_allclose(found["apply"][3], wide(w) @ matrix.T, atol=1e-5)
     assert_allclose(found["inverse"][3], wide(w) @ inverse.T, atol=1e-5)

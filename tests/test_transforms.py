@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws import KEY, OTHER, TRANSFORM_LAWS, quick_jit
+from laws import ISOMETRY_LAWS, KEY, OTHER, TRANSFORM_LAWS, quick_jit
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.spatial.transform import Rotation
 
@@ -28,7 +28,22 @@ def fitted(dim):
     return lambda key: tf.pca(scale * jax.random.normal(key, (4 * dim, dim)))
 
 
-MEMBERS = {
+def diagonal(dim):
+    return lambda key: tf.Diagonal(jnp.exp(jax.random.uniform(key, (dim,), minval=-1)))
+
+
+def oblique(dim):
+    """Of singular values from 1/e to e."""
+
+    def make(key):
+        left, right = (tf.haar(part, dim).matrix() for part in jax.random.split(key))
+        size = jnp.exp(jnp.linspace(-1, 1, dim))
+        return tf.Oblique((left * size) @ right, (right.T / size) @ left.T)
+
+    return make
+
+
+ISOMETRIES = {
     "identity-5": lambda key: tf.identity(5),
     "haar-24": lambda key: tf.haar(key, 24),
     "pca-6": fitted(6),
@@ -52,12 +67,39 @@ MEMBERS = {
     "padded-rotor-10": lambda key: tf.padded(tf.rotor(key, 12), 10),
     "composed-24": named("permutation@quaternion_fast@block_hadamard", 24, block=12),
 }
+OTHERS = {
+    "diagonal-24": diagonal(24),
+    "oblique-6": oblique(6),
+    "block_diagonal-oblique-12": blocks_of(oblique(4), 3),
+    "repeat-diagonal-24": lambda key: tf.repeat(diagonal(6)(key), 4),
+    "strided-oblique-12": lambda key: tf.strided(tf.repeat(oblique(4)(key), 3), 4, 3),
+    "padded-oblique-5": lambda key: tf.padded(oblique(8)(key), 5),
+    "composed-6": lambda key: tf.rotor(key, 6) @ diagonal(6)(key) @ oblique(6)(key),
+    "composed-padded-10": lambda key: (
+        tf.padded(blocks_of(oblique(4), 3)(key), 10) @ diagonal(12)(key) @ tf.planar(key, 12)
+    ),
+}
+LAWS = [
+    pytest.param(quick_jit(make), law, id=f"{law.__name__}-{name}")
+    for members, laws_of in (
+        (ISOMETRIES, ISOMETRY_LAWS + TRANSFORM_LAWS),
+        (OTHERS, TRANSFORM_LAWS),
+    )
+    for name, make in members.items()
+    for law in laws_of
+]
 
 
-@pytest.mark.parametrize("law", TRANSFORM_LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize("make", map(quick_jit, MEMBERS.values()), ids=MEMBERS)
+@pytest.mark.parametrize("make, law", LAWS)
 def test_law(make, law):
     law(make)
+
+
+def test_isometries_around_a_crop_are_none():
+    rotor = tf.padded(tf.rotor(KEY, 12), 10)
+    shrunk = rotor @ tf.haar(KEY, 12) @ rotor.inverse
+    assert not shrunk.isometry
+    assert_allclose(shrunk.T.matrix(), shrunk.matrix().T, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [named("identity", 4), named("haar", 4), named("planar", 4)])
@@ -191,7 +233,7 @@ def test_padding_appends_zeros_and_its_inverse_crops():
     inner = tf.haar(KEY, 12)
     t = tf.padded(inner, 10)
     assert_allclose(t.matrix(), inner.matrix()[:10], atol=1e-6)
-    projection = t.T.matrix() @ t.matrix()
+    projection = t.inverse.matrix() @ t.matrix()
     assert_allclose(projection @ projection, projection, atol=1e-5)
     assert_allclose(jnp.trace(projection), 10, rtol=1e-5)
 
@@ -271,7 +313,7 @@ def test_names_pad_to_whole_blocks(name):
     @quick_jit
     def make_and_invert(key, x):
         t = tf.from_name(key, name, 10, block=4)
-        return t, t.T.apply(t.apply(x))
+        return t, t.inverse.apply(t.apply(x))
 
     t, back = make_and_invert(KEY, x)
     padded_dims = {"block_hadamard": 12, "rotor": 12, "quaternion_fast": 12, "quaternion_full": 12}

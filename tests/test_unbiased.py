@@ -43,7 +43,7 @@ def test_sums_over_many_codes_do_not_shrink():
     x, turns = Y[0], jax.vmap(lambda key: haar(key, 32))(jax.random.split(jax.random.key(1), 2000))
 
     def mean(quantizer):
-        seen = jax.vmap(lambda t: t.T.apply(quantizer.roundtrip(t.apply(x))))(turns)
+        seen = jax.vmap(lambda t: t.inverse.apply(quantizer.roundtrip(t.apply(x))))(turns)
         return float(jnp.mean(seen, 0) @ x / (x @ x)), float(jnp.mean(jnp.square(seen - x)))
 
     inner = q.lloyd_max_sphere(2, 32)

@@ -25,7 +25,7 @@ from isojax.kvcache.recipe import Recipe
 from isojax.models import LanguageModel, ModelConfig, empty_cache, forward, logits, token_nll
 from isojax.models.hooks import Site
 from isojax.models.rope import rope_frequencies
-from isojax.transforms import Dense, Oblique
+from isojax.transforms import Dense
 
 Stores = tuple[Store | None, Store | None]
 
@@ -202,7 +202,7 @@ def _fit(
 def _plain(codec: Codec, zeros: Float[Array, "layers g d"]) -> Codec:
     """The same codes by dense matrices, nothing left out: most recipes then share one program."""
     transform = codec.transform
-    if transform.dim == transform.out_dim and not isinstance(transform, Oblique):
+    if transform.dim == transform.out_dim and transform.isometry:
         each = jax.vmap(lambda t: t.matrix(), axis_size=zeros.shape[1])
         transform = Dense(jax.vmap(each, axis_size=zeros.shape[0])(transform))
     offset = zeros if codec.offset is None else codec.offset

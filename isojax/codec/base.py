@@ -167,7 +167,7 @@ class Codec:
 
     def unrotate(self, y: Float[Array, "*batch e"]) -> Float[Array, "*batch d"]:
         """The inverse of `rotate`."""
-        x = self.transform.T.apply(y)
+        x = self.transform.inverse.apply(y)
         x = x if self.scale is None else x * self.scale
         return x if self.offset is None else x + self.offset
 

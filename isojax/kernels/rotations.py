@@ -118,7 +118,7 @@ def lanes_of(t: Transform, dtype: Any) -> Lanes:
 
 
 def _inner(t: Transform) -> Transform:
-    return t.inner if isinstance(t, Padded) and not t.transposed else t
+    return t.inner if isinstance(t, Padded) and not t.cropped else t
 
 
 def scales(scale: Array | None, gain: float) -> tuple[Any, Any]:

@@ -33,11 +33,11 @@ def quantization_error(
 ) -> Float[Array, ""]:
     """Mean squared error of `x` quantized in the coordinates of `transform`: mean of e^T S e / d.
 
-    `x_hat` is `transform.T.apply(quantizer.roundtrip(transform.apply(x)))`, e = x_hat - x, and its
-    scales are recomputed. Without S that is the MSE, taken before the way back: the same for an
-    isometry, and the error in its own metric for `Oblique`. For keys, S is the second moment of
-    the queries that read them; for a weight `w` [in, out] quantized along its inputs, `x` is `w.T`,
-    S the Hessian H of the layer (`Gram.hessian`) and the loss tr(dw^T H dw) / (in out).
+    `x_hat` is `transform.inverse.apply(quantizer.roundtrip(transform.apply(x)))`, of recomputed
+    scales, e = x_hat - x. Without S that is the MSE, taken before the way back: the same for an
+    isometry, and the error in its own metric for others. For keys, S is the second moment of the
+    queries that read them; for a weight `w` [in, out] quantized along its inputs, `x` is `w.T`, S
+    the Hessian H of the layer (`Gram.hessian`) and the loss tr(dw^T H dw) / (in out).
 
     The error is continuous where the nearest level changes, so its own gradient, codes held fixed,
     is exact; but it is noisy, since errors point anywhere. `straight_through` holds each error
@@ -65,7 +65,7 @@ def quantization_error(
         error = relative_to_scale(error, codes)
     if metric is None:
         return jnp.mean(jnp.square(error))
-    error = transform.T.apply(error)
+    error = transform.inverse.apply(error)
     return jnp.mean(error * jnp.matmul(error, metric.astype(x.dtype), precision="highest"))
 
 

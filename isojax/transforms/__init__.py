@@ -1,14 +1,16 @@
-"""Transforms: linear isometries of the last axis, from the identity to a dense rotation.
+"""Transforms: invertible linear maps of the last axis, from the identity to a dense rotation.
 
-Every member but `Oblique` keeps norms; all have their inverse as `.T` and compose by `a @ b` (see
-`Transform`). What a member costs is counted for one vector, so that tables of different authors
-can be compared:
+All have `T`, `inverse` and `dual` and compose by `a @ b` (see `Transform`). All are isometries but
+`Oblique`, `Diagonal` and what contains them. What a member costs is counted for one vector, so that
+tables of different authors can be compared:
 
-- `params`: the stored numbers that are free to choose. A dense matrix of order d has d^2, a plane
-  (cos, sin) 2, a quaternion 4, a Hadamard its d signs, a permutation its d indices.
+- `params`: the stored numbers that are free to choose. A dense matrix of order d has d^2, a
+  diagonal d, a plane (cos, sin) 2, a quaternion 4, a Hadamard its d signs, a permutation its d
+  indices.
 - `fmas`: fused multiply-adds of the forward transform, parameters ready to use. A dense matrix has
-  d^2, a plane 4, a quaternion product 16, a rotor 56 in multivector form. A Hadamard of order
-  2^k m counts its additions, k + m a coordinate (k for m = 1); signs and permutations count 0.
+  d^2, a diagonal d, a plane 4, a quaternion product 16, a rotor 56 in multivector form. A Hadamard
+  of order 2^k m counts its additions, k + m a coordinate (k for m = 1); signs and permutations
+  count 0.
 
 Padding counts as the padded length, blocks and compositions as the sum of their parts.
 
@@ -31,6 +33,7 @@ from isojax.transforms.cayley import cayley as cayley
 from isojax.transforms.dense import Dense as Dense
 from isojax.transforms.dense import haar as haar
 from isojax.transforms.dense import pca as pca
+from isojax.transforms.diagonal import Diagonal as Diagonal
 from isojax.transforms.exponential import Exponential as Exponential
 from isojax.transforms.exponential import exponential as exponential
 from isojax.transforms.hadamard import Hadamard as Hadamard

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,15 +15,22 @@ from isojax._core.pytree import pytree, static
 
 
 class Transform(abc.ABC):
-    """A linear isometry that acts on the last axis: `t.apply(x) == x @ t.matrix()`.
+    """A linear map of the last axis that has an inverse: `t.apply(x) == x @ t.matrix()`.
 
-    Laws, tested for every member: `t.T.apply(t.apply(x)) == x` with `t.T` in the same family;
-    `(a @ b).apply(x) == b.apply(a.apply(x))`, so `a` acts first; norms are kept (save by
-    `Oblique`), and so is `q . x == t.dual.apply(q) . t.apply(x)`. A member is a frozen dataclass
-    and a pytree: its numbers are leaves, what fixes a shape is metadata. So
-    `jax.vmap(make)(keys)` is a batch of transforms.
+    Laws, tested for every member:
 
-    A subclass gives `dim`, `T`, `params`, `fmas` and `_apply`.
+    - `t.T.matrix() == t.matrix().T` and `t.inverse.apply(t.apply(x)) == x`, both of the family;
+    - `t.dual.apply(q) . t.apply(x) == q . x`, and `t.dual` is `t.inverse.T`;
+    - `(a @ b).apply(x) == b.apply(a.apply(x))`: `a` acts first;
+    - where `t.isometry`, norms are kept, and `inverse` is `T`.
+
+    A member is a frozen dataclass and a pytree (`isojax.pytree`): its numbers are leaves, what
+    fixes a shape is metadata (`isojax.static`). So `jax.vmap(make)(keys)` is a batch of transforms.
+
+    A subclass gives `dim`, `T`, `params`, `fmas` and `forward`; if it is no isometry, `isometry`
+    and `inverse`; if it changes the length, `out_dim`. Sizes are read off the last axes of the
+    leaves, and `T` and `inverse` act on those, so that batches have them too; `Diagonal` is a
+    short example.
     """
 
     @property
@@ -40,12 +46,31 @@ class Transform(abc.ABC):
     @property
     @abc.abstractmethod
     def T(self) -> Transform:
-        """The inverse, which is the adjoint, in the same family."""
+        """The transpose, which is the adjoint: `t.T.matrix() == t.matrix().T`."""
+
+    @property
+    def isometry(self) -> bool:
+        """Whether norms are kept, whatever the leaves: then the inverse is the transpose."""
+        return True
+
+    @property
+    def inverse(self) -> Transform:
+        """What undoes this: `t.inverse.apply(t.apply(x)) == x`; the left inverse of padded forms.
+
+        Raises:
+            NotImplementedError: the class is no isometry and does not say what its inverse is.
+        """
+        if self.isometry:
+            return self.T
+        raise NotImplementedError(f"{type(self).__name__} must define inverse, as no isometry.")
 
     @property
     def dual(self) -> Transform:
-        """What turns a vector that meets `x` in inner products; an isometry is its own."""
-        return self
+        """What a vector takes that meets `x` in inner products: `inverse.T`; an isometry, itself.
+
+        `t.dual.apply(q) . t.apply(x) == q . x`.
+        """
+        return self if self.isometry else self.inverse.T
 
     @property
     @abc.abstractmethod
@@ -58,13 +83,17 @@ class Transform(abc.ABC):
         """Fused multiply-adds to transform one vector (see `isojax.transforms`)."""
 
     @abc.abstractmethod
-    def _apply(self, x: Array) -> Array:
-        """`apply` on an array of the right length in the compute dtype."""
+    def forward(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
+        """What `apply` computes; for subclasses to write, not to be called from elsewhere.
+
+        Args:
+            x: checked, of `self.dim` numbers in fp32 or fp64, the dtype to compute in and return.
+        """
 
     def _resized(self, x: Array, size: int) -> Array:
-        """The first `size` numbers that `_apply` makes of `x`, which zeros follow up to `dim`."""
+        """The first `size` numbers that `forward` makes of `x`, which zeros follow up to `dim`."""
         pads = [(0, 0)] * (x.ndim - 1) + [(0, self.dim - x.shape[-1])]
-        return self._apply(jnp.pad(x, pads))[..., :size]
+        return self.forward(jnp.pad(x, pads))[..., :size]
 
     def apply(
         self, x: Float[Array, "*batch d"], implementation: str | None = None
@@ -86,7 +115,7 @@ class Transform(abc.ABC):
         dtype = compute_dtype(x.dtype)
 
         def plain(t: Transform, x: Array) -> Array:
-            return t._apply(x.astype(dtype)).astype(canonicalize_dtype(x.dtype))
+            return t.forward(x.astype(dtype)).astype(canonicalize_dtype(x.dtype))
 
         return run("apply", implementation, plain, self, x)
 
@@ -125,7 +154,7 @@ class Identity(Transform):
     def fmas(self) -> int:  # noqa: D102
         return 0
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         return x
 
 
@@ -157,8 +186,12 @@ class Composed(Transform):
         return Composed(tuple(f.T for f in reversed(self.factors)))
 
     @property
-    def dual(self) -> Composed:  # noqa: D102
-        return Composed(tuple(f.dual for f in self.factors))
+    def isometry(self) -> bool:  # noqa: D102
+        return all(f.isometry for f in self.factors)
+
+    @property
+    def inverse(self) -> Composed:  # noqa: D102
+        return Composed(tuple(f.inverse for f in reversed(self.factors)))
 
     @property
     def params(self) -> int:  # noqa: D102
@@ -168,7 +201,7 @@ class Composed(Transform):
     def fmas(self) -> int:  # noqa: D102
         return sum(f.fmas for f in self.factors)
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         for factor in self.factors:
             x = factor.apply(x)
         return x
@@ -180,9 +213,8 @@ class Wrapped(Transform):
     inner: Any
 
     @property
-    def dual(self) -> Transform:  # noqa: D102
-        wrapped: Any = self
-        return dataclasses.replace(wrapped, inner=self.inner.dual)
+    def isometry(self) -> bool:  # noqa: D102
+        return self.inner.isometry
 
     @property
     def params(self) -> int:  # noqa: D102

@@ -38,8 +38,12 @@ class BlockDiagonal(Transform):
         return BlockDiagonal(self.block.T, self.count, self.shared)
 
     @property
-    def dual(self) -> BlockDiagonal:  # noqa: D102
-        return BlockDiagonal(self.block.dual, self.count, self.shared)
+    def isometry(self) -> bool:  # noqa: D102
+        return self.block.isometry
+
+    @property
+    def inverse(self) -> BlockDiagonal:  # noqa: D102
+        return BlockDiagonal(self.block.inverse, self.count, self.shared)
 
     @property
     def params(self) -> int:  # noqa: D102
@@ -49,7 +53,7 @@ class BlockDiagonal(Transform):
     def fmas(self) -> int:  # noqa: D102
         return self.block.fmas * self.count
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         blocks = x.reshape(*x.shape[:-1], self.count, self.block.dim)
         if self.shared:
             blocks = self.block.apply(blocks)

@@ -43,7 +43,11 @@ class Strided(Wrapped):
     def T(self) -> Strided:  # noqa: D102
         return Strided(self.inner.T, self.block, self.stride)
 
-    def _apply(self, x: Array) -> Array:
+    @property
+    def inverse(self) -> Strided:  # noqa: D102
+        return Strided(self.inner.inverse, self.block, self.stride)
+
+    def forward(self, x: Array) -> Array:  # noqa: D102
         count = self.dim // (self.block * self.stride)
         v = x.reshape(*x.shape[:-1], count, self.block, self.stride).swapaxes(-1, -2)
         y = self.inner.apply(v.reshape(x.shape)).reshape(v.shape)

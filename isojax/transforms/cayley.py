@@ -65,7 +65,7 @@ class Skew(Transform):
     def fmas(self) -> int:  # noqa: D102
         return self.dim**2
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         rotation = self._rotation(skew(self.free.astype(x.dtype)))
         return jnp.matmul(x, rotation, precision="highest")
 

@@ -38,7 +38,7 @@ class Dense(Transform):
     def fmas(self) -> int:  # noqa: D102
         return self.dim**2
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         return jnp.matmul(x, self.entries.astype(x.dtype), precision="highest")
 
     def matrix(self) -> Float[Array, "d e"]:  # noqa: D102

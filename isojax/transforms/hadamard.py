@@ -114,7 +114,7 @@ class Hadamard(Transform):
         power, base = decompose(self.block)
         return self.dim * (power.bit_length() - 1 + (base if base > 1 else 0))
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         signs = self.signs.astype(x.dtype)
         v = x if self.transposed else x * signs
         v = v.reshape(*x.shape[:-1], self.dim // self.block, self.block)

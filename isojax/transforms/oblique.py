@@ -11,32 +11,34 @@ from isojax.transforms.base import Transform
 
 @pytree
 class Oblique(Transform):
-    """`x @ entries` for any invertible matrix; the one member that does not keep norms.
+    """`x @ entries` for any invertible matrix, which is stored with its inverse; no isometry.
 
     With `entries = S^(1/2) U` a plain squared error of `y` is one of `x` in the metric S:
-    |y - y_hat|^2 = (x - x_hat) S (x - x_hat)^T. `T` is the inverse; `dual` turns what meets `x` in
-    an inner product. Made by `isojax.learn.aligned`.
+    |y - y_hat|^2 = (x - x_hat) S (x - x_hat)^T. Made by `isojax.learn.aligned`.
 
     Attributes:
         entries: [d, d].
-        inverse: of `entries`, not checked.
+        inverse_entries: the inverse of `entries`; not checked.
     """
 
     entries: Float[Array, "... d d"]
-    inverse: Float[Array, "... d d"]
+    inverse_entries: Float[Array, "... d d"]
 
     @property
     def dim(self) -> int:  # noqa: D102
         return self.entries.shape[-1]
 
     @property
-    def T(self) -> Oblique:
-        """The inverse, in the same family; not the adjoint."""
-        return Oblique(self.inverse, self.entries)
+    def T(self) -> Oblique:  # noqa: D102
+        return Oblique(self.entries.swapaxes(-1, -2), self.inverse_entries.swapaxes(-1, -2))
 
     @property
-    def dual(self) -> Oblique:  # noqa: D102
-        return Oblique(self.inverse.swapaxes(-1, -2), self.entries.swapaxes(-1, -2))
+    def isometry(self) -> bool:  # noqa: D102
+        return False
+
+    @property
+    def inverse(self) -> Oblique:  # noqa: D102
+        return Oblique(self.inverse_entries, self.entries)
 
     @property
     def params(self) -> int:  # noqa: D102
@@ -46,5 +48,5 @@ class Oblique(Transform):
     def fmas(self) -> int:  # noqa: D102
         return self.dim**2
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         return jnp.matmul(x, self.entries.astype(x.dtype), precision="highest")

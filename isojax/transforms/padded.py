@@ -11,34 +11,42 @@ from isojax.transforms.base import Transform, Wrapped
 
 @pytree
 class Padded(Wrapped):
-    """Appends zeros up to `inner.dim`, then applies `inner`; or its adjoint, which crops.
+    """Appends zeros up to `inner.dim`, then applies `inner`; or, cropped, the other way round.
 
-    An isometry into a longer space: `t.T.apply(t.apply(x)) == x` holds, and the other order is
-    the projection on the range.
+    It has a left inverse, cropped: `t.inverse.apply(t.apply(x)) == x`, and the other order is a
+    projection on the range. What is cropped has a right inverse only, and is no isometry.
 
     Attributes:
         inner: transform of the longer vector.
         size: length of the shorter vector.
-        transposed: whether this is the adjoint: `inner`, then the first `size` numbers.
+        cropped: whether `inner` comes first, of which the first `size` numbers are kept.
     """
 
     inner: Transform
     size: int = static()
-    transposed: bool = static(default=False)
+    cropped: bool = static(default=False)
 
     @property
     def dim(self) -> int:  # noqa: D102
-        return self.inner.dim if self.transposed else self.size
+        return self.inner.dim if self.cropped else self.size
 
     @property
     def out_dim(self) -> int:  # noqa: D102
-        return self.size if self.transposed else self.inner.out_dim
+        return self.size if self.cropped else self.inner.out_dim
 
     @property
     def T(self) -> Padded:  # noqa: D102
-        return Padded(self.inner.T, self.size, not self.transposed)
+        return Padded(self.inner.T, self.size, not self.cropped)
 
-    def _apply(self, x: Array) -> Array:
+    @property
+    def isometry(self) -> bool:  # noqa: D102
+        return self.inner.isometry and not self.cropped
+
+    @property
+    def inverse(self) -> Padded:  # noqa: D102
+        return Padded(self.inner.inverse, self.size, not self.cropped)
+
+    def forward(self, x: Array) -> Array:  # noqa: D102
         return self.inner._resized(x, self.out_dim)
 
 

@@ -38,7 +38,7 @@ class Permutation(Transform):
     def fmas(self) -> int:  # noqa: D102
         return 0
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         return x[..., self.indices]
 
 

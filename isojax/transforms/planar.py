@@ -43,7 +43,7 @@ class Planar(Transform):
     def fmas(self) -> int:  # noqa: D102
         return 2 * self.dim
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         unit = normalize(self.phasor.astype(x.dtype))
         c, s = unit[..., 0], unit[..., 1]
         v = x.reshape(*x.shape[:-1], self.dim // 2, 2)

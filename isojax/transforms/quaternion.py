@@ -95,7 +95,7 @@ class Quaternion(Transform):
     def fmas(self) -> int:  # noqa: D102
         return 4 * self.params
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         left = self.left.astype(x.dtype)
         if self.right is not None:
             return block_product(x, sandwich(left, self.right.astype(x.dtype)))

@@ -44,7 +44,7 @@ class Rotor(Transform):
     def fmas(self) -> int:  # noqa: D102
         return 56 * (self.dim // 3)
 
-    def _apply(self, x: Array) -> Array:
+    def forward(self, x: Array) -> Array:  # noqa: D102
         return self._resized(x, self.dim)
 
     def _resized(self, x: Array, size: int) -> Array:
