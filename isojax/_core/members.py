@@ -216,7 +216,9 @@ def _is_module(name: str) -> bool:
 
 def _same(value: Any, default: Any) -> bool:
     """Whether a value is the default; arrays and tracers are not."""
-    return isinstance(value, str | int | float) and type(value) is type(default) and value == default
+    return (
+        isinstance(value, str | int | float) and type(value) is type(default) and value == default
+    )
 
 
 COORDINATES = Family("coordinates", 2)

@@ -74,12 +74,13 @@ class StoreRecipe:
     @classmethod
     def of(cls, recipe: Recipe, settings: dict[str, str]) -> StoreRecipe:
         """The same of settings in words."""
-        kinds = {f.name: type(f.default) for f in dataclasses.fields(cls)[1:]}
+        kinds: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)[1:]}
         for name, value in settings.items():
             check_choice("setting of a cache", name, kinds)
             if kinds[name] is int and not value.isdecimal():
                 raise ValueError(f"{name} must be a whole number, got {value!r}.")
-        return cls(recipe, **{name: kinds[name](value) for name, value in settings.items()})
+        read: dict[str, Any] = {name: kinds[name](value) for name, value in settings.items()}
+        return cls(recipe, **read)
 
     def __str__(self) -> str:
         return " ".join([str(self.recipe), *(f"{k}={v}" for k, v in self.settings.items())])

@@ -41,9 +41,7 @@ def _aligned(
 
 
 @COORDINATES.member("low_rank", fitted=("x",))
-def _low_rank(
-    key: Key[Array, ""], samples: Samples, rate: float | Float[Array, ""] = 3.0
-) -> Dense:
+def _low_rank(key: Key[Array, ""], samples: Samples, rate: float | Float[Array, ""] = 3.0) -> Dense:
     return low_rank(key, samples.vectors, rate)
 
 

@@ -66,12 +66,7 @@ def fold_norms(params: Params, config: ModelConfig) -> tuple[Params, ModelConfig
         params: the tree of `init_params`.
         config: of the model.
     """
-    layers = dict(params["layers"])
-    for norm, readers in _READERS.items():
-        scale = layers[norm]["scale"]
-        for name in readers:
-            layers[name] = layers[name] | {"kernel": _scale_rows(layers[name]["kernel"], scale)}
-        layers[norm] = {"scale": jnp.ones_like(scale)}
+    layers = fold_layer(params["layers"])
     scale = params["norm"]["scale"]
     head = params["head"] if "head" in params else params["embedding"].T
     folded = params | {
@@ -80,6 +75,17 @@ def fold_norms(params: Params, config: ModelConfig) -> tuple[Params, ModelConfig
         "head": _scale_rows(head, scale),
     }
     return folded, dataclasses.replace(config, tie_word_embeddings=False)
+
+
+def fold_layer(layer: Params) -> Params:
+    """`fold_norms` of one layer, or of a stack of them."""
+    folded = dict(layer)
+    for norm, readers in _READERS.items():
+        scale = layer[norm]["scale"]
+        for name in readers:
+            folded[name] = folded[name] | {"kernel": _scale_rows(folded[name]["kernel"], scale)}
+        folded[norm] = {"scale": jnp.ones_like(scale)}
+    return folded
 
 
 def rotate_residual(params: Params, config: ModelConfig, transform: Transform) -> Params:

@@ -1,9 +1,9 @@
 """Whole models: a plan says what stands where, and one call makes it so.
 
-    plan = Plan.parse("input: hadamard/absmax bits=4; weight: absmax bits=4 rounding=gptq")
-    stats = calibrate(model, windows, plan)
-    quantized = quantize(key, model, plan, stats)
-    summary(score(quantized, windows, reference(model, windows)))
+plan = Plan.parse("input: hadamard/absmax bits=4; weight: absmax bits=4 rounding=gptq")
+stats = calibrate(model, windows, plan)
+quantized = quantize(key, model, plan, stats)
+summary(score(quantized, windows, reference(model, windows)))
 """
 
 from isojax.quantize.calibrate import calibrate as calibrate

@@ -135,7 +135,7 @@ def _gram(x: Array, config: ModelConfig) -> Float[Array, "*g d d"]:
 def _fingerprint(params: Any, config: Any, windows: np.ndarray, *rest: Any) -> str:
     """A name for statistics: model, texts and what is asked for."""
     print_ = hashlib.sha256(repr((config, rest)).encode())
-    print_.update(np.ascontiguousarray(windows))
+    print_.update(windows.tobytes())
     for leaf in jax.tree.leaves(params):
         few = leaf.ravel()[:: max(1, leaf.size // 64)]
         print_.update(np.asarray(few).tobytes() + str(leaf.shape).encode())

@@ -181,7 +181,7 @@ class _Maker:
             self.refuse_rounded(f"input:{site}", "up_proj")
             self.write("up_proj", transform)
 
-    def round_weight(self, key: Array, name: str, part: Weight) -> None:
+    def round_weight(self, key: Array, name: str, part: Any) -> None:
         """Round a weight in its recipe's coordinates."""
         site, moment = INPUTS[name], None
         needs = part.recipe.needs | set(part.rounding.member.facts.get("fitted", ("moment",)))

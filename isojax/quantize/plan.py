@@ -185,4 +185,3 @@ def _indices(text: str, layers: int, check: bool = False) -> set[int]:
         else:
             found.add(int(numbers[0] or 0) % layers)
     return found
-

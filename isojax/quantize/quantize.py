@@ -157,4 +157,3 @@ def _tables(keys: Any, model: Quantized, plan: Plan) -> Quantized:
         params[place] = (hat if place == "embedding" else hat.T).astype(params[place].dtype)
         codes[place] = (found,)
     return dataclasses.replace(model, params=params, codes=codes)
-

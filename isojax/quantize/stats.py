@@ -22,11 +22,12 @@ class Stats:
     Attributes:
         layers: for each layer a dict: `samples:input:SITE` [windows, t, d], `samples:key` and
             `samples:value` [windows, t, kv_heads, head_dim]; `moment:input:SITE` [d, d], the mean
-            of x^T x, and `moment:query` [kv_heads, head_dim, head_dim]. NumPy or JAX arrays; those
+            of x^T x, and `moment:query` [kv_heads, head_dim, head_dim]. Inputs of q and gate are
+            those before the scale of the norm. NumPy or JAX arrays; those of a folder are read
+            where they are used.
     """
 
     layers: tuple[dict[str, Any], ...]
-    folded: bool = static(default=False)
 
 
 def needed(parts: Mapping[str, Part]) -> set[str]:

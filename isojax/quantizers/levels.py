@@ -24,7 +24,6 @@ from isojax.quantizers.float4 import FP4, MXFP4, NVFP4, fp4, mxfp4, nvfp4
 from isojax.quantizers.lattice import Lattice, d4_for_rate, e8_for_rate
 from isojax.quantizers.lloyd_max import lloyd_max_gaussian, lloyd_max_sphere
 from isojax.quantizers.lloyd_max_samples import lloyd_max_channels, lloyd_max_samples
-
 from isojax.quantizers.sparse import Sparse, sparse
 from isojax.quantizers.unbiased import Unbiased, unbiased
 from isojax.quantizers.uniform import Uniform, absmax, minmax

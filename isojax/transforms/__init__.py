@@ -30,6 +30,8 @@ from isojax.transforms.butterfly import butterfly as butterfly
 from isojax.transforms.butterfly import strided as strided
 from isojax.transforms.cayley import Cayley as Cayley
 from isojax.transforms.cayley import cayley as cayley
+from isojax.transforms.coordinates import Coordinates as Coordinates
+from isojax.transforms.coordinates import from_name as from_name
 from isojax.transforms.dense import Dense as Dense
 from isojax.transforms.dense import haar as haar
 from isojax.transforms.dense import pca as pca
@@ -40,8 +42,6 @@ from isojax.transforms.hadamard import Hadamard as Hadamard
 from isojax.transforms.hadamard import block_hadamard as block_hadamard
 from isojax.transforms.hadamard import fwht as fwht
 from isojax.transforms.hadamard import hadamard as hadamard
-from isojax.transforms.coordinates import Coordinates as Coordinates
-from isojax.transforms.coordinates import from_name as from_name
 from isojax.transforms.oblique import Oblique as Oblique
 from isojax.transforms.padded import Padded as Padded
 from isojax.transforms.padded import padded as padded
