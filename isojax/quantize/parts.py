@@ -14,7 +14,7 @@ from isojax.models.hooks import INPUTS
 from isojax.recipes import Coordinates, Recipe
 
 SITES = tuple(dict.fromkeys(INPUTS.values()))
-"""Projections by whose name an input is called: q (also read by k and v), o, gate (also up), down."""
+"""Projections that name an input: q (k and v read it too), o, gate (up reads it too), down."""
 TURNS = ("residual", "values", "queries_keys")
 INPUT_PLACES = tuple(f"input:{site}" for site in SITES)
 WEIGHT_PLACES = tuple(f"weight:{name}" for name in INPUTS)

@@ -68,7 +68,7 @@ class Recipe:
 
     @property
     def words(self) -> dict[str, Any]:
-        """The parts as the keys of a row: coordinates, quantizer and the arguments of its levels."""
+        """Its parts as the keys of a row: coordinates, quantizer, and the arguments of levels."""
         member = self.levels.member
         wrapped = {f"{w.name}": w.arguments.get("share", True) for w in self.levels.wrappers}
         return {
