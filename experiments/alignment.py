@@ -65,7 +65,7 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Fit, code, and write what the record does not hold yet."""
-    from experiments.alignment_trial import CODERS, RANDOM, TRANSFORMS, bound, measure
+    from experiments.alignment_trial import CODERS, RANDOM, TRANSFORMS, UNITS, bound, measure
     from isojax.models import capture_tensors
 
     assert config.out is not None
@@ -122,11 +122,11 @@ def main(config: Config) -> None:
                         pair = vectors(tensor, layer)
                         for (coder, bits), least in bound(*pair, config.rates).items():
                             shannon = {"nmse": float(least["nmse"])}
-                            study.add(here | {"coder": coder, "bits": bits}, None, shannon)
+                            study.add(here | {"coder": coder, "bits": bits}, None, shannon, UNITS)
                     found = measure(jax.random.key(seed), *pair, name, config.rates)
                     for (coder, bits), values in found.items():
                         own = {"coder": coder, "bits": bits} if coder else {}
-                        study.add(on | own, number, {k: float(v) for k, v in values.items()})
+                        study.add(on | own, number, values, UNITS)
                 bar.advance(task)
     study.finish(text(study, base), figure(study, base))
     print((config.out / "table.md").read_text(encoding="utf-8"))

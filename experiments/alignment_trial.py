@@ -28,6 +28,10 @@ FEW = 4096  # vectors to find a step with
 
 Case = tuple[str, int]  # coder, bits
 Turn = Callable[[Float[Array, "n d"]], Float[Array, "n d"]]
+UNITS = {
+    "nmse": "1", "rate_bits": "bits per element", "kurtosis": "1", "peak_to_rms": "1",
+    "coding_gain_db": "dB", "effective_dims": "1", "top_tenth_energy": "1",
+}  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames=("name", "rates"))

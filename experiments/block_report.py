@@ -50,8 +50,8 @@ def add_published(study: Study) -> None:
     for permutation, values in PUBLISHED_PERPLEXITY.items():
         for block, perplexity in zip(PUBLISHED_BLOCKS, values, strict=True):
             config = PUBLISHED | {"permutation": permutation, "block": block}
-            study.add_published(config, {"perplexity": perplexity})
-    study.add_published(PUBLISHED | {"setting": "exact"}, {"perplexity": 11.7})
+            study.add_published(config, {"perplexity": perplexity}, {"perplexity": "1"})
+    study.add_published(PUBLISHED | {"setting": "exact"}, {"perplexity": 11.7}, {"perplexity": "1"})
 
 
 def text(study: Study, base: dict[str, Any], windows: int) -> str:

@@ -77,7 +77,7 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Fit, merge, score, and write what the record does not hold yet."""
-    from experiments.block_trial import Trial
+    from experiments.block_trial import LAYER_UNITS, UNITS, Trial
 
     assert config.out is not None
     for name, values, allowed in (
@@ -126,7 +126,7 @@ def main(config: Config) -> None:
         exact = base | {"setting": "exact"}
         for i in range(config.texts):
             if not study.has(exact | {"window": i}, None, ["nll"]):
-                study.add(exact | {"window": i}, None, {"nll": trial.nll(i)})
+                study.add(exact | {"window": i}, None, {"nll": trial.nll(i)}, UNITS)
         plain = [study.rows("nll", **exact, window=i)[0].value for i in range(config.texts)]
         bar.advance(task)
         for points, seed in cases:
@@ -135,21 +135,18 @@ def main(config: Config) -> None:
                 bar.update(task, description=" ".join(map(str, point)))
                 for i in range(seed, config.texts, config.seeds):
                     row = base | point._asdict() | {"window": i}
-                    if not study.has(row, seed, ["nll", "delta_nll"]):
+                    if not study.has(row, seed, UNITS):
                         quantized = quantized or trial.quantized(point, seed)
                         nll = trial.nll_of(point, *quantized, i)
-                        study.add(row, seed, {"nll": nll, "delta_nll": nll - plain[i]})
+                        study.add(row, seed, {"nll": nll, "delta_nll": nll - plain[i]}, UNITS)
             bar.advance(task)
         for form, turn in itertools.product(config.formats, turns):
             point = Point("D4", form, *turn)
             look = base | {k: v for k, v in point._asdict().items() if k != "setting"}
             last = look | {"layer": trial.config.num_hidden_layers - 1}
-            if not study.has(last, 0, ["relative_error", "rate_bits"]):
+            if not study.has(last, 0, LAYER_UNITS):
                 for layer, found in enumerate(trial.layers(point, 0)):
-                    row = look | {"layer": layer}
-                    study.add(
-                        row, 0, {k: v for k, v in found.items() if not study.has(row, 0, [k])}
-                    )
+                    study.add(look | {"layer": layer}, 0, found, LAYER_UNITS)
     study.finish(text(study, base, config.texts), figure(study, base, config.texts))
     print((config.out / "table.md").read_text(encoding="utf-8"))
 

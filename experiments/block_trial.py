@@ -17,6 +17,13 @@ from isojax.models import Hooks, LanguageModel, ModelConfig, token_nll
 from isojax.models.hooks import INPUTS
 from isojax.models.rotate import chain, fold_norms, rotate_down_online
 
+UNITS = {"nll": "nats per token", "delta_nll": "nats per token"}
+LAYER_UNITS = {
+    "relative_error": "1", "rate_bits": "bits per element", "kurtosis": "1", "peak": "input units",
+    "peak_before": "input units", "peak_bound": "input units", "peak_expected": "input units",
+    "imbalance_of_mean": "1", "imbalance_of_tokens": "1", "persistent_share": "1",
+}  # fmt: skip
+
 
 class Trial:
     """A model with folded norms, text to calibrate on, and texts to test on."""

@@ -62,7 +62,7 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Measure, and write what the record does not hold yet."""
-    from experiments.compare_trial import Trial
+    from experiments.compare_trial import UNITS, Trial
 
     assert config.out is not None
     for name in config.methods:
@@ -81,7 +81,7 @@ def main(config: Config) -> None:
 
     def add(on: dict[str, Any], seed: int | None, metric: str, call: Any, *args: Any) -> None:
         if not study.has(base | on, seed, [metric]):
-            study.add(base | on, seed, {k: float(v) for k, v in call(*args).items()})
+            study.add(base | on, seed, call(*args), UNITS)
 
     with Progress() as bar:
         task = bar.add_task("exact", total=len(names) + 1)
@@ -102,7 +102,7 @@ def main(config: Config) -> None:
         add({"method": name}, None, "nmse", trial.control, name)
     if not all(study.has(base | {"method": n}, None, ["time_us"]) for n in names):
         for name, values in trial.times(names, config.repeats).items():
-            study.add(base | {"method": name}, None, values)
+            study.add(base | {"method": name}, None, values, UNITS)
     study.finish(text(study, base), figure(study, base))
     print((config.out / "table.md").read_text(encoding="utf-8"))
 

@@ -26,6 +26,12 @@ NMSE = 0.01  # at which rates are compared
 BISECTIONS = 24
 MOST = 4096  # vectors that something is fitted on
 FLOOR = -20.0  # log2 of the finest step over the largest number
+UNITS = metrics.MEASURE_UNITS | {
+    "nll": "nats per token", "kv_delta_nll": "nats per token", "w4a4_delta_nll": "nats per token",
+    "kv_bits": "bits per element", "rate_bits": "bits per element", "effective_dims": "1",
+    "kurtosis": "1", "peak_to_rms": "1", "top_tenth_energy": "1", "params": "count",
+    "fmas": "count", "time_us": "us", "copy_ratio": "1",
+}  # fmt: skip
 
 
 class Trial:

@@ -81,7 +81,7 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Learn, merge, score, and write what the record does not hold yet."""
-    from experiments.end_to_end_trial import Trial
+    from experiments.end_to_end_trial import UNITS, Trial
 
     assert config.out is not None
     for start in config.starts:
@@ -103,7 +103,7 @@ def main(config: Config) -> None:
     with Progress() as bar:
         for i in bar.track(range(config.texts), description="exact"):
             if not study.has(exact | {"window": i}, None, ["nll"]):
-                study.add(exact | {"window": i}, None, {"nll": trial.nll(i)})
+                study.add(exact | {"window": i}, None, {"nll": trial.nll(i)}, UNITS)
         plain = [study.rows("nll", **exact, window=i)[0].value for i in range(config.texts)]
         task = bar.add_task("learning", total=config.steps)
 
@@ -125,13 +125,13 @@ def main(config: Config) -> None:
             learned = trial.learned(start, seed, config.steps, config.rate, tell)
             for step, kl in told.items():
                 if not study.has(base | {"start": name, "step": step}, seed, ["kl"]):
-                    study.add(base | {"start": name, "step": step}, seed, {"kl": kl})
+                    study.add(base | {"start": name, "step": step}, seed, {"kl": kl}, UNITS)
             for turned, setting in itertools.product((False, True), SETTINGS):
                 nlls = trial.quantized(learned if turned else start, setting)
                 for i, nll in enumerate(nlls):
                     row = base | {"setting": setting, "start": name, "learned": turned, "window": i}
                     if not study.has(row, seed, ["nll", "delta_nll"]):
-                        study.add(row, seed, {"nll": nll, "delta_nll": nll - plain[i]})
+                        study.add(row, seed, {"nll": nll, "delta_nll": nll - plain[i]}, UNITS)
     study.finish(text(study, base, config), figure(study, base, config))
     print((config.out / "table.md").read_text(encoding="utf-8"))
 

@@ -20,6 +20,8 @@ from isojax.models import Hooks, LanguageModel, ModelConfig, forward, token_kl, 
 from isojax.models.hooks import INPUTS, Layer
 from isojax.models.rotate import fold_norms
 
+UNITS: dict[str, str] = dict.fromkeys(("nll", "delta_nll", "kl"), "nats per token")
+
 
 class Rotations(NamedTuple):
     """What turns the inputs of linear layers.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.tensor_study import FIXED_RATE
+from experiments.tensor_study import FIXED_RATE, UNITS
 from isojax.report import (
     Row,
     Stat,
@@ -14,9 +14,9 @@ from isojax.report import (
     markdown,
     new_figure,
     paired,
+    pivot,
     select,
     summarize,
-    table,
 )
 
 PUBLISHED_CHECK = 2.2721
@@ -47,7 +47,7 @@ def add_published(study: Study) -> None:
             "matches": "",
         }  # fmt: skip
         share = {"false_firing_share": values["false_firings"] / PUBLISHED_SIZE}
-        study.add_published(config, values | share)
+        study.add_published(config, values | share, UNITS)
 
 
 def shares(row: Row) -> str:
@@ -77,7 +77,9 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
         "## Answers",
         *answers(rows, plain),
         "## 3 bit, one absmax scale a tensor; controls; entropy coding at equal bits and rate",
-        table([*head, *rest], names, COLUMNS, cell=Stat.with_range),
+        pivot(
+            [*head, *rest], names, "metric", form=Stat.with_range, order=COLUMNS, count=True
+        ),
         "`ecsq`: one step for all, each channel entropy-coded, at 3 bit, or (`matches` haar) at "
         "the entropy a channel of the Haar row's code with the same seed. `gaussian_noise`: noise "
         "with the mean square of that row's noise floor. `pca`: axes fitted on as many windows "
@@ -93,7 +95,10 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
         of = study.rows(**(base | {"tensor": name}))
         keys = ["transform", "quantizer", "bits", "granularity", "group"]
         metrics = ["nmse", "outlier_mse", "noise_floor_mse", "false_firing_share", "output_nmse"]
-        parts += [f"### {name}", table(of, keys, metrics, cell=Stat.with_range)]
+        parts += [
+            f"### {name}",
+            pivot(of, keys, "metric", form=Stat.with_range, order=metrics, count=True),
+        ]
     return "\n\n".join(parts)
 
 

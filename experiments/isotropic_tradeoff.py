@@ -149,7 +149,7 @@ def main(config: Config) -> None:
         "length": config.tokens, "skip_tokens": config.skip_tokens, "rescale": config.rescale,
         "tensor": config.tensor,
     }  # fmt: skip
-    study.add(base, None, {"check_value": check})
+    study.add(base, None, {"check_value": check}, {"check_value": "squared input units"})
     add_published(study)
 
     def run_cases(tensor: Tensor, on: dict[str, Any], transforms: Any, *cases: Case) -> None:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from rich.progress import track
 
 from experiments.common import Common, run
-from isojax.report import Study, draw_lines, new_figure, table
+from isojax.report import Study, draw_lines, new_figure, pivot
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,15 +51,15 @@ def main(config: Config) -> None:
     for i in track(range(config.texts), f"{model.name}, windows of {config.tokens} tokens"):
         if not study.has(base | {"window": i}, None, ["nll"]):
             nll = float(score(model.params, jnp.asarray(ids[i])))
-            study.add(base | {"window": i}, None, {"nll": nll})
+            study.add(base | {"window": i}, None, {"nll": nll}, {"nll": "nats per token"})
 
     scored = [row for row in study.rows("nll", **base) if row.config["window"] < config.texts]
     mean = sum(row.value for row in scored) / len(scored)
-    study.add(base | {"windows": config.texts}, None, {"perplexity": math.exp(mean)})
-    done = study.rows("perplexity", **base, windows=config.texts)
-    text = table(
-        [*scored, *done], ["model", "text", "length", "dtype"], ["nll", "perplexity"], spread=False
+    study.add(
+        base | {"windows": config.texts}, None, {"perplexity": math.exp(mean)}, {"perplexity": "1"}
     )
+    done = study.rows("perplexity", **base, windows=config.texts)
+    text = pivot([*scored, *done], ["model", "text", "length", "dtype"], "metric")
     figure, axes = new_figure(1, 1, f"{model.name} on {base['text']}")
     draw_lines(axes[0, 0], scored, "nll", "window", "model", log=False)
     axes[0, 0].set_ylabel("nat a token")

@@ -22,7 +22,7 @@ import jax
 
 from experiments.common import Common, run
 from experiments.stage1_report import add_published, figure, text
-from experiments.stage1_trial import Case, check, codebook, real, synthetic, times
+from experiments.stage1_trial import COSTS, Case, check, codebook, real, synthetic, times
 from isojax import transforms
 from isojax.report import Study
 
@@ -84,7 +84,7 @@ def main(config: Config) -> None:
         for name in names:
             t = transforms.from_name(jax.random.key(0), name, dim)
             on = {"section": "cost", "transform": name, "dim": dim}
-            study.add(on, None, {"params": float(t.params), "fmas": float(t.fmas)})
+            study.add(on, None, {"params": t.params, "fmas": t.fmas}, COSTS)
     synthetic(study, config, names)
     times(study, config, names)
     written = text(study, base, config.bits)

@@ -15,10 +15,10 @@ from isojax.report import (
     markdown,
     new_figure,
     paired,
+    pivot,
     select,
     stat,
     summarize,
-    table,
 )
 
 PUBLISHED = "IsoQuant (published)"
@@ -72,13 +72,14 @@ def add_published(study: Study) -> None:
     source = {"source": PUBLISHED}
     for name, (params, fmas) in COSTS.items():
         config = source | {"section": "cost", "transform": name, "dim": 128}
-        study.add_published(config, {"params": float(params), "fmas": float(fmas)})
+        values, units = {"params": params, "fmas": fmas}, {"params": "count", "fmas": "count"}
+        study.add_published(config, values, units)
     for (dtype, bits), by_dim in TIMES.items():
         for dim, us in zip((128, 256, 512), by_dim, strict=True):
             for name, value in zip(TIMED, us, strict=True):
                 config = source | {"section": "time", "dim": dim, "dtype": dtype, "vectors": 8192}
                 config |= {"transform": name, "bits": bits}
-                study.add_published(config, {"time_us": value}, CUDA)
+                study.add_published(config, {"time_us": value}, {"time_us": "us"}, CUDA)
 
 
 def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:
@@ -108,10 +109,12 @@ def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:
             "numbers beyond the outermost level. Layers weigh alike.",
             by_transform(real, ("tensor", "codebook", "bits")),
             f"At {shown} bit, codebook `gaussian`:",
-            table(
+            pivot(
                 select(real, codebook="gaussian", bits=shown),
                 ["tensor", "transform"],
-                COLUMNS,
+                "metric",
+                order=COLUMNS,
+                count=True,
             ),
             "## Time",
             *times(study),

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 TENSORS = ("key", "value")
 Case = tuple[str, int]  # codebook, bits
+ERRORS: dict[str, str] = dict.fromkeys(
+    ("nmse", "nmse_worst_layer", "cosine", "block_energy_cv", "saturation_share"), "1"
+)
+COSTS = {"params": "count", "fmas": "count"}
+TIMES = {"time_us": "us", "copy_ratio": "1"}
 
 
 def codebook(case: Case, dim: int) -> quantizers.Codebook:
@@ -66,7 +71,7 @@ def record(
         title=base["section"],
     )  # fmt: skip
     for result in results:
-        study.add(named(result.config), result.seed, result.metrics)
+        study.add(named(result.config), result.seed, result.metrics, ERRORS)
 
 
 def unit_vectors(key: jax.Array, n: int, dim: int, dtype: str) -> jax.Array:
@@ -97,7 +102,7 @@ def synthetic(study: Study, config: Config, names: tuple[str, ...]) -> None:
         for kind, bits in config.cases:
             levels = codebook((kind, bits), dim).levels
             on = {"section": "theory", "codebook": kind, "bits": bits, "dim": dim}
-            study.add(on, None, {"nmse": theory(levels, dim, kind)})
+            study.add(on, None, {"nmse": theory(levels, dim, kind)}, ERRORS)
 
 
 def times(study: Study, config: Config, names: tuple[str, ...]) -> None:
@@ -123,9 +128,9 @@ def times(study: Study, config: Config, names: tuple[str, ...]) -> None:
                 for times_of, seconds in zip(taken, found, strict=True):
                     times_of += [seconds] if i >= 2 else []
             base_us, *us = [1e6 * statistics.median(t) for t in taken]
-            study.add(base | {"transform": "copy"}, None, {"time_us": base_us})
+            study.add(base | {"transform": "copy"}, None, {"time_us": base_us}, TIMES)
             for case, mine in zip(cases, us, strict=True):
-                study.add(case, None, {"time_us": mine, "copy_ratio": mine / base_us})
+                study.add(case, None, {"time_us": mine, "copy_ratio": mine / base_us}, TIMES)
 
 
 def clock(call: Callable[..., Any], *args: Any) -> float:

@@ -21,6 +21,10 @@ FIXED_RATE = tuple(
         *(f"{family}_{rule}" for family in ("absmax", "minmax") for rule in CLIP),
     ))
 )  # fmt: skip
+UNITS = metrics.MEASURE_UNITS | {
+    "false_firing_share": "1", "code_entropy_bits": "bits per element", "output_nmse": "1",
+    "rate_bits": "bits per element", "kurtosis": "1", "peak_to_rms": "1",
+}  # fmt: skip
 STACK = 2**29  # bytes of reconstructions that one program may hold side by side
 
 
@@ -170,7 +174,7 @@ def study_tensor(
                 title=f"{base['tensor']} {some[0].quantizer}",
             )  # fmt: skip
             for result in results:
-                study.add(config(result.config), number(result.seed), result.metrics)
+                study.add(config(result.config), number(result.seed), result.metrics, UNITS)
 
 
 def make_transform(key: jax.Array, name: str, tensor: Tensor) -> transforms.Transform:

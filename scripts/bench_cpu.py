@@ -33,10 +33,11 @@ import numpy as np
 import tyro
 
 from isojax import Codec, quantizers, transforms
-from isojax.report import Study, table
+from isojax.report import Study, pivot
 
 Ways = dict[str, Callable[[], Any]]
 PEERS = ("torch", "fht-cpu", "hadamard-transform")
+UNITS = {"time_us": "us", "copy_ratio": "1", "peer_ratio": "1"}
 """What the names of ways of other programs begin with."""
 
 
@@ -76,9 +77,9 @@ def main(config: Config) -> None:
         x = unit_vectors(config.numbers // dim, dim)
         base = {"case": "hadamard", "dim": dim, "vectors": len(x), "bits": 0}
         record(study, base, hadamard_ways(x), config.repeats)
-    index = {"case": "case", "dim": "d", "vectors": "vectors", "way": "way"}
+    index = {"case": "case", "d": "dim", "vectors": "vectors", "way": "way"}
     shown = {"time_us": "us", "copy_ratio": "passes", "peer_ratio": "best peers"}
-    study.finish(table(study.rows(), index, shown, spread=False))
+    study.finish(pivot(study.rows(), index, "metric", order=shown))
     print((config.out / "table.md").read_text())
 
 
@@ -100,7 +101,8 @@ def record(study: Study, base: dict[str, Any], ways: Ways, repeats: int) -> None
     best = min((us for way, us in times.items() if way.startswith(PEERS)), default=None)
     for way, us in times.items():
         found = {"time_us": us, "copy_ratio": us / times["pass"]}
-        study.add(base | {"way": way}, None, found | ({"peer_ratio": us / best} if best else {}))
+        found |= {"peer_ratio": us / best} if best else {}
+        study.add(base | {"way": way}, None, found, UNITS)
 
 
 def jitted(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:

@@ -39,8 +39,12 @@ import jax  # noqa: E402
 from gpu_cases import Case, Group, large, phases  # noqa: E402
 from gpu_events import Event, median_us, read_events  # noqa: E402
 
-from isojax.report import Study, table  # noqa: E402
+from isojax.report import Study, pivot  # noqa: E402
 
+UNITS = {
+    "time_us": "us", "wall_us": "us", "gb_per_s": "GB/s", "of_copy": "1", "failed": "count",
+    "deviation": "1", "disagreement": "1",
+}  # fmt: skip
 WARM_SECONDS = 0.1
 CALLS_IN_A_ROW = 10
 
@@ -177,7 +181,7 @@ def run(
         found.setdefault(way, {}).update(metrics)
     for way, metrics in found.items():
         config = group.config | {"way": way, "bound": bound(group.config, metrics)}
-        study.add(config, None, metrics)
+        study.add(config, None, metrics, UNITS)
     return trouble
 
 
@@ -245,7 +249,7 @@ def report(study: Study, left_out: list[str], failed: list[str]) -> str:
     """The table, and what it lacks."""
     names = ("kernel", "transform", "dim", "dtype", "bits", "size", "way", "bound")
     shown = ("deviation", "disagreement", "time_us", "wall_us", "gb_per_s", "of_copy")
-    text = table(study.rows(), names, shown, spread=False)
+    text = pivot(study.rows(), names, "metric", order=shown)
     if left_out:
         text += "\n\nLeft out for want of time: " + "; ".join(left_out)
     if failed:

@@ -93,18 +93,19 @@ def work(path: str) -> None:
 
 def main(config: Config) -> None:
     """Write the file, measure, make the table."""
-    from isojax.report import Study, table
+    from isojax.report import Study, pivot
 
     study = Study("bench_load", config.out, config)
     base = {"model": "random 1.5B", "quantizer": "q8_0", "length": TOKENS}
-    if not study.has(base, None, ["time_us", "peak_rss_bytes"]):
+    units = {"time_us": "us", "peak_rss_bytes": "bytes"}
+    if not study.has(base, None, units):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.gguf"
             write_random(path)
             command = [sys.executable, __file__, "--worker", str(path)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-        study.add(base, None, json.loads(done.stdout.splitlines()[-1]))
-    study.finish(table(study.rows(), list(base), ["time_us", "peak_rss_bytes"], spread=False))
+        study.add(base, None, json.loads(done.stdout.splitlines()[-1]), units)
+    study.finish(pivot(study.rows(), list(base), "metric"))
     print((config.out / "table.md").read_text())
 
 

@@ -195,28 +195,29 @@ def decode(config: Config, model: Any, study: Any) -> str:
     import jax
 
     from isojax.models import unstack
-    from isojax.report import table
+    from isojax.report import pivot
 
     params, base = jax.jit(unstack)(model.params), {"model": model.name, "part": "decode"}
-    metrics = ["decode_ms", "read_ms", "decode_over_read", "read_bytes"]
+    units = {"decode_ms": "ms", "read_ms": "ms", "decode_over_read": "1", "read_bytes": "bytes"}
     for slots in (64,) if config.quick else config.slots:
         for cache in ("plain", f"{BITS} bit"):
             row = base | {"slots": slots, "cache": cache}
-            if not study.has(row, 0, metrics):
+            if not study.has(row, 0, units):
                 steps = 3 if config.quick else config.steps
                 found = decode_times(params, model.config, slots, cache != "plain", steps)
                 print(row, found)
-                study.add(row, 0, found)
-    return table(study.rows(**base), ["model", "slots", "cache"], metrics)
+                study.add(row, 0, found, units)
+    return pivot(study.rows(**base), ["model", "slots", "cache"], "metric", count=True)
 
 
 def window(config: Config, model: Any, study: Any) -> str:
     """Write the weights as one folder for all, run the processes; returns the table."""
     from isojax.data import load_text, windows
     from isojax.models import encode, save_checkpoint
-    from isojax.report import paired, summarize, table
+    from isojax.report import paired, pivot, summarize
 
     base = {"model": model.name, "length": config.length}
+    units = {"tokens_per_s": "tokens/s", "peak_rss_bytes": "bytes", "nll": "nats per token"}
     with tempfile.TemporaryDirectory() as folder:
         tokens = windows(encode(model.tokenizer, load_text(config.text)), 1, config.length)[0]
         save_checkpoint(folder, model.config, model.params)
@@ -225,7 +226,7 @@ def window(config: Config, model: Any, study: Any) -> str:
         for round_ in range(config.rounds):
             for implementation in SCORES:
                 config_row = base | {"implementation": implementation}
-                if study.has(config_row, round_, ["nll", "tokens_per_s", "peak_rss_bytes"]):
+                if study.has(config_row, round_, units):
                     continue
                 command = [sys.executable, __file__, "--worker", implementation, folder]
                 output = subprocess.run(
@@ -233,7 +234,7 @@ def window(config: Config, model: Any, study: Any) -> str:
                 )
                 found = json.loads(output.stdout.splitlines()[-1])
                 print(round_, implementation, found)
-                study.add(config_row, round_, found)
+                study.add(config_row, round_, found, units)
     rows = study.rows(**base)
     one, ratios = {"implementation": "isojax"}, []
     for name in ("torch_plain", "torch"):
@@ -243,9 +244,8 @@ def window(config: Config, model: Any, study: Any) -> str:
         ratios.append(
             f"isojax / {name}: {faster:.2f}x the speed, {ours / theirs:.2f}x the peak memory"
         )
-    text = table(
-        rows, ["model", "length", "implementation"], ["tokens_per_s", "peak_rss_bytes", "nll"]
-    )
+    names = ["model", "length", "implementation"]
+    text = pivot(rows, names, "metric", order=list(units), count=True)
     return f"{text}\n\n{'; '.join(ratios)}."
 
 

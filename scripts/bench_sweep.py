@@ -20,7 +20,7 @@ from bench_model import peak_rss
 
 from experiments.tensor_study import Case, Tensor, make_trial
 from isojax import metrics
-from isojax.report import Study, table
+from isojax.report import Study, pivot
 from isojax.sweep import sweep
 
 
@@ -59,9 +59,9 @@ def main(config: Config) -> None:
     seconds = time.perf_counter() - start
     shape = {"tokens": config.tokens, "width": config.width, "seeds": config.seeds}
     found = {"time_us": seconds * 1e6, "peak_rss_bytes": peak_rss(), "compiles": len(compiled)}
-    study.add(shape | {"trials": len(results)}, None, found)
-    names = [*shape, "trials"]
-    study.finish(table(study.rows(), names, list(found), spread=False))
+    units = {"time_us": "us", "peak_rss_bytes": "bytes", "compiles": "count"}
+    study.add(shape | {"trials": len(results)}, None, found, units)
+    study.finish(pivot(study.rows(), [*shape, "trials"], "metric"))
     print((config.out / "table.md").read_text())
 
 

@@ -7,7 +7,20 @@ import statistics
 import pytest
 
 from isojax import report
-from isojax.report import Record, Stamp, Study, paired, read_rows, select, stat, summarize, table
+from isojax.report import (
+    Record,
+    Stamp,
+    Study,
+    against,
+    paired,
+    pivot,
+    read_rows,
+    select,
+    stat,
+    summarize,
+)  # fmt: skip
+
+UNITS = {"mse": "1", "nll": "nats per token", "cosine": "1", "bytes": "bytes"}
 
 
 @pytest.fixture
@@ -16,18 +29,18 @@ def stamp():
 
 
 def rows_of(stamp, values, metric="mse", **config):
-    return [r for s, v in enumerate(values) for r in stamp.rows(config, s, {metric: v})]
+    return [r for s, v in enumerate(values) for r in stamp.rows(config, s, {metric: v}, UNITS)]
 
 
 def test_a_row_has_the_fields_of_the_schema(stamp):
-    (row,) = stamp.rows({"bits": 3}, 0, {"nll": 1.5})
+    (row,) = stamp.rows({"bits": 3}, 0, {"nll": 1.5}, UNITS)
     fields = json.loads(json.dumps(dataclasses.asdict(row)))
     assert set(fields) == {
         "experiment", "config", "seed", "metric", "value", "unit", "device", "versions",
         "commit", "started",
     }  # fmt: skip
     assert set(fields["versions"]) == {"python", "jax", "isojax"}
-    assert (fields["unit"], fields["value"], fields["seed"]) == ("nat a token", 1.5, 0)
+    assert (fields["unit"], fields["value"], fields["seed"]) == ("nats per token", 1.5, 0)
     assert fields["started"].endswith("+00:00")
 
 
@@ -61,7 +74,7 @@ def test_a_torn_last_line_is_cut_off_and_its_row_written_again(tmp_path, stamp, 
 
 def test_the_order_of_configuration_names_does_not_matter(tmp_path, stamp):
     record = Record(tmp_path / "rows.jsonl")
-    record.append(stamp.rows({"a": 1, "b": 2}, None, {"mse": 1.0}))
+    record.append(stamp.rows({"a": 1, "b": 2}, None, {"mse": 1.0}, UNITS))
     assert record.has("test", {"b": 2, "a": 1}, None, ["mse"])
     assert not record.has("test", {"b": 2, "a": 1}, None, ["mse", "nll"])
 
@@ -100,7 +113,9 @@ def test_paired_differences_pair_seed_with_seed(stamp):
 
 
 def test_one_row_without_a_seed_pairs_with_every_seed(stamp):
-    rows = rows_of(stamp, [3.0, 5.0], t="haar") + stamp.rows({"t": "none"}, None, {"mse": 1.0})
+    rows = rows_of(stamp, [3.0, 5.0], t="haar") + stamp.rows(
+        {"t": "none"}, None, {"mse": 1.0}, UNITS
+    )
     assert paired(rows, "mse", {"t": "haar"}, {"t": "none"}).mean == 3.0
     with pytest.raises(ValueError, match="pair"):
         paired(rows, "mse", {"t": "haar"}, {"t": "pca"})
@@ -119,10 +134,12 @@ def test_points_that_lack_a_window_are_left_out(stamp):
         row
         for method, windows in (("whole", (0, 1, 2)), ("cut short", (0,)))
         for window in windows
-        for row in stamp.rows({"method": method, "window": window}, 0, {"nll": 1.0, "cosine": 0.9})
+        for row in stamp.rows(
+            {"method": method, "window": window}, 0, {"nll": 1.0, "cosine": 0.9}, UNITS
+        )
     ]
-    rows += stamp.rows({"method": "whole"}, None, {"bytes": 8.0})
-    rows += stamp.rows({"method": "cut short"}, None, {"bytes": 8.0})
+    rows += stamp.rows({"method": "whole"}, None, {"bytes": 8.0}, UNITS)
+    rows += stamp.rows({"method": "cut short"}, None, {"bytes": 8.0}, UNITS)
     found = report.complete(rows, 2, ["method"])
     assert {r.config["method"] for r in found} == {"whole"} and len(found) == 5
     assert {r.config.get("window") for r in found} == {0, 1, None}
@@ -131,16 +148,56 @@ def test_points_that_lack_a_window_are_left_out(stamp):
 
 
 def test_a_table_shows_mean_spread_n_and_what_is_missing(stamp):
-    rows = rows_of(stamp, [1.0, 3.0], t="haar") + stamp.rows({"t": "a|b"}, None, {"nll": 2.0})
-    lines = table(rows, ["t"], {"mse": "MSE", "nll": "nll"}).splitlines()
+    rows = rows_of(stamp, [1.0, 3.0], t="haar") + stamp.rows(
+        {"t": "a|b"}, None, {"nll": 2.0}, UNITS
+    )
+    order = {"mse": "MSE", "nll": "nll"}
+    lines = pivot(rows, ["t"], "metric", order=order, count=True).splitlines()
     assert lines[0] == "| t | MSE | nll | n |"
     assert lines[2] == "| haar | 2 ± 1.4 | - | 2 |"
     assert lines[3] == r"| a\|b | - | 2 | 1 |"
 
 
+def test_a_pivot_shows_all_rows_that_agree_in_line_and_column(stamp):
+    rows = [
+        *rows_of(stamp, [1.0, 3.0], t="haar", bits=3, dim=8),
+        *rows_of(stamp, [5.0], t="pca", bits=2, dim=8),
+        *rows_of(stamp, [7.0], t="haar", bits=2, dim=16),
+        *rows_of(stamp, [9.0], metric="nll", t="haar", bits=2),
+    ]
+    mean = "{0.mean:g}".format
+    assert pivot(rows, {"d": "dim"}, "bits", "mse", mean).splitlines() == [
+        "| d | 3 | 2 |", "| --- | --- | --- |", "| 8 | 2 | 5 |", "| 16 | - | 7 |",
+    ]  # fmt: skip
+    lines = pivot(rows, ["t"], ("dim", "bits"), "mse", mean, count=True).splitlines()
+    assert lines[0] == "| t | 8, 3 | 8, 2 | 16, 2 | n |"
+    assert lines[2:] == ["| haar | 2 | - | 7 | 2 |", "| pca | - | 5 | - | 1 |"]
+    ordered = pivot(rows, ["metric"], "bits", form=mean, order=(2, 3, 4)).splitlines()
+    assert ordered == [
+        "| metric | 2 | 3 | 4 |", "| --- | --- | --- | --- |", "| mse | 6 | 2 | - |",
+        "| nll | 9 | - | - |",
+    ]  # fmt: skip
+    each = pivot(rows, [], "metric", form={"mse": mean, "nll": lambda s: f"{s.n} rows"})
+    assert each.splitlines()[2] == "| 4 | 1 rows |"
+    keyed = pivot(rows, {"double": lambda r: 2 * r.config["bits"]}, "seed", "mse", mean)
+    assert keyed.splitlines()[2:] == ["| 6 | 1 | 3 |", "| 4 | 6 | - |"]
+
+
+def test_differences_are_those_of_pairs_and_keep_their_rows(stamp):
+    rows = rows_of(stamp, [3.0, 6.0], t="haar", bits=3)
+    rows += stamp.rows({"t": "none", "bits": 3}, None, {"mse": 2.0}, UNITS)
+    rows += rows_of(stamp, [8.0], t="haar", bits=4)  # has no partner
+    found = against(rows, {"t": "none"})
+    assert [(r.config["t"], r.seed, r.value) for r in found] == [
+        ("haar", 0, 1.0), ("haar", 1, 4.0), ("none", None, 0.0),
+    ]  # fmt: skip
+    assert [r.value for r in against(rows, {"t": "none"}, relative=True)] == [0.5, 2.0, 0.0]
+    assert len(against(rows, {"t": "none"}, ["bits"])) == 4
+
+
 def test_a_study_goes_on_and_refuses_other_settings(tmp_path):
     study = Study("s", tmp_path, {"bits": (2, 3), "seeds": 4})
-    study.add({"bits": 2}, 0, {"mse": 1.0})
+    study.add({"bits": 2}, 0, {"mse": 1.0}, UNITS)
     again = Study("s", tmp_path, {"bits": (2, 3), "seeds": 9})
     assert again.has({"bits": 2}, 0, ["mse"])
     with pytest.raises(ValueError, match=r"bits \(there \[2, 3\], now \[2\]\).*--out"):
@@ -153,7 +210,9 @@ def test_a_study_goes_on_and_refuses_other_settings(tmp_path):
 
 
 def test_a_relative_difference_from_zero_is_infinite_or_none(stamp):
-    rows = stamp.rows({"t": "a"}, None, {"mse": 1.0}) + stamp.rows({"t": "b"}, None, {"mse": 0.0})
+    rows = stamp.rows({"t": "a"}, None, {"mse": 1.0}, UNITS) + stamp.rows(
+        {"t": "b"}, None, {"mse": 0.0}, UNITS
+    )
     assert paired(rows, "mse", {"t": "a"}, {"t": "b"}, relative=True).mean == float("inf")
     assert paired(rows, "mse", {"t": "b"}, {"t": "b"}, relative=True).mean == 0.0
 

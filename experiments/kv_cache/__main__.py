@@ -91,7 +91,7 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Fit, score, and write what the record does not hold yet."""
-    from experiments.kv_trial import Trial
+    from experiments.kv_trial import UNITS, Trial
 
     assert config.out is not None
     for name, values, allowed in (
@@ -126,14 +126,14 @@ def main(config: Config) -> None:
         task = bar.add_task("exact cache", total=(len(points) + 1) * len(readings))
         for reading in readings:
             if not study.has(exact | reading.own, None, [reading.metric]):
-                study.add(exact | reading.own, None, reading.read((None, None)))
+                study.add(exact | reading.own, None, reading.read((None, None)), UNITS)
             bar.advance(task)
         for name, bits, target in points:
             bar.update(task, description=f"{name} {bits} bit {target}")
             keys, values = recipes(name, target, config.sinks, config.recent)
             point = base | words(keys, values) | {"method": name, "target": target, "bits": bits}
             if not study.has(point, None, ["side_bytes"]):
-                study.add(point, None, trial.size(bits, keys, values))
+                study.add(point, None, trial.size(bits, keys, values), UNITS)
             for reading in readings:
                 row, seed = point | reading.own, reading.seed if random(name) else None
                 wanted = ["nll", "delta_nll"] if reading.metric == "nll" else [reading.metric]
@@ -142,7 +142,7 @@ def main(config: Config) -> None:
                     if "nll" in found:
                         plain = study.rows("nll", **exact, **reading.own)[0].value
                         found["delta_nll"] = found["nll"] - plain
-                    study.add(row, seed, found)
+                    study.add(row, seed, found, UNITS)
                 bar.advance(task)
     study.finish(text(study, base, config.texts), figure(study, base, config.texts))
     print((config.out / "table.md").read_text(encoding="utf-8"))

@@ -28,6 +28,14 @@ from isojax.models.rope import rope_frequencies
 from isojax.transforms import Dense
 
 Stores = tuple[Store | None, Store | None]
+UNITS = {
+    "nll": "nats per token", "delta_nll": "nats per token", "induction_nll": "nats per token",
+    "logit_error": "1", "logit_error_worst_layer": "1", "attention_kl": "nats",
+    "attention_output_nmse": "1", "key_cosine": "1", "value_cosine": "1", "key_nmse": "1",
+    "value_nmse": "1", "needle_accuracy": "1",
+    "rate_bits": "bits per element", "bytes_per_token": "bytes per token",
+    "compression_ratio": "1", "side_bytes": "bytes",
+}  # fmt: skip
 
 
 class Reading(NamedTuple):

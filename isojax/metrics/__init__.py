@@ -40,6 +40,7 @@ from isojax.metrics.shape import kurtosis as kurtosis
 from isojax.metrics.shape import peak_to_rms as peak_to_rms
 from isojax.metrics.shape import top_k_coordinates as top_k_coordinates
 from isojax.metrics.shape import top_k_energy as top_k_energy
+from isojax.metrics.summary import MEASURE_UNITS as MEASURE_UNITS
 from isojax.metrics.summary import Thresholds as Thresholds
 from isojax.metrics.summary import measure as measure
 from isojax.metrics.summary import thresholds as thresholds

@@ -15,6 +15,12 @@ from isojax.metrics.firings import rms, share
 from isojax.metrics.outliers import quantile_threshold
 
 BLOCK = 2**17
+MEASURE_UNITS = {
+    "outlier_mse": "squared input units", "noise_floor_mse": "squared input units",
+    "mse": "squared input units", "nmse": "1", "relative_error": "1", "cosine": "1",
+    "false_firings": "count", "missed_firings": "count", "firing_precision": "1",
+    "firing_recall": "1", "firing_f1": "1",
+}  # fmt: skip
 
 
 @pytree
@@ -73,6 +79,8 @@ def measure(
     x: Float[Array, "*batch d"], x_hat: Float[Array, "*batch d"], at: Thresholds
 ) -> dict[str, Float[Array, ""]]:
     """Every metric of `error`, `outliers` and `firings`, under the names of those functions.
+
+    Their units are `MEASURE_UNITS`.
 
     Equal to calling each of them, but in one pass over blocks of vectors that stay in the cache.
     All are fp32 scalars, the counts too (exact below 2^24).

@@ -8,38 +8,16 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 
 from isojax import __version__
 
-UNITS = {
-    "outlier_mse": "squared input units",
-    "noise_floor_mse": "squared input units",
-    "mse": "squared input units",
-    "check_value": "squared input units",
-    "false_firings": "count",
-    "missed_firings": "count",
-    "code_entropy_bits": "bit",
-    "rate_bits": "bit a number",
-    "coding_gain_db": "dB",
-    "nll": "nat a token",
-    "delta_nll": "nat a token",
-    "induction_nll": "nat a token",
-    "attention_kl": "nat",
-    "bytes_per_token": "byte",
-    "side_bytes": "byte",
-    "params": "count",
-    "fmas": "count",
-    "time_us": "us",
-    "wall_us": "us",
-    "gb_per_s": "GB/s",
-    "tokens_per_s": "token/s",
-    "peak_rss_bytes": "byte",
-}  # every other metric is a pure number, unit "1"
+Values = Mapping[str, SupportsFloat]  # metric -> number
+Units = Mapping[str, str]  # metric -> unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +75,25 @@ class Stamp:
         self.started = now.isoformat(timespec="seconds")
 
     def rows(
-        self, config: Mapping[str, Any], seed: int | None, metrics: Mapping[str, float]
+        self,
+        config: Mapping[str, Any],
+        seed: int | None,
+        values: Values,
+        units: Units,
     ) -> list[Row]:
-        """One row for each metric; units come from `UNITS`."""
+        """One row per metric of `values`; `units` has the unit of each, and may have more.
+
+        Raises:
+            ValueError: a metric has no unit.
+        """
+        if not set(values) <= set(units):
+            raise ValueError(f"no unit for {sorted(set(values) - set(units))} of {dict(config)}.")
         return [
             Row(
-                self.experiment, dict(config), seed, metric, float(value), UNITS.get(metric, "1"),
+                self.experiment, dict(config), seed, metric, float(value), units[metric],
                 self.device, self.versions, self.commit, self.started,
             )
-            for metric, value in metrics.items()
+            for metric, value in values.items()
         ]  # fmt: skip
 
 
@@ -139,7 +127,7 @@ class Record:
         self.rows += new.values()
 
     def has(
-        self, experiment: str, config: Mapping[str, Any], seed: int | None, metrics: Sequence[str]
+        self, experiment: str, config: Mapping[str, Any], seed: int | None, metrics: Iterable[str]
     ) -> bool:
         """True if all these metrics are there."""
         return all(identity(experiment, config, seed, m) in self._known for m in metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -120,6 +121,43 @@ def summarize(rows: Iterable[Row], metric: str, **config: Any) -> Stat:
     return stat(values)
 
 
+def against(
+    rows: Iterable[Row],
+    other: Mapping[str, Any],
+    free: Iterable[str] = (),
+    *,
+    relative: bool = False,
+) -> list[Row]:
+    """Rows with their difference from the row that has the values `other`, as their value.
+
+    Rows pair if their metric, their seed and all configuration but the names in `other` and `free`
+    agree. Where the other side depends on no seed, its only row serves all of them. Rows without
+    such a partner are left out; the others' own difference is 0.
+
+    Args:
+        rows: to look in.
+        other: configuration values of the subtrahend.
+        free: further names in which the two may differ.
+        relative: divide each difference by the subtrahend (by 0: infinite, unless both are 0).
+    """
+    rows, free = list(rows), {*other, *free}
+
+    def rest(row: Row, seed: int | None) -> str:
+        fixed = {k: v for k, v in row.config.items() if k not in free}
+        return json.dumps([row.metric, fixed, seed], sort_keys=True)
+
+    base = {rest(r, r.seed): r.value for r in select(rows, **other)}
+    found = []
+    for row in rows:
+        match = base.get(rest(row, row.seed), base.get(rest(row, None)))
+        if match is not None:
+            difference = row.value - match
+            if relative and difference:
+                difference = difference / match if match else math.copysign(math.inf, difference)
+            found.append(dataclasses.replace(row, value=difference))
+    return found
+
+
 def paired(
     rows: Iterable[Row],
     metric: str,
@@ -128,10 +166,7 @@ def paired(
     *,
     relative: bool = False,
 ) -> Stat:
-    """Differences `one - other`, each between rows that agree in everything else.
-
-    Rows pair if their seed and all configuration but the names in `one` and `other` agree. Where
-    the other side depends on no seed, its only row serves all of them.
+    """Statistics of the differences `one - other` of a metric, between rows that `against` pairs.
 
     Args:
         rows: to look in.
@@ -143,21 +178,7 @@ def paired(
     Raises:
         ValueError: nothing pairs.
     """
-    rows, free = list(rows), set(one) | set(other)
-
-    def rest(row: Row, seed: int | None) -> str:
-        fixed = {k: v for k, v in row.config.items() if k not in free}
-        return json.dumps([fixed, seed], sort_keys=True)
-
-    base = {rest(r, r.seed): r.value for r in select(rows, metric, **other)}
-    differences = []
-    for row in select(rows, metric, **one):
-        match = base.get(rest(row, row.seed), base.get(rest(row, None)))
-        if match is not None:
-            difference = row.value - match
-            if relative and difference:
-                difference = difference / match if match else math.copysign(math.inf, difference)
-            differences.append(difference)
-    if not differences:
+    found = select(against(select(rows, metric), other, one, relative=relative), **one)
+    if not found:
         raise ValueError(f"no rows of {metric} pair {dict(one)} with {dict(other)}.")
-    return stat(differences)
+    return stat(row.value for row in found)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from isojax.report.figure import save_figure
-from isojax.report.rows import Record, Row, Stamp
+from isojax.report.rows import Record, Row, Stamp, Units, Values
 from isojax.report.stats import select
 
 FREE = ("quick", "out", "dry_run")  # say nothing of what is measured
@@ -58,9 +58,39 @@ class Study:
         self.stamp = Stamp(experiment)
 
     def add(
-        self, config: Mapping[str, Any], seed: int | None, metrics: Mapping[str, float]
+        self,
+        config: Mapping[str, Any],
+        seed: int | None,
+        values: Values,
+        units: Units,
     ) -> None:
-        """Append a row for each metric, save those that are there already."""
+        """Append a row for each metric of `values`, save those that are there already.
+
+        Args:
+            config: what was measured.
+            seed: number of the seed, or None.
+            values: metric -> number.
+            units: metric -> unit, of these metrics at least.
+
+        Raises:
+            ValueError: a metric has no unit.
+        """
+        self._append(self.stamp.rows(config, seed, values, units))
+
+    def add_published(
+        self,
+        config: Mapping[str, Any],
+        values: Values,
+        units: Units,
+        device: str = "published",
+    ) -> None:
+        """Append numbers that somebody else measured, so that tables are made of rows alone."""
+        rows = self.stamp.rows(config, None, values, units)
+        self._append(
+            [dataclasses.replace(r, device=device, versions={}, commit="unknown") for r in rows]
+        )
+
+    def _append(self, rows: Sequence[Row]) -> None:
         if not self._written:
             if self._config.exists():
                 old = _read_json(self._config)
@@ -68,19 +98,10 @@ class Study:
                 self.settings = self.settings | grown
             _write(self._config, json.dumps(self.settings, indent=2) + "\n")
             self._written = True
-        self.record.append(self.stamp.rows(config, seed, metrics))
+        self.record.append(rows)
 
-    def add_published(
-        self, config: Mapping[str, Any], metrics: Mapping[str, float], device: str = "published"
-    ) -> None:
-        """Append numbers that somebody else measured, so that tables are made of rows alone."""
-        rows = self.stamp.rows(config, None, metrics)
-        self.record.append(
-            dataclasses.replace(r, device=device, versions={}, commit="unknown") for r in rows
-        )
-
-    def has(self, config: Mapping[str, Any], seed: int | None, metrics: Sequence[str]) -> bool:
-        """True if these rows are there."""
+    def has(self, config: Mapping[str, Any], seed: int | None, metrics: Iterable[str]) -> bool:
+        """True if the rows of all these metrics are there."""
         return self.record.has(self.stamp.experiment, config, seed, metrics)
 
     def rows(self, metric: str | None = None, **config: Any) -> list[Row]:

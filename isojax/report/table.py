@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from isojax.report.rows import Row
-from isojax.report.stats import Stat, select, stat
+from isojax.report.stats import Stat, stat
 
 Cell = Callable[[Stat], str]
+Key = str | Callable[[Row], Any]
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
@@ -17,34 +18,71 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in r) + " |" for r in rows)
 
 
-def table(
-    rows: Sequence[Row],
-    index: Mapping[str, str] | Sequence[str],
-    metrics: Mapping[str, str] | Sequence[str],
-    *,
-    cell: Cell = Stat.format,
-    spread: bool = True,
-) -> str:
-    """A Markdown table: a line for each configuration, a column for each metric.
+def value_of(row: Row, key: Key) -> Any:
+    """The value of a row under a key.
 
-    Lines come in the order in which their configurations first appear. A metric that a
-    configuration lacks shows as a dash. A last column gives n, the number of seeds.
+    A key is a function of the row, `metric`, `seed`, `unit` or `device`, or a name in the
+    configuration, `-` where the row has none of that name.
+    """
+    if callable(key):
+        return key(row)
+    own = key in ("metric", "seed", "unit", "device")
+    return getattr(row, key) if own else row.config.get(key, "-")
+
+
+def pivot(
+    rows: Iterable[Row],
+    index: Sequence[str] | Mapping[str, Key],
+    columns: Key | tuple[Key, ...],
+    value: str | None = None,
+    form: Cell | Mapping[Any, Cell] = Stat.format,
+    *,
+    order: Mapping[Any, str] | Sequence[Any] | None = None,
+    count: bool = False,
+) -> str:
+    """A Markdown table: a line per values of the index, a column per values of `columns`.
+
+    Lines and columns come in the order in which their values first appear. A cell shows all rows
+    that agree in both, whatever their seed or window; a dash where there is none.
+
+        pivot(rows, ["transform"], "metric")                    # a column per metric
+        pivot(rows, {"d": "dim"}, ("dtype", "bits"), "nmse")    # one metric by dtype and bits
 
     Args:
         rows: the rows.
-        index: configuration names that tell the lines apart (or name -> heading).
-        metrics: metrics to show (or metric -> heading).
-        cell: how to write the statistics of a cell; `mean ± sd` by default.
-        spread: show the column n.
+        index: keys that tell the lines apart, or heading -> key; see `value_of`.
+        columns: the key that tells the columns apart, or a tuple of keys.
+        value: the metric to show; None for all, where `columns` tells them apart.
+        form: writes the statistics of a cell, `mean ± sd` by default; or one per column.
+        order: values of the columns to show, from left to right, or value -> heading; tuples of
+            values where `columns` is a tuple.
+        count: show a last column, n, the largest number of rows in a cell of the line.
     """
-    heads = dict(index) if isinstance(index, Mapping) else {n: n for n in index}
-    shown = dict(metrics) if isinstance(metrics, Mapping) else {m: m for m in metrics}
-    keys = list(dict.fromkeys(tuple(row.config.get(n, "-") for n in heads) for row in rows))
-    lines = []
-    for key in keys:
-        mine = [r for r in rows if tuple(r.config.get(n, "-") for n in heads) == key]
-        stats = [[r.value for r in select(mine, metric)] for metric in shown]
-        cells = [cell(stat(values)) if values else "-" for values in stats]
-        n = max((len(values) for values in stats), default=0)
-        lines.append([*key, *cells, *([n] if spread else [])])
-    return markdown([*heads.values(), *shown.values(), *(["n"] if spread else [])], lines)
+    heads = index if isinstance(index, Mapping) else dict(zip(index, index, strict=True))
+    cells: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
+    present: dict[Any, None] = {}  # a set that keeps its order
+    for row in rows:
+        if value is None or row.metric == value:
+            line = cells.setdefault(tuple(value_of(row, key) for key in heads.values()), {})
+            if isinstance(columns, tuple):
+                at = tuple(value_of(row, key) for key in columns)
+            else:
+                at = value_of(row, columns)
+            line.setdefault(at, []).append(row.value)
+            present[at] = None
+
+    def heading(at: Any) -> str:
+        return ", ".join(map(str, at)) if isinstance(columns, tuple) else str(at)
+
+    found = present.keys() if order is None else order
+    shown = dict(found) if isinstance(found, Mapping) else {at: heading(at) for at in found}
+    forms = form if isinstance(form, Mapping) else dict.fromkeys(shown, form)
+    lines = [
+        [
+            *name,
+            *(forms[at](stat(line[at])) if at in line else "-" for at in shown),
+            *([max((len(line[at]) for at in shown if at in line), default=0)] if count else []),
+        ]
+        for name, line in cells.items()
+    ]
+    return markdown([*map(str, heads), *shown.values(), *(["n"] if count else [])], lines)

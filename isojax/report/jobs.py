@@ -1,0 +1,164 @@
+"""Jobs: what a study will record is declared first, with units, and computed where it is missing.
+
+units = {"nll": "nats per token"}
+
+def score(entries):                     # gets the entries that the record lacks
+    for entry in entries:
+        yield {"nll": nll_of(texts[entry.config["window"]])}
+
+windows = [Entry({"model": "tiny", "window": i}, None, units) for i in range(8)]
+fill(study, [Job("windows of tiny", windows, score)])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from rich.progress import Progress, TimeElapsedColumn
+
+from isojax.report.rows import Units, Values, identity
+from isojax.report.study import Study
+from isojax.sweep import Grid, grid, sweep
+
+
+class Entry(NamedTuple):
+    """Rows that belong together: those of one configuration and seed.
+
+    Attributes:
+        config: flat dict of strings, numbers and booleans: what is measured.
+        seed: number of the seed, or None where nothing is random.
+        units: metric -> unit, of all metrics that are recorded.
+    """
+
+    config: Mapping[str, Any]
+    seed: int | None
+    units: Units
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Entries that are computed together.
+
+    Attributes:
+        title: shown while it runs, and named in errors.
+        entries: what it records.
+        measure: takes the entries that lack a row and gives the values of each, in their order:
+            metric -> number. What it yields is recorded at once.
+    """
+
+    title: str
+    entries: Sequence[Entry]
+    measure: Callable[[Sequence[Entry]], Iterable[Values]]
+
+    @classmethod
+    def one(
+        cls,
+        title: str,
+        config: Mapping[str, Any],
+        units: Units,
+        measure: Callable[[], Values],
+        seed: int | None = None,
+    ) -> Job:
+        """Job of a single entry, whose values `measure()` returns."""
+        return cls(title, [Entry(config, seed, units)], lambda _: [measure()])
+
+    @classmethod
+    def sweep(
+        cls,
+        title: str,
+        config: Callable[[dict[str, Any]], Mapping[str, Any]],
+        units: Units,
+        key: jax.Array,
+        trial: Callable[..., Mapping[Any, Any]],
+        *,
+        seeds: int | None,
+        static: Grid | None = None,
+        traced: Grid | None = None,
+        inner: Grid | None = None,
+    ) -> Job:
+        """Job of all points and seeds of `isojax.sweep.sweep`.
+
+        Args:
+            title: of the job.
+            config: configuration of the rows, given a point of the grids.
+            units: metric -> unit, of what `trial` returns.
+            key: see `sweep`, as all below.
+            trial: the function to sweep.
+            seeds: how many; None for a trial that uses no randomness and rows without a seed.
+            static: grid.
+            traced: grid.
+            inner: grid.
+        """
+
+        def entry(point: Mapping[str, Any], seed: int) -> Entry:
+            return Entry(config(dict(point)), None if seeds is None else seed, units)
+
+        outer = grid(static or {})
+        lanes = [n | label for n in grid(traced or {}) for label in grid(inner or {})]
+        entries = [
+            entry(point | lane, seed)
+            for point, seed, lane in itertools.product(outer, range(seeds or 1), lanes)
+        ]
+
+        def measure(todo: Sequence[Entry]) -> Iterator[Values]:
+            wanted = set(map(_name, todo))
+            for result in sweep(
+                key, trial, seeds=seeds or 1, static=static, traced=traced, inner=inner,
+                done=lambda point, seed, _: _name(entry(point, seed)) not in wanted,
+                progress=False,
+            ):  # fmt: skip
+                if _name(entry(result.config, result.seed)) in wanted:
+                    yield result.metrics
+
+        return cls(title, entries, measure)
+
+
+def fill(study: Study, jobs: Iterable[Job], *, progress: bool = True) -> None:
+    """Run the jobs whose rows are not all in the record, and append those that are missing.
+
+    A run that is killed and started again ends with the rows of an undisturbed one.
+
+    Args:
+        study: where the rows go.
+        jobs: run one after the other; a later one may read the rows of those before it.
+        progress: show a bar.
+
+    Raises:
+        ValueError: a job gives other metrics than it declared, or another number of dicts than
+            there are entries; names the job and the difference.
+    """
+    jobs = list(jobs)
+    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("", total=sum(len(job.entries) for job in jobs))
+        for job in jobs:
+            todo = [entry for entry in job.entries if not study.has(*entry)]
+            bar.update(task, description=job.title, advance=len(job.entries) - len(todo))
+            for entry, values in _computed(job, todo):
+                study.add(entry.config, entry.seed, values, entry.units)
+                bar.advance(task)
+
+
+def _computed(job: Job, todo: Sequence[Entry]) -> Iterator[tuple[Entry, Values]]:
+    """The values of the entries, checked."""
+    for entry, values in itertools.zip_longest(todo, job.measure(todo) if todo else ()):
+        if entry is None or values is None:
+            wrong = "fewer" if values is None else "more"
+            raise ValueError(
+                f"job {job.title!r} gave {wrong} values than its {len(todo)} missing entries."
+            )
+        lacks, extra = sorted({*entry.units} - {*values}), sorted({*values} - {*entry.units})
+        if lacks or extra:
+            raise ValueError(
+                f"job {job.title!r} must give the metrics it declares: lacks {lacks}, "
+                f"also gave {extra}, at {dict(entry.config)}, seed {entry.seed}."
+            )
+        yield entry, values
+
+
+def _name(entry: Entry) -> str:
+    return identity("", entry.config, entry.seed, "")
