@@ -11,7 +11,7 @@ Nothing is deferred: keys are coded during the prompt too. `delta_nll` is agains
 with an exact cache. Every window is read with random rotations of its own, so that the spread over
 windows is that over texts and seeds. Means, scales, axes and codebooks are fitted on the
 calibration text.
-Methods are in `experiments/kv_methods.py`.
+Methods are in `experiments/kv_cache/methods.py`.
 Expected at 3 bit, keys and values, 8 windows of WikiText-2, fitted on 8 of its validation split,
 nat a token: SmolLM2-135M haar 0.28, haar+pre 0.19, quaternion_full 1.1, kivi (4.5 bit) 0.03,
 aligned 0.11; Qwen2.5-Coder-0.5B, whose keys have a bias, haar 2.8 at a cosine of 0.984, haar+pre
@@ -25,15 +25,20 @@ KVTC (2511.01815).
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterator
 from typing import Any
 
-from rich.progress import Progress
+import numpy as np
 
 from experiments.common import Calibrated, run
-from experiments.kv_methods import DEFAULT, METHODS, random, recipes, words
-from experiments.kv_report import figure, text
 from isojax._core.checks import check_choice, check_positive
-from isojax.report import Study
+from isojax.quantize import Plan, calibrate
+from isojax.report import Entry, Job, Study, fill
+
+from .measure import INDUCTION, NEEDLE, NLL, SIZE, TAILS, Reader, units_of
+from .methods import DEFAULT, DRAWN, plan, recipes, words
+from .report import figure, text
 
 TARGETS = ("K", "V", "KV")
 
@@ -49,13 +54,16 @@ class Config(Calibrated):
     shrinkage too (aligned+unbiased), and values rotated in place of aligned (aligned+haar; not
     centred: aligned+haar-centre; by learned rotations: aligned+learned); smaq-like (the logarithm
     of the metric), kvtc-like (principal axes before RoPE, bits where they matter), gtq-like (bits
-    by channel, values rotated): see `experiments/kv_methods.py`; learned+pre+sinks or
-    learned+pre+sinks+unbiased (rotations learned to flatten); or a rotation (identity haar hadamard
-    quaternion_full quaternion_fast planar rotor) alone or with a repair: +pre and +post (K's mean
-    removed before or after RoPE), +scale, +minmax, +fitted, +pre+scale, +pre+minmax, +pre+fitted,
-    +pre+recent (the last 32 tokens exact), +pre+sinks (the first 4), +pre+sinks+unbiased (scales
-    without shrinkage), and, for planar and quaternions, +massdiff, +pre+massdiff,
-    +pre+coactivation (channels permuted first)."""
+    by channel, values rotated); learned+pre+sinks or learned+pre+sinks+unbiased (rotations learned
+    to flatten); or a rotation (identity haar hadamard quaternion_full quaternion_fast planar rotor)
+    alone or with a repair: +pre and +post (K's mean removed before or after RoPE), +scale, +minmax,
+    +fitted, +pre+scale, +pre+minmax, +pre+fitted, +pre+recent (the last 32 tokens exact),
+    +pre+sinks (the first 4), +pre+sinks+unbiased (scales without shrinkage), and, for planar and
+    quaternions, +mass_diff, +pre+mass_diff, +pre+co_activation (channels permuted first). Or a
+    recipe of your own: 'haar/lloyd_max sinks=4' for both, 'KEYS|VALUES' for each."""
+    coordinates: tuple[str, ...] = ()
+    """Coordinates to compare too, such as mypackage.mymodule:name: centred before RoPE, the first 4
+    tokens exact, fixed levels, as in haar+pre+sinks."""
     bits: tuple[int, ...] = (2, 3, 4)
     """Bits a code."""
     targets: tuple[str, ...] = TARGETS
@@ -91,12 +99,9 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Fit, score, and write what the record does not hold yet."""
-    from experiments.kv_trial import UNITS, Trial
-
     assert config.out is not None
     for name, values, allowed in (
-        ("methods", config.methods, METHODS), ("targets", config.targets, TARGETS),
-        ("bits", config.bits, range(2, 9)),
+        ("targets", config.targets, TARGETS), ("bits", config.bits, range(2, 9)),
     ):  # fmt: skip
         if not values:
             raise ValueError(f"{name} must name at least one, got none.")
@@ -106,46 +111,88 @@ def main(config: Config) -> None:
     for name, least in (("sinks", 0), ("recent", 0), ("induction", -1)):
         if getattr(config, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}.")
-    grows = ("methods", "bits", "targets", "needles")
+    methods = [*config.methods, *(DRAWN.format(name) for name in config.coordinates)]
+    if not methods:
+        raise ValueError("methods must name at least one, got none.")
+    pairs = {name: recipes(name, config.sinks, config.recent) for name in methods}
+    grows = ("methods", "coordinates", "bits", "targets", "needles")
     # without a text of their own, the windows to fit on come after those to test on
     grows += ("windows",) if config.calibration_text else ()
     study = Study("kv_cache", config.out, config, grows=grows)
     model, texts, fit_on, base = config.load()
-    exact = base | {"method": "none"}
-    induction = config.induction if config.induction >= 0 else 4 * (config.model == "tiny")
-    trial = Trial(model, fit_on, texts)
-    readings = trial.readings(config.needles, config.prompts, induction)
-    points = [
-        (name, bits, target)
-        for bits in config.bits
-        for name in config.methods
-        for target in config.targets
-        if not (target == "V" and "+post" in name)  # values have no RoPE: that is +pre
-    ]
-    with Progress() as bar:
-        task = bar.add_task("exact cache", total=(len(points) + 1) * len(readings))
-        for reading in readings:
-            if not study.has(exact | reading.own, None, [reading.metric]):
-                study.add(exact | reading.own, None, reading.read((None, None)), UNITS)
-            bar.advance(task)
-        for name, bits, target in points:
-            bar.update(task, description=f"{name} {bits} bit {target}")
-            keys, values = recipes(name, target, config.sinks, config.recent)
-            point = base | words(keys, values) | {"method": name, "target": target, "bits": bits}
-            if not study.has(point, None, ["side_bytes"]):
-                study.add(point, None, trial.size(bits, keys, values), UNITS)
-            for reading in readings:
-                row, seed = point | reading.own, reading.seed if random(name) else None
-                wanted = ["nll", "delta_nll"] if reading.metric == "nll" else [reading.metric]
-                if not study.has(row, seed, wanted):
-                    found = reading.read(trial.fit(reading.seed, bits, keys, values))
-                    if "nll" in found:
-                        plain = study.rows("nll", **exact, **reading.own)[0].value
-                        found["delta_nll"] = found["nll"] - plain
-                    study.add(row, seed, found, UNITS)
-                bar.advance(task)
+    every = [plan(pair, "KV", config.bits[0]) for pair in pairs.values()]
+    reader = Reader(model, texts, calibrate(model, fit_on, every, samples=fit_on.size))
+
+    def jobs() -> Iterator[Job]:
+        exact = base | {"method": "none"}
+        windows = [Entry(exact | {"window": i}, None, NLL) for i in range(len(texts))]
+        yield Job(
+            "exact cache", windows,
+            lambda todo: [{"nll": reader.exact[e.config["window"]]} for e in todo],
+        )  # fmt: skip
+        yield from probes(config, reader, exact, None, False)
+        for bits in config.bits:
+            for name, pair in pairs.items():
+                for target in config.targets:
+                    if target == "V" and pair[1].recipe.centre and pair[0].offset == "none":
+                        continue  # values have no RoPE: that is +pre
+                    yield from point(bits, name, pair, target)
+
+    def point(bits: int, name: str, pair: Any, target: str) -> Iterator[Job]:
+        own = base | words(pair, target) | {"method": name, "target": target, "bits": bits}
+        what, title = plan(pair, target, bits), f"{name} {bits} bit {target}"
+        random = any(r.recipe.random for r, s in zip(pair, "KV", strict=True) if s in target)
+        yield Job.one(title, own, SIZE, functools.partial(reader.size, what))
+        entries = [
+            Entry(own | {"window": i}, i if random else None, units_of(target))
+            for i in range(len(texts))
+        ]
+        entries.append(Entry(own | {"windows": len(texts)}, None, TAILS))
+        yield Job(title, entries, functools.partial(reader.windows, what, random))
+        yield from probes(config, reader, own, what, random)
+
+    fill(study, jobs())
     study.finish(text(study, base, config.texts), figure(study, base, config.texts))
     print((config.out / "table.md").read_text(encoding="utf-8"))
+
+
+def probes(
+    config: Config, reader: Reader, own: dict[str, Any], what: Plan | None, random: bool
+) -> Iterator[Job]:
+    """Probes of recall, each prompt with a seed of its own."""
+
+    def made(seed: int) -> Any:
+        return None if what is None else reader.quantized(what, seed * random)
+
+    for length in config.needles:
+        probe = {"probe": "needle", "probe_length": length, "prompts": config.prompts}
+        entries = [
+            Entry(own | probe | {"prompt": i}, i if random else None, NEEDLE)
+            for i in range(config.prompts)
+        ]
+
+        def needles(todo: Any, length: int = length) -> Iterator[Any]:
+            prompts = reader.needles(length, config.prompts)
+            for entry in todo:
+                i = entry.config["prompt"]
+                yield reader.needle(prompts[i], made(i))
+
+        yield Job(f"needles at {length} tokens", entries, needles)
+    count = config.induction if config.induction >= 0 else 4 * (config.model == "tiny")
+    length = reader.texts.shape[1] // 2 * 2
+    probe = {"probe": "induction", "probe_length": length, "prompts": count}
+    entries = [
+        Entry(own | probe | {"prompt": i}, i if random else None, INDUCTION) for i in range(count)
+    ]
+
+    def induction(todo: Any) -> Iterator[Any]:
+        texts = np.asarray(reader.induction_texts(count))
+        for entry in todo:
+            i = entry.config["prompt"]
+            yield reader.induction(texts[i], made(i))
+
+    if count:
+        yield Job("induction", entries, induction)
 
 
 if __name__ == "__main__":

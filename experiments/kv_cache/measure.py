@@ -1,240 +1,191 @@
-"""One model read through a cache: what `kv_cache` fits and measures."""
+"""What is measured of a method: texts read through the cache, its size, probes of recall."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from isojax import Codec, learn, metrics
-from isojax.data import (
-    Needles,
-    induction_tokens,
-    needle_accuracy,
-    needle_prompts,
-    second_half,
-)
+from isojax import Codec, metrics
+from isojax.data import Needles, induction_tokens, needle_accuracy, needle_prompts, second_half
 from isojax.kvcache import Cache, PackedSide, Store
-from isojax.kvcache.recipe import Recipe
-from isojax.models import LanguageModel, ModelConfig, empty_cache, forward, logits, token_nll
-from isojax.models.hooks import Site
+from isojax.models import LanguageModel, Scores, Site, empty_cache, forward, logits, summary
 from isojax.models.rope import rope_frequencies
+from isojax.quantize import Plan, Quantized, Stats, quantize, reference, score
+from isojax.report import Entry
 from isojax.transforms import Dense
 
-Stores = tuple[Store | None, Store | None]
-UNITS = {
-    "nll": "nats per token", "delta_nll": "nats per token", "induction_nll": "nats per token",
+NLL = {"nll": "nats per token"}
+LOSS = NLL | {"delta_nll": "nats per token"}
+SCORED = LOSS | {
+    "kl_mean": "nats per token", "same_top1": "share of tokens", "rms_dp": "probability",
+    "attention_output_nmse": "1",
+}  # fmt: skip
+OF_KEYS = {
     "logit_error": "1", "logit_error_worst_layer": "1", "attention_kl": "nats",
-    "attention_output_nmse": "1", "key_cosine": "1", "value_cosine": "1", "key_nmse": "1",
-    "value_nmse": "1", "needle_accuracy": "1",
+    "key_cosine": "1", "key_nmse": "1",
+}  # fmt: skip
+OF_VALUES = {"value_cosine": "1", "value_nmse": "1"}
+TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
+SIZE = {
     "rate_bits": "bits per element", "bytes_per_token": "bytes per token",
     "compression_ratio": "1", "side_bytes": "bytes",
 }  # fmt: skip
+NEEDLE = {"needle_accuracy": "1"}
+INDUCTION = {"induction_nll": "nats per token"}
 
 
-class Reading(NamedTuple):
-    """One text to read through a cache.
-
-    Attributes:
-        own: how its rows name it.
-        seed: of the rotations it is read with.
-        metric: the first one that `read` finds.
-        read: metrics of the text, given how keys and values are stored.
-    """
-
-    own: dict[str, Any]
-    seed: int
-    metric: str
-    read: Callable[[Stores], dict[str, float]]
+def units_of(target: str) -> dict[str, str]:
+    """Metrics of a window read with these sides in codes."""
+    return SCORED | (OF_KEYS if "K" in target else {}) | (OF_VALUES if "V" in target else {})
 
 
-class Trial:
-    """A model, its calibration keys and values, and the programs to score text through a cache."""
+class Reader:
+    """A model, statistics to fit on, and texts to read through its cache."""
 
-    def __init__(self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray) -> None:
-        """Read the calibration windows [n, tokens]; `texts` [m, tokens] are those to test on."""
-        self.model, self.texts, self.tokens = model, jnp.asarray(texts), texts.shape[1]
-        config = model.config
-        self.frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    def __init__(self, model: LanguageModel, texts: np.ndarray, stats: Stats) -> None:
+        """Take texts [n, tokens] to test on."""
+        self.model, self.texts, self.stats = model, texts, stats
+        self.reference = functools.cache(lambda: reference(model, texts))
+        self.made = functools.lru_cache(len(texts))(self._made)
+        self.quantized = functools.lru_cache(len(texts))(self._shared)
+        self._tensors = functools.lru_cache(8)(self._captured)
 
-        @functools.partial(jax.jit, static_argnames="kinds")
-        def capture(params: Any, ids: Any, kinds: tuple[str, ...]) -> dict[str, Array]:
-            sites = tuple(Site(k, i) for k in kinds for i in range(config.num_hidden_layers))
-            return forward(params, config, ids[None], capture=sites).captured
+    def _made(self, plan: Plan, seed: int) -> Quantized:
+        return quantize(jax.random.key(seed), self.model, plan, self.stats)
 
-        def cache_for(ids: Array, keys: Store | None, values: Store | None) -> Cache | None:
-            if keys is None and values is None:
-                return None
-            return empty_cache(config, 1, len(ids), keys=keys, values=values)
+    def _shared(self, plan: Plan, seed: int) -> Quantized:
+        made = self.made(plan, seed)
+        return dataclasses.replace(made, keys=_plain(made.keys), values=_plain(made.values, False))
 
-        @jax.jit
-        def score(params: Any, ids: Any, *stores: Any) -> Float[Array, " t-1"]:
-            return token_nll(params, config, ids[None], cache=cache_for(ids, *stores))[0]
+    @functools.cached_property
+    def exact(self) -> list[float]:
+        """Mean nll of each text with an exact cache, nats per token."""
+        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
 
-        @functools.partial(jax.jit, static_argnames="last")
-        def predict(params: Any, ids: Any, last: int, *stores: Any) -> Int[Array, " last"]:
-            hidden = forward(params, config, ids[None], cache=cache_for(ids, *stores)).hidden
-            return logits(params, hidden[0, -last - 1 : -1]).argmax(-1)
+    def windows(self, plan: Plan, random: bool, entries: Sequence[Entry]) -> Iterator[Any]:
+        """Values of entries: of a window each, or with the tails of the divergence in all."""
+        read: dict[int, Scores] = {}
 
-        self._score, self._predict = score, predict
-        stored = ("key", "value")
-        samples, moments = [], []
-        for ids in calibration:
-            seen = capture(model.params, jnp.asarray(ids), ("query", *stored))
-            moments.append(_query_moment(seen.pop("query"), config.num_key_value_heads))
-            samples.append(seen)
-        # [layers, n, tokens, heads, dim]
-        self.samples = {k: jnp.concatenate([s[k] for s in samples], axis=1) for k in stored}
-        read = jnp.stack(moments).mean(0)
-        self.metrics = {"key": read, "value": _output_moment(model.params, config)}
-        self._tensors = functools.lru_cache(8)(  # in the memory of the host
-            lambda i: jax.device_get(capture(model.params, self.texts[i], ("query", *stored)))
-        )
-        # those of targets K and V serve KV
-        self._fitted = functools.lru_cache(4 * len(texts))(self._fit)
+        def scores(i: int) -> Scores:
+            if i not in read:
+                exact = self.reference()
+                exact = exact._replace(hidden=exact.hidden[i : i + 1])
+                made = self.quantized(plan, i * random)
+                read[i] = score(made, self.texts[i : i + 1], exact)
+            return read[i]
 
-    def _fit(self, side: str, recipe: Recipe, bits: int, seed: int) -> Store:
-        key = jax.random.fold_in(jax.random.key(0), seed)
-        key = jax.random.split(key)[0 if side == "key" else 1]
-        return _fit(recipe, bits, key, *self._calibration(side))
+        for entry in entries:
+            if "window" not in entry.config:
+                every = [scores(i) for i in range(len(self.texts))]
+                found = summary(jax.tree.map(lambda *a: jnp.concatenate(a), *every))
+                yield {name: found[name] for name in entry.units}
+                continue
+            i = entry.config["window"]
+            found = summary(scores(i)) | self.attention(i, self.quantized(plan, i * random))
+            found["delta_nll"] = found["nll"] - self.exact[i]
+            yield {name: found[name] for name in entry.units}
 
-    def _calibration(self, side: str) -> tuple[Array, Array | None, Array]:
-        frequency = self.frequency if side == "key" else None
-        return self.samples[side], frequency, self.metrics[side]
+    def attention(self, i: int, made: Quantized) -> dict[str, float]:
+        """What codes do to the attention of a window.
 
-    def fit(self, seed: int, bits: int, keys: Recipe | None, values: Recipe | None) -> Stores:
-        """Stores for keys and values, of the rotations of one seed, in their plain form."""
-
-        def side(name: str, recipe: Recipe | None) -> Store | None:
-            # where nothing is drawn, all seeds share one store
-            return recipe and self._fitted(name, recipe, bits, seed * recipe.random)
-
-        return side("key", keys), side("value", values)
-
-    def readings(self, lengths: Sequence[int], prompts: int, induction: int) -> list[Reading]:
-        """The texts, then `prompts` needles of each of the `lengths`, and induction texts."""
-        found = [
-            Reading({"window": i}, i, "nll", functools.partial(self.window, i))
-            for i in range(len(self.texts))
-        ]
-        for length in lengths:
-            needles = needle_prompts(jax.random.key(length), self.model.tokenizer, length, prompts)
-            own = {"probe": "needle", "probe_length": length, "prompts": prompts}
-            for i in range(prompts):
-                one = Needles(*(part[i : i + 1] for part in needles))
-                read = functools.partial(self.needle, one)
-                found.append(Reading(own | {"prompt": i}, i, "needle_accuracy", read))
-        if induction:
-            vocab, length = self.model.config.vocab_size, self.tokens // 2 * 2
-            own = {"probe": "induction", "probe_length": length, "prompts": induction}
-            for i, ids in enumerate(induction_tokens(jax.random.key(0), vocab, length, induction)):
-                read = functools.partial(self.induction, ids)
-                found.append(Reading(own | {"prompt": i}, i, "induction_nll", read))
-        return found
-
-    def nll(self, i: int, stores: Stores) -> float:
-        """Mean nll of a window in nat a token."""
-        return float(self._score(self.model.params, self.texts[i], *stores).mean())
-
-    def window(self, i: int, stores: Stores) -> dict[str, float]:
-        """Mean nll of a window in nat a token, and what codes do to its attention.
-
-        For the latter the tensors are those of the exact model, and every token is read from its
-        codes, sinks and recent ones too, but for a last page that is not full.
+        The tensors are those of the exact model, and every token is read from its codes, sinks and
+        recent ones too, but for a last page that is not full.
         """
-        nll = {"nll": self.nll(i, stores)}
-        if all(store is None for store in stores):
-            return nll
-        found = {}
-        for name, values in _attention(self._tensors(i), *stores, self.frequency).items():
+        config, found = self.model.config, {}
+        frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        each = _attention(self._tensors(i), made.keys, made.values, frequency)
+        for name, values in each.items():
             values = np.asarray(values)
             if name == "logit_error":
                 found[name] = float(np.sqrt(np.mean(values**2)))
                 found["logit_error_worst_layer"] = float(values.max())
             else:
                 found[name] = float(values.mean())
-        return nll | found
+        return found
 
-    def needle(self, needle: Needles, stores: Stores) -> dict[str, float]:
+    def _captured(self, i: int) -> Any:
+        """Queries, keys and values of a window, in the memory of the host."""
+        given = self.model.params, self.model.config, self.texts[i]
+        return jax.device_get(_capture(*given))
+
+    def needles(self, length: int, prompts: int) -> list[Needles]:
+        """Prompts of a length, one by one."""
+        every = needle_prompts(jax.random.key(length), self.model.tokenizer, length, prompts)
+        return [Needles(*(part[i : i + 1] for part in every)) for i in range(prompts)]
+
+    def needle(self, needle: Needles, made: Quantized | None) -> dict[str, float]:
         """Whether the answer of one prompt is found through the cache."""
-        ids, last = jnp.asarray(needle.tokens[0]), needle.answer.shape[1]
-        predicted = self._predict(self.model.params, ids, last, *stores)
-        return {"needle_accuracy": needle_accuracy(np.asarray(predicted)[None], needle)}
+        ids, last = jnp.asarray(needle.tokens), needle.answer.shape[1]
+        predicted = _predict(self.model.params, self.model.config, ids, last, *_stores(made))
+        return {"needle_accuracy": needle_accuracy(np.asarray(predicted), needle)}
 
-    def induction(self, ids: Array, stores: Stores) -> dict[str, float]:
-        """Mean nll of the second half of a text that says the same twice, nat a token."""
-        nll = self._score(self.model.params, ids, *stores)
+    def induction_texts(self, count: int) -> Int[Array, "n t"]:
+        """Texts that say the same twice."""
+        length = self.texts.shape[1] // 2 * 2
+        vocab = self.model.config.vocab_size
+        return induction_tokens(jax.random.key(0), vocab, length, count)
+
+    def induction(self, ids: Array, made: Quantized | None) -> dict[str, float]:
+        """Mean nll of the second half of a text that says the same twice, nats per token."""
+        nll = score(self.model if made is None else made, np.asarray(ids)[None]).nll[0]
         return {"induction_nll": float(second_half(nll).mean())}
 
-    def size(self, bits: int, keys: Recipe | None, values: Recipe | None) -> dict[str, float]:
+    def size(self, plan: Plan) -> dict[str, float]:
         """Bytes of a cache of one window."""
-        config, key = self.model.config, jax.random.key(0)
-
-        def store(side: str, recipe: Recipe | None) -> Store | None:
-            samples, frequency, metric = self._calibration(side)
-            return recipe and recipe.fit(key, samples, bits, frequency, metric)
-
-        def caches() -> tuple[Cache, Cache]:
-            make = functools.partial(empty_cache, config, 1, self.tokens, "float16")
-            return make(), make(keys=store("key", keys), values=store("value", values))
-
-        plain, own = jax.eval_shape(caches)
-        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        config, tokens, made = self.model.config, self.texts.shape[1], self.made(plan, 0)
+        plain = jax.eval_shape(lambda: empty_cache(config, 1, tokens, "float16"))
+        own = jax.eval_shape(lambda: made.cache(1, tokens, "float16"))
+        elements = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         return {
-            "rate_bits": 8 * own.nbytes / self.tokens / numbers,
-            "bytes_per_token": own.nbytes / self.tokens,
+            "rate_bits": 8 * own.nbytes / tokens / elements,
+            "bytes_per_token": own.nbytes / tokens,
             "compression_ratio": plain.nbytes / own.nbytes,
             "side_bytes": float(own.side_bytes),
         }
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "bits"))
-def _fit(
-    recipe: Recipe, bits: int, key: Any, samples: Array, frequency: Any, metric: Array
-) -> Store:
-    store, zeros = (
-        recipe.fit(key, samples, bits, frequency, metric),
-        jnp.zeros_like(samples[:, 0, 0]),
-    )
-    if frequency is not None and store.mean is None:
-        store = dataclasses.replace(store, mean=zeros)
-    return dataclasses.replace(store, codec=_plain(store.codec, zeros))
+def _stores(made: Quantized | None) -> tuple[Store | None, Store | None]:
+    return (None, None) if made is None else (made.keys, made.values)
 
 
-def _plain(codec: Codec, zeros: Float[Array, "layers g d"]) -> Codec:
-    """The same codes by dense matrices, nothing left out: most recipes then share one program."""
-    transform = codec.transform
-    if transform.dim == transform.out_dim and transform.isometry:
-        each = jax.vmap(lambda t: t.matrix(), axis_size=zeros.shape[1])
-        transform = Dense(jax.vmap(each, axis_size=zeros.shape[0])(transform))
-    offset = zeros if codec.offset is None else codec.offset
-    scale = zeros + 1 if codec.scale is None else codec.scale
-    return Codec(transform, codec.quantizer, offset, scale)
-
-
-@functools.partial(jax.jit, static_argnames="groups")
-def _query_moment(
-    query: Float[Array, "layers 1 t h d"], groups: int
-) -> Float[Array, "layers g d d"]:
-    """The second moment of the queries that read each key head."""
-    layers, _, tokens, heads, dim = query.shape
-    by_head = query.reshape(layers, tokens, groups, heads // groups, dim).transpose(0, 2, 1, 3, 4)
-    return jax.vmap(jax.vmap(learn.second_moment))(by_head)
+@functools.partial(jax.jit, static_argnames=("config", "last"))
+def _predict(
+    params: Any, config: Any, ids: Array, last: int, keys: Any, values: Any
+) -> Int[Array, "1 last"]:
+    stored = keys is not None or values is not None
+    cache = empty_cache(config, 1, ids.shape[1], keys=keys, values=values) if stored else None
+    hidden = forward(params, config, ids, cache=cache).hidden
+    return logits(params, hidden[:, -last - 1 : -1]).argmax(-1)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _output_moment(params: Any, config: ModelConfig) -> Float[Array, "layers g d d"]:
-    """How o_proj measures an error in the values of each head: W W^T over the heads that share."""
-    groups, dim = config.num_key_value_heads, config.head_dim
-    kernel = params["layers"]["o_proj"]["kernel"].astype(jnp.float32)
-    by_head = kernel.reshape(len(kernel), groups, -1, dim, kernel.shape[-1]).swapaxes(-1, -2)
-    return jax.vmap(jax.vmap(learn.second_moment))(by_head)
+def _capture(params: Any, config: Any, ids: Array) -> dict[str, Float[Array, "layers 1 t h d"]]:
+    kinds = ("query", "key", "value")
+    sites = tuple(Site(k, i) for k in kinds for i in range(config.num_hidden_layers))
+    return forward(params, config, ids[None], capture=sites).captured
+
+
+@functools.partial(jax.jit, static_argnames="of_keys")
+def _plain(store: Store | None, of_keys: bool = True) -> Store | None:
+    """The same codes by dense matrices, nothing left out: most methods then share one program."""
+    if store is None:
+        return None
+    codec, transform = store.codec, store.codec.transform
+    layers, heads = jax.tree.leaves(store)[0].shape[:2]
+    zeros = jnp.zeros((layers, heads, transform.dim))
+    if transform.dim == transform.out_dim and transform.isometry:
+        each = jax.vmap(lambda t: t.matrix(), axis_size=heads)
+        transform = Dense(jax.vmap(each, axis_size=layers)(transform))
+    offset = zeros if codec.offset is None else codec.offset
+    mean = zeros if store.mean is None and of_keys else store.mean
+    return dataclasses.replace(store, mean=mean, codec=Codec(transform, codec.quantizer, offset))
 
 
 @jax.jit
