@@ -16,7 +16,7 @@ from isojax.quantizers import (
     sparse,
     straight_through,
 )
-from isojax.transforms import NAMES, Identity, from_name, haar
+from isojax.transforms import NAMES, Diagonal, Identity, Oblique, from_name, haar
 
 DIM = 16
 X = jax.random.t(jax.random.key(0), 4.0, (6, DIM))
@@ -137,12 +137,22 @@ def views(codec, x, query):
     return {
         "load": codec.load(packed),
         "inner": codec.rotate_query(query) @ codec.load_rotated(packed).T,
+        "scores": codec.scores(query, packed),
         "there and back": codec.unrotate(codec.rotate(x)),
         "roundtrip": codec.roundtrip(x),
     }
 
 
-@pytest.mark.parametrize("name", [*NAMES, "permutation@quaternion_full"])
+def transform_called(name, key, dim):
+    if name not in ("diagonal", "oblique"):
+        return from_name(key, name, dim, block=4)
+    scale, turn = jnp.geomspace(0.3, 3, dim), haar(key, dim).entries
+    if name == "diagonal":
+        return Diagonal(scale)
+    return Oblique(turn * scale, turn.T / scale[:, None])
+
+
+@pytest.mark.parametrize("name", [*NAMES, "permutation@quaternion_full", "diagonal", "oblique"])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_products_in_rotated_coordinates_are_those_with_what_is_loaded(name, shifted):
     dim = 20  # no multiple of the rotor's blocks
@@ -151,10 +161,11 @@ def test_products_in_rotated_coordinates_are_those_with_what_is_loaded(name, shi
     offset, scale = (
         (jnp.linspace(-9, 9, dim), jnp.geomspace(0.1, 10, dim)) if shifted else 2 * [None]
     )
-    transform = from_name(jax.random.key(6), name, dim, block=4)
+    transform = transform_called(name, jax.random.key(6), dim)
     seen = views(Codec(transform, absmax(3, "token"), offset, scale), x, query)
     constant = 0 if offset is None else (query @ offset)[:, None]
     assert_allclose(query @ seen["load"].T, seen["inner"] + constant, rtol=1e-4, atol=1e-4)
+    assert_allclose(seen["scores"], seen["inner"], rtol=1e-4, atol=1e-4)
     assert_allclose(seen["there and back"], x, atol=5e-4 if shifted else 1e-5)
 
 

@@ -51,8 +51,17 @@ KINDS = {
     "permutation": tf.permutation,
     "quaternion": tf.quaternion,
 }
+
+
+def oblique(key, dim, condition=10):
+    left, right = (tf.haar(part, dim).matrix() for part in jax.random.split(key))
+    size = jnp.geomspace(1, condition, dim) / condition**0.5
+    return tf.Oblique((left * size) @ right, (right.T / size) @ left.T)
+
+
 # one for all, or each its own
 TURNS = [("haar", False), ("hadamard", True), ("quaternion", True)]
+TURNS += [("oblique", False), ("oblique", True)]
 READ = "q_proj.kernel k_proj.kernel v_proj.kernel gate_proj.kernel up_proj.kernel"
 WRITTEN = "o_proj.kernel o_proj.bias down_proj.kernel down_proj.bias"
 FFN = "gate_proj.kernel gate_proj.bias up_proj.kernel up_proj.bias down_proj.kernel"
@@ -92,8 +101,9 @@ def run(params, config, down=None, queries_keys=None):
     """Logits and captured tensors; turned online by the matrices of the given transforms."""
 
     def dense(t, dim):
-        matrices = jnp.eye(dim) if t is None else each_matrix(t)
-        return tf.Dense(jnp.broadcast_to(matrices, (LAYERS, dim, dim)))
+        matrices = np.eye(dim, dtype=np.float32) if t is None else np.asarray(each_matrix(t))
+        matrices = np.broadcast_to(matrices, (LAYERS, dim, dim))
+        return tf.Oblique(jnp.asarray(matrices), jnp.asarray(np.linalg.inv(matrices)))
 
     online = dense(down, config.intermediate_size), dense(queries_keys, config.head_dim)
     return jax.tree.map(np.asarray, _run(params, *online, config))
@@ -101,7 +111,7 @@ def run(params, config, down=None, queries_keys=None):
 
 def lead(t):
     """The leading axes of a batch of transforms: what no single one has."""
-    ranks = {tf.Dense: 2, tf.Hadamard: 1, tf.Permutation: 1, tf.Quaternion: 2}
+    ranks = {tf.Dense: 2, tf.Hadamard: 1, tf.Oblique: 2, tf.Permutation: 1, tf.Quaternion: 2}
     leaf = jax.tree.leaves(t)[0]
     return leaf.shape[: leaf.ndim - ranks[type(t)]]
 
@@ -114,12 +124,12 @@ def each_matrix(t):
     return function(t)
 
 
-def draw(kind, dim, *lead):
+def draw(kind, dim, *lead, key=KEY):
     """A transform for each of the leading axes, or one."""
-    make = KINDS[kind]
+    make = (KINDS | {"oblique": oblique})[kind]
     for _ in lead:
         make = jax.vmap(make, (0, None))
-    return make(jax.random.split(KEY, lead) if lead else KEY, dim)
+    return make(jax.random.split(key, lead) if lead else key, dim)
 
 
 @functools.partial(quick_jit, static_argnums=(0, 2))
@@ -242,15 +252,16 @@ def test_permuted_ffn_channels_leave_the_logits(each):
     assert_close(found["input:down_proj"], turned(order, seen["input:down_proj"]))
 
 
-def test_queries_and_keys_turned_alike_leave_the_logits():
+@pytest.mark.parametrize("kind", ["haar", "oblique"])
+def test_keys_turned_and_queries_by_the_dual_leave_the_logits(kind):
     params, config = random_model()
-    turn = draw("haar", HEAD, LAYERS)
+    turn = draw(kind, HEAD, LAYERS)
     (want, seen), (got, found) = run(params, config), run(params, config, queries_keys=turn)
     assert error(got, want) < 1e-4
-    for site in ("query", "key"):
+    for site, t in (("query", turn.dual), ("key", turn)):
         assert error(found[site], seen[site]) > 1e-2
         flat = [x.reshape(LAYERS, -1, HEAD) for x in (found[site], seen[site])]
-        assert_close(flat[0], turned(turn, flat[1]))
+        assert_close(flat[0], turned(t, flat[1]))
 
 
 @pytest.mark.parametrize("kind, each", TURNS)
@@ -263,13 +274,13 @@ def test_hooks_apply_the_transform_of_the_layer_to_their_own_tensor(kind, each):
     def hooked(turn, layer, x):
         both = rotate_queries_keys(config, turn)
         down = rotate_down_online(config, turn).activation
-        turns = down("input:down_proj", layer, x), both.query(layer, x), both.key(layer, x)
+        turns = down("input:down_proj", layer, x), both.key(layer, x), both.query(layer, x)
         return turns, [down(name, layer, x) for name in ("hidden", "input:o_proj")]
 
-    want = turned(turn, x)
+    wants = turned(turn, x), turned(turn, x), turned(turn.dual, x)
     for layer in range(LAYERS):
         turns, others = hooked(turn, layer, x[layer])
-        for y in turns:
+        for y, want in zip(turns, wants, strict=True):
             assert_close(y, want[layer])
         for y in others:
             assert_array_equal(y, x[layer])
@@ -322,13 +333,23 @@ def test_a_batch_for_one_layer_is_the_one_in_it(groups, kind):
         jax.tree.map(lambda x, y: assert_allclose(x, y, atol=1e-5), got, want)
 
 
-@pytest.mark.parametrize("name", [*tf.NAMES, "permutation@block_hadamard"])
-def test_params_of_a_transform_count_what_it_stores(name):
-    make = functools.partial(tf.from_name, name=name, dim=48, block=16)
-    one = jax.eval_shape(make, KEY)
-    assert sum(leaf.size for leaf in jax.tree.leaves(one)) == (
-        0 if name == "identity" else one.params
-    )
+@pytest.mark.parametrize("kind", ["hadamard", "diagonal", "oblique"])
+def test_a_batch_of_repeated_blocks_is_told_from_one_of_as_many_blocks(kind):
+    config = small_config(head_dim=4 * LAYERS)
+
+    def make(key):
+        if kind == "diagonal":
+            return tf.repeat(tf.Diagonal(jnp.exp(jax.random.normal(key, 4))), LAYERS)
+        return tf.repeat(draw(kind, 4, key=key), LAYERS)
+
+    batch = jax.vmap(make)(jax.random.split(KEY, LAYERS))
+    x = jnp.ones((5, 4 * LAYERS))
+    for layer in range(LAYERS):
+        one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], batch)
+        for t in (batch, one):
+            hooks = rotate_queries_keys(config, t)
+            assert_allclose(hooks.key(jnp.asarray(layer), x), one.apply(x), rtol=1e-5)
+            assert_allclose(hooks.query(jnp.asarray(layer), x), one.dual.apply(x), rtol=1e-5)
 
 
 def test_bf16_is_computed_in_fp32_and_stays_bf16():
@@ -433,6 +454,19 @@ def test_wrong_transforms_are_refused(act, name, dim):
         longer = tf.padded(tf.identity(dim + 3), dim)
         with pytest.raises(ValueError, match=f"{name}={dim}, got one from {dim} to {dim + 3}"):
             act(params, config, longer)
+
+
+@pytest.mark.parametrize("kind", ["oblique", "diagonal", "composed"])
+def test_the_norms_of_the_residual_stream_refuse_what_is_no_isometry(kind):
+    folded, config = folded_model()
+    scale = tf.Diagonal(jnp.full(WIDTH, 2.0))
+    turns = {
+        "oblique": oblique(KEY, WIDTH),
+        "diagonal": scale,
+        "composed": tf.haar(KEY, WIDTH) @ scale,
+    }
+    with pytest.raises(ValueError, match="transform must be an isometry, since RMSNorm .* got"):
+        rotate_residual(folded, config, turns[kind])
 
 
 def test_what_does_not_pass_the_nonlinearity_is_refused(monkeypatch):

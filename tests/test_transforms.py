@@ -301,6 +301,12 @@ def test_counts_at_dimension_128_are_the_published_ones(name, params, fmas):
     assert (t.params, t.fmas) == (params, fmas)
 
 
+@pytest.mark.parametrize("name", [*tf.NAMES, "permutation@block_hadamard"])
+def test_params_count_what_is_stored(name):
+    t = jax.eval_shape(lambda key: tf.from_name(key, name, 48, block=16), KEY)
+    assert sum(leaf.size for leaf in jax.tree.leaves(t)) == t.params
+
+
 def test_hadamard_counts_its_power_of_two_by_the_logarithm_and_its_base_densely():
     assert tf.hadamard(KEY, 1536).fmas == 1536 * (7 + 12)
     assert tf.block_hadamard(KEY, 1536, 64).fmas == 1536 * 6

@@ -1,17 +1,17 @@
-"""Rotations and permutations of a decoder that leave what it computes.
+"""Transforms of a decoder that leave what it computes: rotations, permutations, aligned axes.
 
 Vectors are rows. Where `x` flows, a transform with matrix M makes it `x M`: the weight that writes
-it becomes `W M` (its bias `b M`), a weight that reads it `M^T W`. The places, named as in SpinQuant
-(Liu et al. 2024, arXiv 2405.16406; QuaRot, Ashkboos et al. 2024, arXiv 2404.00456):
+it becomes `W M` (its bias `b M`), a weight that reads it `M^-1 W`. The places, named as in
+SpinQuant (Liu et al. 2024, arXiv 2405.16406; QuaRot, Ashkboos et al. 2024, arXiv 2404.00456):
 
-- R1, `rotate_residual`: the residual stream. An RMSNorm commutes with a rotation only where its
-  scale is one, so `fold_norms` comes first; then all of it merges.
+- R1, `rotate_residual`: the residual stream. An RMSNorm commutes with isometries alone, and with
+  those only where its scale is one, so `fold_norms` comes first; then all of it merges.
 - R2, `rotate_values`: values, within a head. Attention mixes tokens, not coordinates, so all of it
   merges; query heads that share a value head share its transform.
 - R3, `rotate_queries_keys`: queries and keys. The rotary embedding, which commutes only with turns
   in its own planes, lies between the projections and the product, and so does the norm of each
-  head in Qwen3. Nothing merges: the transform runs online, and the scales of q_norm and k_norm
-  stay where they are (no projection follows that could take them).
+  head in Qwen3. Nothing merges: the transform of keys and its dual for queries run online, and the
+  scales of q_norm and k_norm stay where they are (no projection follows that could take them).
 - R4, `rotate_down` and `rotate_down_online`: the input of down_proj. `silu(gate) * up` goes by
   coordinates, so only a permutation passes through it (`permute_ffn`, which merges). Any other
   transform runs online, and its inverse merges into down_proj.
@@ -33,7 +33,6 @@ Example:
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,7 +88,7 @@ def fold_layer(layer: Params) -> Params:
 
 
 def rotate_residual(params: Params, config: ModelConfig, transform: Transform) -> Params:
-    """R1: turn the residual stream, merged into every weight that reads or writes it.
+    """R1: an isometry of the residual stream, merged into every weight that reads or writes it.
 
     These are the embedding, the head, the inputs of q, k, v, gate and up, and the outputs of o and
     down with their biases. A tied model stays tied.
@@ -100,10 +99,15 @@ def rotate_residual(params: Params, config: ModelConfig, transform: Transform) -
         transform: of length hidden_size; one, since all layers share the stream.
 
     Raises:
-        ValueError: another length, a batch, or a norm whose scale is not one (not checked where
-            it is traced).
+        ValueError: another length, a batch, no isometry, or a norm whose scale is not one (not
+            checked where it is traced).
     """
     _is_batch(transform, config, "hidden_size")
+    if not transform.isometry:
+        raise ValueError(
+            "transform must be an isometry, since RMSNorm keeps the length of the residual stream; "
+            f"got {type(transform).__name__}."
+        )
     layers = dict(params["layers"])
     for name in (*_READERS, "norm"):
         scale = (params | layers)[name]["scale"]
@@ -137,7 +141,7 @@ def rotate_values(params: Params, config: ModelConfig, transform: Transform) -> 
         read = BlockDiagonal(repeat(transform, heads // groups), groups)
     layers = params["layers"]
     v_proj = _turn_output(layers["v_proj"], _stacked(written, batch))
-    o_proj = _turn_input(layers["o_proj"], _stacked(read, batch))
+    o_proj = _turn_input(layers["o_proj"], _stacked(read.dual, batch))
     return params | {"layers": layers | {"v_proj": v_proj, "o_proj": o_proj}}
 
 
@@ -155,7 +159,7 @@ def rotate_down(params: Params, config: ModelConfig, transform: Transform) -> Pa
     Raises:
         ValueError: another length, or other leading axes.
     """
-    turn = _stacked(transform, _is_batch(transform, config, "intermediate_size", axes=1))
+    turn = _stacked(transform.dual, _is_batch(transform, config, "intermediate_size", axes=1))
     layers = params["layers"]
     return params | {"layers": layers | {"down_proj": _turn_input(layers["down_proj"], turn)}}
 
@@ -195,7 +199,7 @@ def rotate_down_online(config: ModelConfig, transform: Transform) -> Hooks:
 
 
 def rotate_queries_keys(config: ModelConfig, transform: Transform) -> Hooks:
-    """R3: hooks that turn queries and keys alike after the rotary embedding; q . k stays.
+    """R3: hooks that turn keys, and queries by the dual, after the rotary embedding; q . k stays.
 
     Args:
         config: of the model.
@@ -204,8 +208,8 @@ def rotate_queries_keys(config: ModelConfig, transform: Transform) -> Hooks:
     Raises:
         ValueError: another length, or other leading axes.
     """
-    turn = _online(transform, _is_batch(transform, config, "head_dim", axes=1))
-    return Hooks(query=turn, key=turn)
+    batch = _is_batch(transform, config, "head_dim", axes=1)
+    return Hooks(query=_online(transform.dual, batch), key=_online(transform, batch))
 
 
 def chain(*hooks: Hooks) -> Hooks:
@@ -231,6 +235,7 @@ def _scale_rows(kernel: Array, scale: Array) -> Array:
 
 
 def _turn_input(linear: Linear, turn: Turn) -> Linear:
+    """The layer for inputs of which `turn` is the dual: rows of W^T meet them in products."""
     return linear | {"kernel": turn(linear["kernel"].swapaxes(-1, -2)).swapaxes(-1, -2)}
 
 
@@ -253,21 +258,43 @@ def _online(transform: Transform, batch: bool) -> Callable[[Layer, Array], Array
 
 
 def _is_batch(transform: Transform, config: ModelConfig, name: str, axes: int = 0) -> bool:
-    """Whether leaves lead with the first `axes` of [layers, kv_heads], or it is one transform.
-
-    Sizes tell: `params` counts the numbers that one transform stores, however many lie in front.
-    """
+    """Whether leaves lead with the first `axes` of [layers, kv_heads], or it is one transform."""
     dim = getattr(config, name)
     if not transform.dim == transform.out_dim == dim:
         got = f"{transform.dim} to {transform.out_dim}"
         raise ValueError(f"transform must keep the length {name}={dim}, got one from {got}.")
-    lead = (config.num_hidden_layers, config.num_key_value_heads)[:axes]
+    want = (config.num_hidden_layers, config.num_key_value_heads)[:axes]
+    lead = _lead(transform, dim)
+    if lead not in ((), want):
+        allowed = f"be one for all or lead with {want}" if axes else "be one, not a batch"
+        shapes = [leaf.shape for leaf in jax.tree.leaves(transform)]
+        raise ValueError(f"transform of length {name} must {allowed}, got leaves {shapes}.")
+    return lead != ()
+
+
+def _lead(transform: Transform, dim: int) -> tuple[int, ...] | None:
+    """The axes of a batch of transforms, () for one, None if leaves are of neither.
+
+    As many axes of the leaves as leave transforms that make a vector of a vector.
+    """
     shapes = [leaf.shape for leaf in jax.tree.leaves(transform)]
-    size = sum(map(math.prod, shapes))
-    if axes and size == math.prod(lead) * transform.params:
-        if all(shape[:axes] == lead for shape in shapes):
-            return True
-    if size == transform.params:
+    for axes in reversed(range(min(map(len, shapes), default=0) + 1)):
+        leads = {shape[:axes] for shape in shapes} or {()}
+        if len(leads) == 1 and _keeps_shape(transform, (*min(leads), dim)):
+            return min(leads)
+    return None
+
+
+def _keeps_shape(transform: Transform, shape: tuple[int, ...]) -> bool:
+    """Whether a batch of transforms takes vectors of this shape, each its own, to such vectors."""
+
+    def apply(t: Transform, x: Array) -> Array:
+        return t.apply(x, "xla")
+
+    for _ in shape[1:]:
+        apply = jax.vmap(apply)
+    try:
+        out = jax.eval_shape(apply, transform, jax.ShapeDtypeStruct(shape, jnp.float32))
+    except (IndexError, TypeError, ValueError):  # leaves of other ranks than one transform has
         return False
-    allowed = f"be one for all or lead with {lead}" if axes else "be one, not a batch"
-    raise ValueError(f"transform of length {name} must {allowed}, got leaves {shapes}.")
+    return out.shape == shape

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.dtypes import canonicalize_dtype
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Integer, UInt8
 
 from isojax._core.checks import check_choice
 from isojax._core.pytree import pytree, static
@@ -26,6 +26,10 @@ class Quantizer(abc.ABC):
 
     Numbers that share a scale share a NaN: it becomes the scale and all of them decode to NaN, the
     others as if it were not there. Levels without a scale have no way to say NaN.
+
+    A member is a frozen dataclass and a pytree, made by `isojax.pytree` and `isojax.static`. A
+    subclass gives `encode` and `decode`; `encode_like`, if it has scales or offsets; `pack_values`
+    and `unpack_values`, if its codes do not all take `bits`, a whole number up to 8.
     """
 
     @abc.abstractmethod
@@ -68,7 +72,7 @@ class Quantizer(abc.ABC):
         if codes.bits is None:
             raise ValueError("codes must have a number of bits to be packed, got codes.bits None.")
         return Packed(
-            self._pack_values(codes),
+            self.pack_values(codes),
             None if codes.scale is None else stored(codes.scale, dtype),
             None if codes.offset is None else stored(codes.offset, dtype),
             None if codes.outliers is None else codes.outliers.stored(dtype),
@@ -83,7 +87,7 @@ class Quantizer(abc.ABC):
         scale, offset = (
             None if part is None else loaded(part) for part in (packed.scale, packed.offset)
         )
-        values = self._unpack_values(packed)
+        values = self.unpack_values(packed)
         return Codes(values, scale, offset, packed.bits, packed.outliers, packed.tensor_scale)
 
     def load_columns(
@@ -96,13 +100,15 @@ class Quantizer(abc.ABC):
         """
         return None
 
-    def _pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:
+    def pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:
+        """The part of `pack` that is not scales: `codes.values` as bytes."""
         bits, values = int(codes.bits or 0), codes.values
         if jnp.issubdtype(values.dtype, jnp.signedinteger):
             values = (values.astype(jnp.int16) + _half(bits)).astype(jnp.uint8)
         return pack_bits(values, bits)
 
-    def _unpack_values(self, packed: Packed) -> Array:
+    def unpack_values(self, packed: Packed) -> Integer[Array, "*batch d"]:
+        """The inverse of `pack_values`, from `packed.data`."""
         bits = int(packed.bits)
         values = unpack_bits(packed.data, bits, packed.dim)
         if not packed.signed:

@@ -129,7 +129,7 @@ class Lattice(Quantizer):
         odd = jnp.sum(nearest, -1, keepdims=True) % 2 == 1
         return nearest + jnp.where(odd & least, turn, 0)
 
-    def _pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:
+    def pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:  # noqa: D102
         v = split(codes.values.astype(jnp.int16), "group", self.size) + 2**self.width
         last = v[..., -1:] >> (1 if self.size == 4 else 2)
         free = jnp.concatenate([v[..., :1], v[..., 1:-1] >> 1, last], -1)
@@ -137,7 +137,7 @@ class Lattice(Quantizer):
         free = free.astype(jnp.uint8).reshape(codes.values.shape)
         return pack_mixed(free, jnp.asarray(widths), -(-int(widths.sum()) // 8))
 
-    def _unpack_values(self, packed: Packed) -> Int8[Array, "*batch d"]:
+    def unpack_values(self, packed: Packed) -> Int8[Array, "*batch d"]:  # noqa: D102
         free = unpack_mixed(packed.data, jnp.asarray(self._tiled(packed.dim)))
         u = split(free.astype(jnp.int16), "group", self.size)
         coset, first, last = u[..., :1] & 1, u[..., :1] >> 1, u[..., -1:]

@@ -36,10 +36,10 @@ class MixedCodebook(Codebook):
         """Mean bits a code, as stored."""
         return 8 * self.total_bytes / self.widths.shape[-1]
 
-    def _pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:
+    def pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:  # noqa: D102
         return pack_mixed(codes.values, self.widths, self.total_bytes)
 
-    def _unpack_values(self, packed: Packed) -> UInt8[Array, "*batch d"]:
+    def unpack_values(self, packed: Packed) -> UInt8[Array, "*batch d"]:  # noqa: D102
         return unpack_mixed(packed.data, self.widths)
 
 

@@ -1,0 +1,155 @@
+"""Transforms and quantizers of one's own, written with public names alone."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jaxtyping import Array, Float
+from laws import ISOMETRY_LAWS, KEY, OTHER, TRANSFORM_LAWS, quick_jit, vectors
+from numpy.testing import assert_allclose, assert_array_equal
+from small_models import small_config
+
+import isojax
+from isojax import metrics, quantizers, transforms
+from isojax.models.rotate import rotate_queries_keys
+
+DIM = 12
+
+
+@isojax.pytree
+class Reflection(isojax.Transform):
+    """x - 2 (x . u) u / |u|^2: Householder."""
+
+    normal: Float[Array, "... d"]
+
+    @property
+    def dim(self):
+        return self.normal.shape[-1]
+
+    @property
+    def T(self):
+        return self
+
+    @property
+    def params(self):
+        return self.dim
+
+    @property
+    def fmas(self):
+        return 2 * self.dim
+
+    def forward(self, x):
+        u = self.normal.astype(x.dtype)
+        u = u / jnp.linalg.norm(u)
+        return x - 2 * (x * u).sum(-1, keepdims=True) * u
+
+
+@isojax.pytree
+class RankOne(isojax.Transform):
+    """x + (x . u) v; its inverse is by Sherman and Morrison."""
+
+    left: Float[Array, "... d"]
+    right: Float[Array, "... d"]
+
+    @property
+    def dim(self):
+        return self.left.shape[-1]
+
+    @property
+    def T(self):
+        return RankOne(self.right, self.left)
+
+    @property
+    def isometry(self):
+        return False
+
+    @property
+    def inverse(self):
+        inner = (self.left * self.right).sum(-1, keepdims=True)
+        return RankOne(self.left, -self.right / (1 + inner))
+
+    @property
+    def params(self):
+        return 2 * self.dim
+
+    @property
+    def fmas(self):
+        return 2 * self.dim
+
+    def forward(self, x):
+        u, v = self.left.astype(x.dtype), self.right.astype(x.dtype)
+        return x + (x * u).sum(-1, keepdims=True) * v
+
+
+@isojax.pytree
+class Fixed(isojax.Quantizer):
+    """Rounds to whole multiples of a step that is given, in so many bits."""
+
+    step: Float[Array, ""]
+    bits: int = isojax.static()
+
+    def encode(self, y):
+        high = 2 ** (self.bits - 1)
+        values = jnp.clip(jnp.round(y.astype(jnp.float32) / self.step), -high, high - 1)
+        return quantizers.Codes(values.astype(jnp.int8), bits=self.bits)
+
+    def decode(self, codes):
+        return codes.values * self.step
+
+
+def reflection(key):
+    return Reflection(jax.random.normal(key, (DIM,)))
+
+
+def rank_one(key):
+    return RankOne(*jax.random.uniform(key, (2, DIM), minval=-0.3, maxval=0.4))
+
+
+def around(key):
+    blocks = transforms.block_diagonal(jax.vmap(rank_one)(jax.random.split(key, 2)))
+    return transforms.haar(key, 2 * DIM) @ blocks
+
+
+@pytest.mark.parametrize("law", ISOMETRY_LAWS + TRANSFORM_LAWS, ids=lambda law: law.__name__)
+def test_an_isometry_of_ones_own_obeys_the_laws(law):
+    law(quick_jit(reflection))
+
+
+@pytest.mark.parametrize("law", TRANSFORM_LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("make", map(quick_jit, (rank_one, around)), ids=["alone", "around"])
+def test_another_transform_of_ones_own_obeys_the_laws(make, law):
+    law(make)
+
+
+@pytest.mark.parametrize("make", [reflection, rank_one])
+def test_a_model_takes_one_or_one_a_layer(make):
+    config = small_config(head_dim=DIM)
+    layers = config.num_hidden_layers
+    q, k = jnp.asarray(vectors(DIM, 2, 5))
+    batch = jax.vmap(make)(jax.random.split(KEY, layers))
+    for t in (make(KEY), batch):
+        hooks = rotate_queries_keys(config, t)
+        for layer in jnp.arange(layers):
+            turned, key = hooks.query(layer, q), hooks.key(layer, k)
+            assert_allclose(turned @ key.T, q @ k.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_codec_of_ones_own_parts_reads_what_it_stored():
+    codec = isojax.Codec(rank_one(OTHER), Fixed(jnp.float32(0.05), 8))
+    x, query = jnp.asarray(vectors(DIM, 2, 5))
+    packed = codec.store(x)
+    assert packed.data.nbytes == x.size
+    assert_array_equal(codec.load(packed), codec.roundtrip(x))
+    assert metrics.nmse(x, codec.load(packed)) < 1e-3
+    assert_allclose(codec.scores(query, packed), query @ codec.load(packed).T, atol=1e-4)
+    three = Fixed(jnp.float32(0.5), 3)
+    codes = three.encode(x)
+    assert three.pack(codes).data.shape == (5, -(-3 * DIM // 8))
+    assert_array_equal(three.unpack(three.pack(codes)).values, codes.values)
+
+
+def test_what_is_no_isometry_must_say_what_its_inverse_is():
+    class Forgetful(RankOne):
+        inverse = isojax.Transform.inverse
+
+    with pytest.raises(NotImplementedError, match="Forgetful must define inverse, as no isometry"):
+        Forgetful(jnp.ones(3), jnp.ones(3)).dual
