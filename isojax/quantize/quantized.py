@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from isojax.codec import Codec
 from isojax.kvcache import Cache, Store
 from isojax.models import Hooks, ModelConfig, empty_cache
 from isojax.models.hooks import Layer
-from isojax.quantizers import Codes
+from isojax.quantizers import Codes, none
 
 
 @pytree
@@ -124,6 +125,18 @@ class Quantized:
         return empty_cache(
             self.config, batch, slots, dtype, keys=self.keys, values=self.values, **kwargs
         )
+
+    def weights_only(self) -> Quantized:
+        """The same with inputs and cache left exact: transforms and weights alone."""
+
+        def exact(codec: Codec) -> Codec:
+            return dataclasses.replace(codec, quantizer=none())
+
+        inputs = {
+            name: dataclasses.replace(each, stacks=tuple(map(exact, each.stacks)))
+            for name, each in self.inputs.items()
+        }
+        return dataclasses.replace(self, inputs=inputs, keys=None, values=None)
 
     @property
     def stores(self) -> bool:

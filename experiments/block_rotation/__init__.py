@@ -1,0 +1,1 @@
+"""Study: block rotations and permutations before down_proj."""

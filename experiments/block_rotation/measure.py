@@ -1,0 +1,146 @@
+"""What is measured of a point: losses of whole models, and what down_proj reads."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from isojax import metrics, quantizers
+from isojax.models import LanguageModel, summary
+from isojax.quantize import Quantized, Stats, calibrate, quantize, reference, score
+from isojax.recipes import Recipe, Samples
+from isojax.report import Entry
+from isojax.transforms import Composed, Permutation
+
+from .points import DOWN, FORMATS, Point, own_plan, parts, shared_plan
+
+NLL = {"nll": "nats per token"}
+SCORED = NLL | {
+    "delta_nll": "nats per token", "kl_mean": "nats per token", "same_top1": "share of tokens",
+    "rms_dp": "probability",
+}  # fmt: skip
+TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
+LOOK = {
+    "relative_error": "1", "rate_bits": "bits per element", "kurtosis": "1",
+    "peak": "input units", "peak_before": "input units", "peak_bound": "input units",
+    "peak_expected": "input units", "imbalance_of_mean": "1", "imbalance_of_tokens": "1",
+    "persistent_share": "1",
+}  # fmt: skip
+
+
+class Reader:
+    """A model, statistics to fit on, and texts to test on."""
+
+    def __init__(self, model: LanguageModel, texts: np.ndarray, stats: Stats) -> None:
+        """Take texts [n, tokens]."""
+        self.model, self.texts, self.stats = model, texts, stats
+        self.shared = functools.lru_cache(1)(self._shared)  # one at a time: it is a whole model
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """What the exact model makes of the texts."""
+        return reference(self.model, self.texts)
+
+    @functools.cached_property
+    def exact(self) -> list[float]:
+        """Mean nll of each text, nothing quantized, nats per token."""
+        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
+
+    def _shared(self, plan: Any, seed: int) -> Quantized:
+        return quantize(jax.random.key(seed), self.model, plan, self.stats)
+
+    def quantized(self, points: Sequence[Point], seed: int) -> dict[str, Quantized]:
+        """The models of points that differ in what happens to inputs alone, by setting."""
+        whole = max(points, key=lambda p: p.setting.endswith("A4"))
+        base = self.shared(shared_plan(whole), seed)
+        made = quantize(jax.random.key(seed), base, own_plan(whole), self.stats)
+        return {
+            p.setting: made.weights_only() if p.setting.endswith("A16") else made for p in points
+        }
+
+    def losses(self, points: Sequence[Point], seed: int, todo: Sequence[Entry]) -> Iterator[Any]:
+        """Values of entries: of a window each, or with the tails of the divergence in several."""
+        made = self.quantized(points, seed)
+        read: dict[Any, Any] = {}
+
+        def scores(setting: str, i: int) -> Any:
+            if (setting, i) not in read:
+                exact = self.reference._replace(hidden=self.reference.hidden[i : i + 1])
+                read[setting, i] = score(made[setting], self.texts[i : i + 1], exact)
+            return read[setting, i]
+
+        for entry in todo:
+            setting = entry.config["setting"]
+            if "window" in entry.config:
+                i = entry.config["window"]
+                found = summary(scores(setting, i))
+                found["delta_nll"] = found["nll"] - self.exact[i]
+            else:
+                mine = range(seed, len(self.texts), entry.config["seeds"])
+                every = [scores(setting, i) for i in mine]
+                found = summary(jax.tree.map(lambda *a: jnp.concatenate(a), *every))
+            yield {name: found[name] for name in entry.units}
+
+    @functools.cached_property
+    def seen(self) -> list[Any]:
+        """What down_proj reads on the first text, by layers."""
+        plan = own_plan(Point("A4-down", "none", "int4", "mass_diff:1"))
+        tokens = self.texts[:1].size
+        layers = calibrate(self.model, self.texts[:1], plan, samples=tokens).layers
+        return [layer[f"samples:{DOWN}"] for layer in layers]
+
+    def look(self, coordinates: str, form: str, todo: Sequence[Entry]) -> Iterator[Any]:
+        """What down_proj reads in each layer, on the first text."""
+        key = jax.random.key(0)
+        for entry in todo:
+            layer = entry.config["layer"]
+            recipe = Recipe.parse(f"{coordinates}/{FORMATS[form][0]}")
+            block = parts(coordinates)[0]
+            width = self.model.config.intermediate_size
+            samples = self.stats.layers[layer][f"samples:{DOWN}"]
+            given = (key, self.seen[layer], samples)
+            found = _look(*given, recipe=recipe, block=int(min(max(block, 1), width)))
+            yield {name: found[name] for name in entry.units}
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "block"))
+def _look(
+    key: Array, seen: Float[Array, "1 t d"], samples: Float[Array, "w n d"], recipe: Recipe,
+    block: int,
+) -> dict[str, Float[Array, ""]]:  # fmt: skip
+    """Of the input of down_proj in one layer; means are over tokens.
+
+    `relative_error` of the codes, `rate_bits` that they take, and `kurtosis` and `peak` (mean of
+    max |y|) after the rotation; before it `peak_before`, the bound and the expectation of what
+    rotation leaves of it, the imbalance of the blocks in the calibration mean and in each token,
+    and `persistent_share`: of the largest 1% of all |x|, the share in the 1% of channels with the
+    largest calibration mean.
+    """
+    x, fitted_on = seen[0], samples.reshape(-1, samples.shape[-1])
+    codec = recipe.fit(key, Samples(fitted_on), 4)
+    first = codec.transform.factors[0] if isinstance(codec.transform, Composed) else codec.transform
+    mean = jnp.abs(fitted_on).mean(0)
+    y = codec.rotate(x)
+    if isinstance(first, Permutation):
+        x, mean = first.apply(x), first.apply(mean)
+    codes = codec.quantizer.encode(y)
+    loud = jnp.abs(x) >= metrics.quantile_threshold(x, 0.99)
+    steady = mean >= metrics.quantile_threshold(mean, 0.99)
+    return {
+        "relative_error": metrics.relative_error(y, codec.quantizer.decode(codes)),
+        "rate_bits": jnp.asarray(quantizers.rate_bits(codes)),
+        "kurtosis": metrics.kurtosis(y),
+        "peak": jnp.abs(y).max(-1).mean(),
+        "peak_before": jnp.abs(x).max(-1).mean(),
+        "peak_bound": metrics.rotation_bound(x, block).mean(),
+        "peak_expected": metrics.expected_peak(x, block).mean(),
+        "imbalance_of_mean": metrics.mass_imbalance(mean, block),
+        "imbalance_of_tokens": metrics.mass_imbalance(x, block).mean(),
+        "persistent_share": jnp.sum(loud & steady) / jnp.sum(loud),
+    }

@@ -1,0 +1,116 @@
+"""What is compared: plans for inputs and weights of linear layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from isojax.quantize import Plan
+from isojax.recipes import Coordinates
+
+DOWN = "input:down_proj"
+OTHERS = ("input:q_proj", "input:o_proj", "input:gate_proj")
+SMOOTHED = ("input:q_proj", "input:gate_proj")  # o_proj's input is left, as in the paper
+WEIGHTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
+SETTINGS = ("A4-down", "W16A4", "W4A16", "W4A4")
+ROUNDINGS = ("nearest", "gptq")
+PERMUTATIONS = (
+    "none", "random_permutation", "mass_diff", "co_activation", "zigzag", "absmax_order",
+)  # fmt: skip
+SMOOTH = "smooth:0.5"
+# levels of inputs and of weights: a scale per token and row; a scale for 64 neighbours; the 1% of a
+# token's elements that fit worst kept exact. Scales of int4 weights are those of least squared
+# error.
+FORMATS = {
+    "int4": ("absmax", "absmax:range=mse"),
+    "int4sparse": ("absmax@sparse:0.01", "absmax:range=mse"),
+    "int4g64": ("absmax:group:64", "absmax:group:64:mse"),
+    "fp4": ("fp4", "fp4"),
+    "mxfp4": ("mxfp4", "mxfp4"),
+    "nvfp4": ("nvfp4", "nvfp4"),
+}
+
+
+class Point(NamedTuple):
+    """What is compared.
+
+    Attributes:
+        setting: one of `SETTINGS`: bits of weights and of the inputs of linear layers, or those of
+            down_proj's input alone.
+        rounding: of weights; `none` where they are exact.
+        format: one of `FORMATS`.
+        coordinates: in front of down_proj; `smooth:0.5` is SmoothQuant in place of all rotations.
+    """
+
+    setting: str
+    rounding: str
+    format: str
+    coordinates: str
+
+
+def settings(names: tuple[str, ...], roundings: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Pairs of a setting and a rounding, `setting rounding`, in groups that share a model."""
+    groups = [[f"{name} none"] for name in ("A4-down", "W16A4") if name in names]
+    weights = [name for name in ("W4A16", "W4A4") if name in names]
+    groups += [[f"{name} {rounding}" for name in weights] for rounding in roundings]
+    return [tuple(group) for group in groups if group]
+
+
+def shared_plan(point: Point) -> Plan:
+    """What all coordinates in front of down_proj share: all but down_proj and its input.
+
+    The residual stream and the values of each head are turned by full Hadamard matrices with random
+    signs, save where down_proj's input alone is quantized, which it makes no difference to, and in
+    place of SmoothQuant.
+    """
+    lines, smooth = [], point.coordinates == SMOOTH
+    if point.setting != "A4-down" and not smooth:
+        lines += ["residual: hadamard", "values: hadamard"]
+    if smooth and point.setting != "A4-down":
+        lines += _inputs(point)
+    lines += [f"weight:{name}: {_weight(point)}" for name in WEIGHTS if point.rounding != "none"]
+    return Plan.parse("\n".join(lines))
+
+
+def own_plan(point: Point) -> Plan:
+    """The input of down_proj in its coordinates, and what else is left."""
+    lines, smooth = [], point.coordinates == SMOOTH
+    if point.setting != "A4-down" and not smooth:
+        lines += _inputs(point)
+    lines.append(f"{DOWN}: {point.coordinates}/{FORMATS[point.format][0]} bits=4")
+    if point.rounding != "none":
+        lines.append(f"weight:down_proj: {_weight(point)}")
+    return Plan.parse("\n".join(lines))
+
+
+def _inputs(point: Point) -> list[str]:
+    smooth = point.coordinates == SMOOTH
+    levels = FORMATS[point.format][0]
+    return [
+        f"{place}: {SMOOTH if smooth and place in SMOOTHED else 'identity'}/{levels} bits=4"
+        for place in OTHERS
+    ]
+
+
+def _weight(point: Point) -> str:
+    return f"identity/{FORMATS[point.format][1]} bits=4 rounding={point.rounding}"
+
+
+def parts(coordinates: Any) -> tuple[float, str]:
+    """Length of the blocks and what permutes channels before them.
+
+    No rotation has blocks of 0, the full one infinite ones.
+    """
+    if coordinates == SMOOTH:
+        return 0, "smooth"
+    stages = Coordinates.parse(str(coordinates)).stages
+    if not stages:
+        return 0, "none"
+    last = stages[-1]
+    permutation = str(Coordinates(stages[:-1])) if len(stages) > 1 else "none"
+    return last.arguments.get("block", math.inf), permutation
+
+
+def coordinates_of(permutation: str, block: int) -> str:
+    """The coordinates of a permutation before blocks of a Hadamard rotation."""
+    return f"{permutation}@block_hadamard:{block}".removeprefix("none@")
