@@ -27,8 +27,14 @@ from isojax.models.hooks import Site as Site
 from isojax.models.hooks import parse_site as parse_site
 from isojax.models.language_model import LanguageModel as LanguageModel
 from isojax.models.language_model import Sidecar as Sidecar
+from isojax.models.likelihood import SUMMARY_UNITS as SUMMARY_UNITS
+from isojax.models.likelihood import Reference as Reference
+from isojax.models.likelihood import Scores as Scores
+from isojax.models.likelihood import reference as reference
+from isojax.models.likelihood import summary as summary
 from isojax.models.likelihood import token_kl as token_kl
 from isojax.models.likelihood import token_nll as token_nll
+from isojax.models.likelihood import token_scores as token_scores
 from isojax.models.load import load_model as load_model
 from isojax.models.rope_scaling import LinearScaling as LinearScaling
 from isojax.models.rope_scaling import RopeScaling as RopeScaling

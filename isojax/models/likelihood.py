@@ -1,19 +1,172 @@
-"""The likelihood that a decoder gives to a text."""
+"""What a decoder predicts of a text: its likelihood, and its divergence from a reference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from isojax._core.checks import check_positive
+from isojax._core.quantile import quantile
 from isojax.kvcache import Cache
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params, forward, logits
 from isojax.models.hooks import Hooks
 from isojax.models.inputs import check_tokens
+
+SUMMARY_UNITS = {
+    "nll": "nats per token",
+    "kl_mean": "nats per token",
+    "kl_median": "nats per token",
+    "kl_p99": "nats per token",
+    "kl_p999": "nats per token",
+    "same_top1": "share of tokens",
+    "rms_dp": "probability",
+}  # of what `summary` returns
+
+
+class Reference(NamedTuple):
+    """What the unquantized model makes of some texts.
+
+    Attributes:
+        hidden: after the final norm, as `forward` returns it.
+        params: its parameters. Only the head is read, which need not be that of the other model:
+            a merged rotation of the residual stream turns it.
+    """
+
+    hidden: Float[Array, "b t d"]
+    params: Params
+
+
+class Scores(NamedTuple):
+    """How well each token of a text but the first was predicted: q by a model, p by a reference.
+
+    Attributes:
+        nll: negative log-likelihood -log q(token), in nats.
+        kl: divergence KL(p || q) of the whole distributions, in nats. This and what follows is
+            None without a reference.
+        same_top: whether p and q have the same most likely token; False where they are NaN.
+        dp: q(token) - p(token).
+    """
+
+    nll: Float[Array, "*b t-1"]
+    kl: Float[Array, "*b t-1"] | None = None
+    same_top: Bool[Array, "*b t-1"] | None = None
+    dp: Float[Array, "*b t-1"] | None = None
+
+
+def reference(params: Params, config: ModelConfig, tokens: Int[Array, "b t"]) -> Reference:
+    """Read texts with the unquantized model, for `token_scores` to compare others with.
+
+    Args:
+        params: the tree of `init_params`.
+        config: static.
+        tokens: as for `forward`, which raises what it raises.
+    """
+    return Reference(forward(params, config, tokens).hidden, params)
+
+
+def token_scores(
+    params: Params,
+    config: ModelConfig,
+    tokens: Int[Array, "b t"],
+    reference: Reference | None,
+    *,
+    hooks: Hooks = Hooks(),  # noqa: B008
+    cache: Cache | None = None,
+    chunk: int = 256,
+) -> Scores:
+    """Likelihood of every token but the first, and the divergence from what a reference predicts.
+
+    One forward pass and two products with a head, computed in fp32. Logits are made for `chunk`
+    tokens at once and never held for a whole window, so memory beyond the forward pass is a few
+    arrays [chunk, vocab]; for gradients they are computed again rather than kept.
+
+    Args:
+        params: the tree of `init_params`.
+        config: static.
+        tokens: texts of at least two tokens; hooks see all of them. Where they are traced, a
+            text with a number out of range gives NaN.
+        reference: of the same tokens, from `reference`; None for the likelihood alone.
+        hooks: as for `forward`.
+        cache: read the tokens through it, from an empty one: with a packed cache this is what
+            its codes make of the scores.
+        chunk: tokens a step; static.
+
+    Raises:
+        ValueError: `chunk` is not a whole number of at least 1, a text has fewer than two tokens
+            or one out of range, the cache does not fit (see `forward`), or the reference is of
+            other texts or another vocabulary.
+    """
+    check_tokens(config, tokens, least=2)
+    if reference is not None and reference.hidden.shape[:2] != tokens.shape:
+        raise ValueError(
+            f"reference must be of tokens of shape {tokens.shape}, got hidden of shape "
+            f"{reference.hidden.shape}."
+        )
+    hidden = forward(params, config, tokens, hooks=hooks, cache=cache).hidden[:, :-1]
+
+    def score(targets: Array, hidden: Array, exact: Array | None = None) -> Scores:
+        known = (targets >= 0) & (targets < config.vocab_size)
+        places = jnp.where(known, targets, 0)[:, None]
+
+        def at_target(x: Array) -> Array:
+            return jnp.where(known, jnp.take_along_axis(x, places, axis=-1)[:, 0], jnp.nan)
+
+        own = logits(params, hidden)
+        nll = jax.nn.logsumexp(own, axis=-1) - at_target(own)
+        if reference is None or exact is None:
+            return Scores(nll)
+        exact = logits(reference.params, exact)
+        if exact.shape != own.shape:
+            raise ValueError(
+                f"reference must have a head of vocab_size={own.shape[-1]}, got one of "
+                f"{exact.shape[-1]}."
+            )
+        p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(own)
+        kl = jnp.where(known, _divergence(p, q), jnp.nan)
+        same_top = (exact.argmax(-1) == own.argmax(-1)) & ~jnp.isnan(kl)
+        return Scores(nll, kl, same_top, jnp.exp(-nll) - jnp.exp(at_target(p)))
+
+    parts = (tokens[:, 1:], hidden)
+    if reference is not None:
+        parts += (reference.hidden[:, :-1],)
+    return _by_chunks(score, chunk, *parts)
+
+
+def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
+    """Scalars over all tokens, those of `llama-perplexity --kl-divergence` of llama.cpp.
+
+    `SUMMARY_UNITS` has their units.
+    `nll` and `kl_mean` are means; `kl_median`, `kl_p99` and `kl_p999` the quantiles 0.5, 0.99 and
+    0.999, exact, with linear interpolation as in `numpy.quantile`; `same_top1` is the share of
+    tokens whose most likely one is the same, `rms_dp` the root of the mean square of `dp`. One
+    token that is NaN makes all of them NaN.
+
+    Args:
+        scores: of any shape, so that those of several windows may be stacked or concatenated.
+            Without a reference only `nll` is returned.
+    """
+    nll, kl, same_top, dp = scores
+    means = {"nll": jnp.mean(nll)}
+    if kl is None or same_top is None or dp is None:
+        return means
+    unknown = jnp.isnan(kl)
+
+    def kl_quantile(q: float) -> Array:
+        return jnp.where(unknown.any(), jnp.nan, quantile(kl, q))
+
+    return means | {
+        "kl_mean": jnp.mean(kl),
+        "kl_median": kl_quantile(0.5),
+        "kl_p99": kl_quantile(0.99),
+        "kl_p999": kl_quantile(0.999),
+        "same_top1": jnp.mean(jnp.where(unknown, jnp.nan, same_top)),
+        "rms_dp": jnp.sqrt(jnp.mean(jnp.square(dp))),
+    }
 
 
 def token_nll(
@@ -24,36 +177,12 @@ def token_nll(
     chunk: int = 256,
     cache: Cache | None = None,
 ) -> Float[Array, "b t-1"]:
-    """Negative log-likelihood of every token but the first, in nats, computed in fp32.
+    """Negative log-likelihood of every token but the first, in nats: that of `token_scores`.
 
-    Logits are made for `chunk` tokens at once and never held for a whole window, so memory beyond
-    the forward pass is [chunk, vocab]. The mean over a text, exponentiated, is its perplexity.
-
-    Args:
-        params: the tree of `init_params`.
-        config: static.
-        tokens: texts of at least two tokens; hooks see all of them. Where they are traced, a
-            text with a number out of range gives NaN.
-        hooks: as for `forward`.
-        chunk: tokens a step; static.
-        cache: read the tokens through it, from an empty one: with a packed cache this is what
-            its codes make of the likelihood.
-
-    Raises:
-        ValueError: `chunk` is not a whole number of at least 1, a text has fewer than two tokens
-            or one out of range, or the cache does not fit (see `forward`).
+    The mean over a text, exponentiated, is its perplexity. Arguments and errors are those of
+    `token_scores`.
     """
-    check_tokens(config, tokens, least=2)
-    hidden = forward(params, config, tokens, hooks=hooks, cache=cache).hidden[:, :-1]
-
-    def nll(hidden: Array, targets: Array) -> Array:
-        scores = logits(params, hidden)
-        known = (targets >= 0) & (targets < config.vocab_size)
-        places = jnp.where(known, targets, 0)[:, None]
-        target = jnp.take_along_axis(scores, places, axis=-1)[:, 0]
-        return jnp.where(known, jax.nn.logsumexp(scores, axis=-1) - target, jnp.nan)
-
-    return _by_chunks(nll, chunk, hidden, tokens[:, 1:])
+    return token_scores(params, config, tokens, None, hooks=hooks, cache=cache, chunk=chunk).nll
 
 
 def token_kl(
@@ -85,24 +214,37 @@ def token_kl(
     if hidden.shape != own.shape:
         raise ValueError(f"hidden must have shape {own.shape}, got {hidden.shape}.")
 
-    @jax.checkpoint
     def kl(exact: Array, own: Array) -> Array:
-        p, q = (jax.nn.log_softmax(logits(params, h)) for h in (exact, own))
-        return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+        return _divergence(*(jax.nn.log_softmax(logits(params, h)) for h in (exact, own)))
 
     return _by_chunks(kl, chunk, hidden, own)
 
 
-def _by_chunks(f: Callable[..., Array], chunk: int, *parts: Array) -> Array:
-    """`f` of rows of the parts [b, t, ...], `chunk` of them at once: [b, t]."""
+def _divergence(p: Float[Array, "... v"], q: Float[Array, "... v"]) -> Float[Array, "..."]:
+    """KL(p || q) of log-probabilities: the sum of exp(q) - exp(p) - exp(p) (q - p).
+
+    Its first two terms sum to zero, but with them no summand is negative, and an error in the
+    normalization of p or q, which the sum over a vocabulary makes in fp32, enters only squared.
+    """
+    d = q - p
+    above = d > 0
+    larger = jnp.exp(jnp.where(above, q, p))
+    change = jnp.expm1(jnp.where(above, -d, d))  # the smaller over the larger, less one
+    return jnp.sum(larger * jnp.where(above, -change - (1 + change) * d, change - d), axis=-1)
+
+
+def _by_chunks(f: Callable[..., Any], chunk: int, *parts: Array) -> Any:
+    """`f` of rows of the parts [b, t, ...], `chunk` of them at once: arrays [b, t]."""
     batch, length = parts[0].shape[:2]
     total = batch * length
-    steps = -(-total // check_positive("chunk", chunk))
+    chunk = min(check_positive("chunk", chunk), total)
+    steps = -(-total // chunk)
 
     def split(part: Array) -> Array:
         rows = part.reshape(total, *part.shape[2:])
         pads = [(0, steps * chunk - total), *[(0, 0)] * (rows.ndim - 1)]
         return jnp.pad(rows, pads).reshape(steps, chunk, *rows.shape[1:])
 
-    values = jax.lax.map(lambda rows: f(*rows), tuple(map(split, parts)))
-    return values.reshape(-1)[:total].reshape(batch, length)
+    again = jax.checkpoint(f)  # so that gradients keep no logits
+    values = jax.lax.map(lambda rows: again(*rows), tuple(map(split, parts)))
+    return jax.tree.map(lambda x: x.reshape(-1)[:total].reshape(batch, length), values)
