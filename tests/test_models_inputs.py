@@ -12,6 +12,7 @@ from small_models import random_tokens, small_config, small_model, tokenizer
 from isojax import Codec, quantizers, transforms
 from isojax.kvcache import store
 from isojax.models import (
+    Reference,
     capture_tensors,
     empty_cache,
     encode,
@@ -19,6 +20,7 @@ from isojax.models import (
     generate,
     token_kl,
     token_nll,
+    token_scores,
     unstack,
 )
 from isojax.models.inputs import check_tokens
@@ -48,6 +50,9 @@ CALLS = {
     "forward": lambda tokens: forward(PARAMS, CONFIG, tokens).hidden,
     "token_nll": lambda tokens: token_nll(PARAMS, CONFIG, tokens),
     "token_kl": lambda tokens: token_kl(PARAMS, CONFIG, jnp.zeros((*tokens.shape, 32)), tokens),
+    "token_scores": lambda tokens: (
+        token_scores(PARAMS, CONFIG, tokens, Reference(jnp.zeros((*tokens.shape, 32)), PARAMS)).nll
+    ),
     "generate": lambda tokens: generate(PARAMS, CONFIG, tokens, 2, cache(max(len(tokens), 1)))[0],
     "capture": lambda tokens: capture_tensors(MODEL, tokens[0], ["key:0"])["key:0"],
 }

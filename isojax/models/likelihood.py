@@ -138,8 +138,9 @@ def token_scores(
 
 
 def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
-    """Scalars over all tokens; `SUMMARY_UNITS` has their units.
+    """Scalars over all tokens, those of `llama-perplexity --kl-divergence` of llama.cpp.
 
+    `SUMMARY_UNITS` has their units.
     `nll` and `kl_mean` are means; `kl_median`, `kl_p99` and `kl_p999` the quantiles 0.5, 0.99 and
     0.999, exact, with linear interpolation as in `numpy.quantile`; `same_top1` is the share of
     tokens whose most likely one is the same, `rms_dp` the root of the mean square of `dp`. One
@@ -178,7 +179,8 @@ def token_nll(
 ) -> Float[Array, "b t-1"]:
     """Negative log-likelihood of every token but the first, in nats: that of `token_scores`.
 
-    The mean over a text, exponentiated, is its perplexity.
+    The mean over a text, exponentiated, is its perplexity. Arguments and errors are those of
+    `token_scores`.
     """
     return token_scores(params, config, tokens, None, hooks=hooks, cache=cache, chunk=chunk).nll
 
