@@ -9,8 +9,8 @@ import kv_oracle as oracle
 import numpy as np
 import pytest
 import scipy.linalg
-
 from experiments.kv_methods import METHODS
+
 from isojax.data import load_text
 from isojax.kvcache import PackedSide
 from isojax.kvcache.recipe import Recipe

@@ -141,7 +141,9 @@ def main(config: Config) -> None:
         for seed in range(config.seeds)
     ]
     cases = [(points, seed) for points, seed in cases if points]
-    plans = [make(point) for points, _ in cases for point in points for make in (shared_plan, own_plan)]
+    plans = [
+        make(point) for points, _ in cases for point in points for make in (shared_plan, own_plan)
+    ]
     plans.append(own_plan(Point("A4-down", "none", "int4", "mass_diff:1")))  # for what is looked at
     reader = Reader(model, texts, calibrate(model, fit_on, plans, samples=fitted * fit_on.shape[1]))
     add_published(study)

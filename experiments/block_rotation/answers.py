@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from experiments.block_points import SETTINGS
 from isojax.report import Row, Stat, select, stat, summarize
 
 Losses = dict[int, float]  # by window
@@ -57,16 +56,19 @@ def answers(rows: Sequence[Row], looked: Sequence[Row], full: int) -> str:
         said.append(
             f"Of what the full rotation gains over none before down_proj ({_mean(start):.4f} to "
             f"{_mean(end):.4f} nat a token), blocks of {first} gain: {each}. Published, of the "
-            "perplexity, for blocks of 16: none 46%, massdiff 90%."
+            "perplexity, for blocks of 16: none 46%, mass_diff 90%."
         )
         plain = [_mean(losses(rows, b, "none")) for b in (*blocks, full)]
-        steps = ", ".join(f"{b} {x:.4f}" for b, x in zip((*blocks, full), plain, strict=True))
+        steps = ", ".join(
+            f"{'full' if b == full else b} {x:.4f}"
+            for b, x in zip((*blocks, full), plain, strict=True)
+        )
         said.append(f"Loss without permutation, by length of the blocks: {steps}.")
     others = [n for n in names if n != "none"]
     if blocks and others:
         each = ", ".join(f"{n} {_difference(rows, blocks, n)}" for n in others)
         said.append(f"Loss against no permutation, mean over blocks, paired, ± se: {each}.")
-    found = _correlations(rows, looked) if SETTINGS[rows[0].config["setting"]][0] else []
+    found = [] if "A16" in rows[0].config["setting"] else _correlations(rows, looked)
     return "\n".join(f"- {line}" for line in [*said, *found])
 
 

@@ -63,23 +63,23 @@ def shared_plan(point: Point) -> Plan:
     signs, save where down_proj's input alone is quantized, which it makes no difference to, and in
     place of SmoothQuant.
     """
-    lines, smooth = [], point.coordinates == SMOOTH
-    if point.setting != "A4-down" and not smooth:
+    lines = []
+    if point.coordinates == SMOOTH:
+        return Plan()
+    if point.setting != "A4-down":
         lines += ["residual: hadamard", "values: hadamard"]
-    if smooth and point.setting != "A4-down":
-        lines += _inputs(point)
-    lines += [f"weight:{name}: {_weight(point)}" for name in WEIGHTS if point.rounding != "none"]
+    if point.rounding != "none":
+        lines += [f"weight:{name}: {_weight(point)}" for name in WEIGHTS]
     return Plan.parse("\n".join(lines))
 
 
 def own_plan(point: Point) -> Plan:
     """The input of down_proj in its coordinates, and what else is left."""
-    lines, smooth = [], point.coordinates == SMOOTH
-    if point.setting != "A4-down" and not smooth:
-        lines += _inputs(point)
+    lines = [] if point.setting == "A4-down" else _inputs(point)
     lines.append(f"{DOWN}: {point.coordinates}/{FORMATS[point.format][0]} bits=4")
     if point.rounding != "none":
-        lines.append(f"weight:down_proj: {_weight(point)}")
+        names = (*WEIGHTS, "down_proj") if point.coordinates == SMOOTH else ("down_proj",)
+        lines += [f"weight:{name}: {_weight(point)}" for name in names]
     return Plan.parse("\n".join(lines))
 
 

@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.block_answers import answers, losses, share
-from experiments.block_points import SETTINGS, Point
 from isojax.report import (
     Row,
     Stat,
@@ -22,6 +20,9 @@ from isojax.report import (
     summarize,
 )
 
+from .answers import answers, losses, share
+from .points import SETTINGS, Point, coordinates_of, parts
+
 # Llama-3.2-1B-Instruct, INT4 weights and activations, WikiText-2 (MixQuant, 2601.22347)
 PUBLISHED = {
     "model": "Llama-3.2-1B-Instruct (published)", "text": "wikitext-2", "setting": "W4A4",
@@ -30,7 +31,7 @@ PUBLISHED = {
 PUBLISHED_BLOCKS = (16, 32, 64, 128, 256, 512)
 PUBLISHED_PERPLEXITY = {
     "none": (37.6, 26.5, 22.7, 21.0, 18.7, 17.5),
-    "massdiff": (18.0, 17.2, 16.9, 15.9, 16.1, 16.0),
+    "mass_diff": (18.0, 17.2, 16.9, 15.9, 16.1, 16.0),
 }
 LOOKS = {
     "relative_error": "relative error",
@@ -49,14 +50,29 @@ def add_published(study: Study) -> None:
     """Record the published perplexities, so that tables are made of rows alone."""
     for permutation, values in PUBLISHED_PERPLEXITY.items():
         for block, perplexity in zip(PUBLISHED_BLOCKS, values, strict=True):
-            config = PUBLISHED | {"permutation": permutation, "block": block}
+            own = {"rounding": "nearest", "coordinates": coordinates_of(permutation, block)}
+            config = PUBLISHED | own
             study.add_published(config, {"perplexity": perplexity}, {"perplexity": "1"})
     study.add_published(PUBLISHED | {"setting": "exact"}, {"perplexity": 11.7}, {"perplexity": "1"})
 
 
+def by_parts(rows: Sequence[Row]) -> list[Row]:
+    """The rows with block and permutation in place of coordinates, setting and rounding as one."""
+    found = []
+    for row in rows:
+        config = dict(row.config)
+        if "coordinates" in config:
+            block, permutation = parts(config["coordinates"])
+            config |= {"block": block, "permutation": permutation}
+        if config.get("rounding") == "gptq":
+            config["setting"] += ", gptq"
+        found.append(dataclasses.replace(row, config=config))
+    return found
+
+
 def text(study: Study, base: dict[str, Any], windows: int) -> str:
     """The report in Markdown."""
-    rows = study.rows(**base)
+    rows = by_parts(study.rows(**base))
     whole = complete(rows, windows, Point._fields)
     scored = select(whole, "delta_nll")
     exact = summarize(whole, "nll", setting="exact")
@@ -81,7 +97,7 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
                 f"## {setting}, {form}", answers(here, looked, full),
                 grid(here, exact.mean, full), recoveries(here, full),
             ]  # fmt: skip
-    alone = select(scored, setting="D4")
+    alone = select(scored, setting="A4-down")
     if len({r.config["format"] for r in alone}) > 1:
         parts += ["## Formats of down_proj's input", formats(alone, rows)]
     parts += [f"## Published: {PUBLISHED['model']}, INT4 W4A4", published(study)]
@@ -101,7 +117,7 @@ def grid(rows: Sequence[Row], exact: float, full: int) -> str:
             loss = summarize(mine, "delta_nll") if mine else None
             cells.append(_cell(loss, exact) if loss else "")
         lines.append([permutation, *cells])
-    names = [f"full ({b})" if b == full else str(b) for b in blocks]
+    names = ["full" if b == full else str(b) for b in blocks]
     return markdown(["permutation", *names], lines)
 
 
@@ -120,7 +136,7 @@ def formats(scored: Sequence[Row], rows: Sequence[Row]) -> str:
             loss = summarize(mine, "delta_nll") if mine else None
             cells.append(f"{loss.mean:.4f} ± {loss.sem:.4f}" if loss else "")
         lines.append([form, *cells])
-    names = [f"{block} {permutation}" for block, permutation in points]
+    names = [f"{_length(block)} {permutation}" for block, permutation in points]
     table = markdown(["format", "bits", *names], lines)
     return f"Bits a number with all that is stored; delta nll in nat a token ± se.\n\n{table}"
 
@@ -138,6 +154,10 @@ def recoveries(rows: Sequence[Row], full: int) -> str:
     return markdown(["recovery", *map(str, blocks)], lines) if lines and blocks else ""
 
 
+def _length(block: float) -> str:
+    return "full" if block == math.inf else str(block)
+
+
 def _cell(loss: Stat, exact: float) -> str:
     return f"{loss.mean:.4f} ± {loss.sem:.4f} ({_perplexity(exact + loss.mean)})"
 
@@ -148,7 +168,7 @@ def _perplexity(nll: float) -> str:
 
 def published(study: Study) -> str:
     """The paper's row, which these models cannot reproduce: they are others."""
-    rows = study.rows("perplexity", model=PUBLISHED["model"])
+    rows = by_parts(study.rows("perplexity", model=PUBLISHED["model"]))
     lines = []
     for permutation in PUBLISHED_PERPLEXITY:
         mine = select(rows, permutation=permutation)
@@ -168,7 +188,7 @@ def by_layers(rows: Sequence[Row]) -> list[str]:
         for name in dict.fromkeys(r.config["permutation"] for r in select(looked, block=block)):
             mine = select(looked, block=block, permutation=name)
             cells = [f"{summarize(mine, metric).mean:.4g}" for metric in LOOKS]
-            lines.append([block, name, *cells])
+            lines.append([_length(block), name, *cells])
     table = markdown(["block", "permutation", *LOOKS.values()], lines)
     plain = select(looked, block=0)
     share = summarize(plain, "persistent_share")
@@ -189,11 +209,12 @@ def by_layers(rows: Sequence[Row]) -> list[str]:
 
 def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     """Loss over block length for each setting, and the peak against its bound."""
-    rows = [r for r in study.rows(**base) if "block" in r.config]
+    rows = [r for r in by_parts(study.rows(**base)) if "block" in r.config]
     scored = select(complete(rows, windows, Point._fields), "delta_nll")
     forms = list(dict.fromkeys(r.config["format"] for r in scored))
     scored = select(scored, format=forms[0])
-    settings = [setting for setting in SETTINGS if select(scored, setting=setting)]
+    names = [n + tail for tail in ("", ", gptq") for n in SETTINGS]
+    settings = [setting for setting in names if select(scored, setting=setting)]
     title = f"Block rotations in {base['model']}, {forms[0]}"
     columns = math.ceil((len(settings) + 1) / (1 if len(settings) < 4 else 2))
     chart, axes = new_figure(math.ceil((len(settings) + 1) / columns), columns, title)
@@ -212,7 +233,11 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     panels[0].legend(fontsize=7, frameon=False)
     looked = select([r for r in rows if "layer" in r.config], format=forms[0])
     panel = panels[len(settings)]
-    for name, color in (("none", "#444444"), ("massdiff", "#1f6fb4"), ("coactivation", "#e07b00")):
+    for name, color in (
+        ("none", "#444444"),
+        ("mass_diff", "#1f6fb4"),
+        ("co_activation", "#e07b00"),
+    ):
         mine = select(looked, permutation=name)
         if not mine:
             continue

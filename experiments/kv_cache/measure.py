@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from isojax import Codec, metrics
 from isojax.data import Needles, induction_tokens, needle_accuracy, needle_prompts, second_half
-from isojax.kvcache import Cache, PackedSide, Store
+from isojax.kvcache import PackedSide, Store
 from isojax.models import LanguageModel, Scores, Site, empty_cache, forward, logits, summary
 from isojax.models.rope import rope_frequencies
 from isojax.quantize import Plan, Quantized, Stats, quantize, reference, score

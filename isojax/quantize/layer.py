@@ -22,6 +22,7 @@ from isojax.models.rope import rope_frequencies
 from isojax.quantize.parts import SITES, Cached, Part, Weight
 from isojax.quantize.quantized import layer_of
 from isojax.quantizers import Codes
+from isojax.recipes import Recipe
 from isojax.transforms import (
     BlockDiagonal,
     Composed,
@@ -60,7 +61,7 @@ class Made:
     values: Any = None
 
 
-def make_layer_traced(
+def make_layer(
     keys: Mapping[str, Key[Array, ""]],
     layer: Mapping[str, Any],
     stats: Mapping[str, Array],
@@ -68,10 +69,10 @@ def make_layer_traced(
     values: Transform | None,
     codes: Mapping[str, Codes | None],
     *,
-    parts: tuple[tuple[str, Part], ...],
+    parts: Mapping[str, Part],
     config: ModelConfig,
 ) -> Made:
-    """What the parts make of a layer.
+    """What the parts make of a layer; each step is a program that layers and plans share.
 
     Args:
         keys: by place.
@@ -107,9 +108,6 @@ def make_layer_traced(
     )  # fmt: skip
 
 
-make_layer = functools.partial(jax.jit, static_argnames=("parts", "config"))(make_layer_traced)
-
-
 class _Maker:
     """A layer on its way: its parameters so far, and what its vectors have been through."""
 
@@ -131,12 +129,9 @@ class _Maker:
         x = self.samples("value") if "x" in needs else None
         metric = self.value_metric() if "metric" in needs else None
 
-        def fit(key: Array, x: Any, metric: Any) -> Transform:
-            return part.coordinates.fit(key, Samples(x, metric, size=self.config.head_dim))
-
-        turn = jax.vmap(fit)(
-            jax.random.split(key, self.groups), None if x is None else _by_head(x), metric
-        )
+        samples = Samples(None if x is None else _by_head(x), metric, size=self.config.head_dim)
+        keys = jax.random.split(key, self.groups)
+        turn = _fitted(keys, samples, Recipe(part.coordinates), 0, heads=True).transform
         _keeps_length("values", part.coordinates, turn)
         self.refuse_rounded("values", "v_proj", "o_proj")
         self.write("v_proj", BlockDiagonal(turn, self.groups))
@@ -149,12 +144,12 @@ class _Maker:
         coordinates, needs, before = part.recipe.coordinates, part.recipe.needs, self.before(site)
         samples = Samples(None, size=self.layer[site]["kernel"].shape[0])
         if "x" in needs:
-            samples = Samples(_apply(before, self.samples(f"input:{site}")))
+            samples = Samples(_applied(before, self.samples(f"input:{site}")))
         if needs & {"metric", "weight"}:
             weight = jnp.concatenate([self.kernel(name) for name in readers], axis=1)
             metric = jnp.matmul(weight, weight.T, precision="highest")
             samples = dataclasses.replace(samples, metric=metric, weight=weight)
-        codec = part.recipe.fit(key, samples, part.bits)
+        codec = _fitted(key, samples, part.recipe, part.bits)
         _keeps_length(f"input:{site}", coordinates, codec.transform)
         merged, online = _split(codec.transform, site)
         for transform in merged:
@@ -188,9 +183,8 @@ class _Maker:
         if needs & {"moment", "metric"}:
             moment = self.statistic(f"moment:input:{site}")
             for transform in (self.before(site), self.through.get(site)):
-                if transform is not None:
-                    moment = transform.apply(transform.apply(moment).T)
-        rows, codes = round_rows(key, self.kernel(name).T, moment, part)
+                moment = moment if transform is None else _conjugated(transform, moment)
+        rows, codes = rounded(key, self.kernel(name).T, moment, part)
         kernel = self.layer[name]["kernel"]
         self.put(name, self.layer[name] | {"kernel": rows.T.astype(kernel.dtype)})
         if codes is not None:
@@ -201,7 +195,7 @@ class _Maker:
         needs, size = part.coordinates.needs, self.config.head_dim
         x = self.samples("key").reshape(-1, size) if "x" in needs else None
         metric = self.statistic("moment:query").mean(0) if "metric" in needs else None
-        turn = part.coordinates.fit(key, Samples(x, metric, size=size))
+        turn = _fitted(key, Samples(x, metric, size=size), Recipe(part.coordinates), 0).transform
         _keeps_length("queries_keys", part.coordinates, turn)
         self.turn = None if isinstance(turn, Identity) else turn
 
@@ -217,24 +211,21 @@ class _Maker:
                     "cache:keys must not undo the rotary embedding behind a turn of queries_keys, "
                     f"got {recipe}."
                 )
-            x = self.turn.apply(x)
-            dual = self.turn.dual.apply
-            metric = None if metric is None else dual(dual(metric).swapaxes(-1, -2))
+            x = _applied(self.turn, x)
+            metric = None if metric is None else _conjugated(self.turn.dual, metric)
         frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        self.keys = _fitted(key, part, x, frequency, metric)
+        self.keys = _store(key, part, x, frequency, metric)
 
     def store_values(self, key: Array, part: Any, metric: Array | None) -> None:
         """Fit the store of values."""
         x = self.samples("value", part.recipe)
         if self.values is not None:
-            x = jax.vmap(lambda t, x: t.apply(x), (0, 2), 2)(self.values, x)
-        self.stored_values = _fitted(key, part, x, None, metric)
+            x = _by_heads_applied(self.values, x)
+        self.stored_values = _store(key, part, x, None, metric)
 
     def value_metric(self) -> Float[Array, "g d d"]:
         """How o_proj measures an error in the values of each key head: W W^T, a mean over heads."""
-        kernel = self.kernel("o_proj")
-        by_head = kernel.reshape(self.groups, -1, self.config.head_dim, kernel.shape[-1])
-        return jax.vmap(learn.second_moment)(by_head.swapaxes(-1, -2))
+        return _output_moment(self.kernel("o_proj"), self.groups, self.config.head_dim)
 
     def before(self, site: str) -> Transform | None:
         """What an input has been through on its way from where statistics are taken."""
@@ -276,8 +267,8 @@ class _Maker:
 
     def read(self, name: str, transform: Transform) -> None:
         """Undo a transform in what a projection reads."""
-        kernel = self.layer[name]["kernel"]
-        self.put(name, self.layer[name] | {"kernel": _turned(transform.dual, kernel.T).T})
+        kernel = _read_through(transform, self.layer[name]["kernel"])
+        self.put(name, self.layer[name] | {"kernel": kernel})
 
     def refuse_rounded(self, place: str, *names: str) -> None:
         rounded = [name for name in names if self.codes.get(name) is not None]
@@ -285,9 +276,9 @@ class _Maker:
             raise ValueError(f"{place} must be turned before {rounded[0]} is rounded.")
 
 
-def round_rows(
+def rounded(
     key: Array, rows: Float[Array, "o i"], moment: Float[Array, "i i"] | None, part: Weight
-) -> tuple[Float[Array, "o i"], Codes | None]:
+) -> tuple[Float[Array, "o i"], Codes]:
     """Rows of a weight as their codes have them, and the codes.
 
     Args:
@@ -296,12 +287,50 @@ def round_rows(
         moment: of the input, in which errors count; None to count all alike.
         part: what is done to them.
     """
+    return (_rounded if _concrete(part) else _round)(key, rows, moment, part)
+
+
+def _round(key: Array, rows: Array, moment: Any, part: Weight) -> tuple[Array, Codes]:
     codec = part.recipe.fit(key, Samples(rows, moment), part.bits)
-    dual = codec.transform.dual.apply
     if moment is not None:
-        moment = dual(dual(moment).T)
+        moment = _conjugated(codec.transform.dual, moment)
     codes = part.rounding(codec.transform.apply(rows).T, moment, codec.quantizer)
     return codec.transform.inverse.apply(codec.quantizer.decode(codes)), codes
+
+
+_rounded = functools.partial(jax.jit, static_argnames="part")(_round)
+
+
+def _fitted(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool = False) -> Codec:
+    """The codec of a recipe, or those of all heads, whose keys and samples lead."""
+    return (_fit_compiled if _concrete(recipe) else _fit)(key, samples, recipe, bits, heads)
+
+
+def _fit(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool) -> Codec:
+    def one(key: Array, samples: Samples) -> Codec:
+        return recipe.fit(key, samples, bits)
+
+    return (jax.vmap(one) if heads else one)(key, samples)
+
+
+_fit_compiled = functools.partial(jax.jit, static_argnames=("recipe", "bits", "heads"))(_fit)
+
+
+def _store(key: Array, part: Cached, x: Array, frequency: Any, metric: Any) -> Any:
+    return (_store_compiled if _concrete(part) else _make_store)(key, x, frequency, metric, part)
+
+
+def _make_store(key: Array, x: Array, frequency: Any, metric: Any, part: Cached) -> Any:
+    metric = None if metric is None else metric[None]
+    return layer_of(part.recipe.fit(key, x[None], int(part.bits), frequency, metric), 0)
+
+
+_store_compiled = functools.partial(jax.jit, static_argnames="part")(_make_store)
+
+
+def _concrete(tree: Any) -> bool:
+    """Whether numbers that may be traced are Python's, so that a program can hold them."""
+    return all(isinstance(leaf, int | float) for leaf in jax.tree.leaves(tree))
 
 
 def pooled(stats: Any, size: int, needs: frozenset[str]) -> Samples:
@@ -316,11 +345,6 @@ def pooled(stats: Any, size: int, needs: frozenset[str]) -> Samples:
             found.append(jnp.asarray(layer[f"samples:input:{site}"]).reshape(-1, size))
     x = jnp.concatenate(found)
     return Samples(x[:: -(-len(x) // MOST)])
-
-
-def _fitted(key: Array, part: Cached, x: Array, frequency: Any, metric: Any) -> Any:
-    metric = None if metric is None else metric[None]
-    return layer_of(part.recipe.fit(key, x[None], int(part.bits), frequency, metric), 0)
 
 
 def _split(transform: Transform, site: str) -> tuple[list[Transform], Transform]:
@@ -342,19 +366,45 @@ def _keeps_length(place: str, coordinates: Any, transform: Transform) -> None:
         )
 
 
+@jax.jit
 def _turned(transform: Transform, x: Array) -> Array:
     """In fp32, in the dtype of `x`."""
     return transform.apply(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def _apply(transform: Transform | None, x: Array) -> Array:
+@jax.jit
+def _read_through(transform: Transform, kernel: Float[Array, "i o"]) -> Float[Array, "i o"]:
+    """A kernel that reads what a transform returns."""
+    return transform.dual.apply(kernel.T.astype(jnp.float32)).T.astype(kernel.dtype)
+
+
+@jax.jit
+def _conjugated(transform: Transform, moment: Float[Array, "*g d d"]) -> Float[Array, "*g d d"]:
+    """The second moment of transformed vectors."""
+    return transform.apply(transform.apply(moment).swapaxes(-1, -2))
+
+
+@jax.jit
+def _applied(transform: Transform | None, x: Array) -> Array:
     return x if transform is None else transform.apply(x)
+
+
+@jax.jit
+def _by_heads_applied(turn: Any, x: Float[Array, "w t g d"]) -> Float[Array, "w t g d"]:
+    return jax.vmap(lambda t, x: t.apply(x), (0, 2), 2)(turn, x)
+
+
+@functools.partial(jax.jit, static_argnames=("groups", "dim"))
+def _output_moment(kernel: Float[Array, "i o"], groups: int, dim: int) -> Float[Array, "g d d"]:
+    by_head = kernel.reshape(groups, -1, dim, kernel.shape[-1])
+    return jax.vmap(learn.second_moment)(by_head.swapaxes(-1, -2))
 
 
 def _by_head(x: Float[Array, "w t g d"]) -> Float[Array, "g n d"]:
     return x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _reordered(codes: Any, permutation: Permutation) -> Codes:
+@jax.jit
+def _reordered(codes: Any, permutation: Permutation) -> Any:
     """Codes of a weight [out, in] whose outputs are permuted."""
     return jax.tree.map(lambda a: a[permutation.indices] if a.ndim > 1 else a, codes)

@@ -6,11 +6,10 @@ import dataclasses
 from typing import Any
 
 import jax
-from jax.core import Tracer
 from jaxtyping import Array, Key
 
 from isojax.models import LanguageModel, fold_norms, rotate_residual
-from isojax.quantize.layer import Made, make_layer, make_layer_traced, pooled, round_rows
+from isojax.quantize.layer import Made, make_layer, pooled, rounded
 from isojax.quantize.parts import PLACES, TABLES, Turn, Weight
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import Quantized, by_layer, layer_of, stacked
@@ -26,7 +25,7 @@ def quantize(
     """The model as the plan has it.
 
     Pure: works under `jit` and under `vmap` over keys and numbers of the plan that may be traced.
-    Layers are compiled one by one, and read their statistics one after the other. In this order:
+    Layers are made one after the other, by compiled steps that they share. In this order:
     the residual stream is turned (which folds the scales of norms into weights), then in each layer
     values, the inputs of projections, weights, queries and keys, and the cache, each fitted on what
     those before it leave.
@@ -60,10 +59,9 @@ def quantize(
         own = {p: jax.random.split(keys[p], number)[i] for p in parts}
         values = base.shared.get("values", (None,) * number)[i]
         codes = {name: each[i] for name, each in base.codes.items()}
-        given = (own, layer_of(base.params["layers"], i), statistics[i], residual, values, codes)
-        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((given, parts)))
-        make = make_layer_traced if traced else make_layer
-        made.append(make(*given, parts=tuple(parts.items()), config=base.config))
+        layer = layer_of(base.params["layers"], i)
+        given = (own, layer, statistics[i], residual, values, codes)
+        made.append(make_layer(*given, parts=parts, config=base.config))
     return _tables(keys, _joined(base, made), plan)
 
 
@@ -153,7 +151,7 @@ def _tables(keys: Any, model: Quantized, plan: Plan) -> Quantized:
         if place not in params:
             raise ValueError("head is the embedding in this model: quantize that, or turn neither.")
         rows = params[place] if place == "embedding" else params[place].T
-        hat, found = round_rows(keys[place], rows, None, part)
+        hat, found = rounded(keys[place], rows, None, part)
         params[place] = (hat if place == "embedding" else hat.T).astype(params[place].dtype)
         codes[place] = (found,)
     return dataclasses.replace(model, params=params, codes=codes)
