@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from isojax import metrics, quantizers
-from isojax.models import LanguageModel, summary
-from isojax.quantize import Quantized, Stats, calibrate, quantize, reference, score
+from isojax import Codec, metrics, quantizers
+from isojax.models import LanguageModel
+from isojax.quantize import Quantized, Stats, calibrate, quantize, reference, score, summary
 from isojax.recipes import Recipe, Samples
 from isojax.report import Entry
 from isojax.transforms import Composed, Permutation
@@ -101,19 +101,22 @@ class Reader:
         for entry in todo:
             layer = entry.config["layer"]
             recipe = Recipe.parse(f"{coordinates}/{FORMATS[form][0]}")
-            block = parts(coordinates)[0]
-            width = self.model.config.intermediate_size
-            samples = self.stats.layers[layer][f"samples:{DOWN}"]
-            given = (key, self.seen[layer], samples)
-            found = _look(*given, recipe=recipe, block=int(min(max(block, 1), width)))
+            block = int(min(max(parts(coordinates)[0], 1), self.model.config.intermediate_size))
+            samples = jnp.asarray(self.stats.layers[layer][f"samples:{DOWN}"])
+            codec = _fit(key, samples, recipe)
+            found = _look(codec, self.seen[layer], samples, block)
             yield {name: found[name] for name in entry.units}
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "block"))
+@functools.partial(jax.jit, static_argnames="recipe")
+def _fit(key: Array, samples: Float[Array, "w n d"], recipe: Recipe) -> Codec:
+    return recipe.fit(key, Samples(samples.reshape(-1, samples.shape[-1])), 4)
+
+
+@functools.partial(jax.jit, static_argnames="block")
 def _look(
-    key: Array, seen: Float[Array, "1 t d"], samples: Float[Array, "w n d"], recipe: Recipe,
-    block: int,
-) -> dict[str, Float[Array, ""]]:  # fmt: skip
+    codec: Codec, seen: Float[Array, "1 t d"], samples: Float[Array, "w n d"], block: int
+) -> dict[str, Float[Array, ""]]:
     """Of the input of down_proj in one layer; means are over tokens.
 
     `relative_error` of the codes, `rate_bits` that they take, and `kurtosis` and `peak` (mean of
@@ -122,10 +125,9 @@ def _look(
     and `persistent_share`: of the largest 1% of all |x|, the share in the 1% of channels with the
     largest calibration mean.
     """
-    x, fitted_on = seen[0], samples.reshape(-1, samples.shape[-1])
-    codec = recipe.fit(key, Samples(fitted_on), 4)
+    x = seen[0]
     first = codec.transform.factors[0] if isinstance(codec.transform, Composed) else codec.transform
-    mean = jnp.abs(fitted_on).mean(0)
+    mean = jnp.abs(samples).mean((0, 1))
     y = codec.rotate(x)
     if isinstance(first, Permutation):
         x, mean = first.apply(x), first.apply(mean)

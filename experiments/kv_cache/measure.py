@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int
 from isojax import Codec, metrics
 from isojax.data import Needles, induction_tokens, needle_accuracy, needle_prompts, second_half
 from isojax.kvcache import PackedSide, Store
-from isojax.models import LanguageModel, Scores, Site, empty_cache, forward, logits, summary
+from isojax.models import LanguageModel, Scores, Site, empty_cache, forward, logits
 from isojax.models.rope import rope_frequencies
-from isojax.quantize import Plan, Quantized, Stats, quantize, reference, score
+from isojax.quantize import Plan, Quantized, Stats, quantize, reference, score, summary
 from isojax.report import Entry
 from isojax.transforms import Dense
 

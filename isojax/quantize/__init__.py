@@ -15,4 +15,5 @@ from isojax.quantize.quantize import unquantized as unquantized
 from isojax.quantize.quantized import Quantized as Quantized
 from isojax.quantize.score import reference as reference
 from isojax.quantize.score import score as score
+from isojax.quantize.score import summary as summary
 from isojax.quantize.stats import Stats as Stats

@@ -11,14 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from isojax.models import (
-    LanguageModel,
-    ModelConfig,
-    Reference,
-    Scores,
-    forward,
-    token_scores,
-)
+from isojax import models
+from isojax.models import LanguageModel, ModelConfig, Reference, Scores, forward, token_scores
 from isojax.quantize.quantize import unquantized
 from isojax.quantize.quantized import Quantized
 
@@ -72,6 +66,14 @@ def score(
         exact = None if reference is None else reference._replace(hidden=reference.hidden[i][None])
         found.append(_score(running, jnp.asarray(ids)[None], exact, chunk))
     return jax.tree.map(lambda *a: jnp.concatenate(a), *found)
+
+
+def summary(scores: Scores) -> dict[str, float]:
+    """Scalars over all tokens of some scores; see `isojax.models.summary`."""
+    return {name: float(value) for name, value in _summary(scores).items()}
+
+
+_summary = jax.jit(models.summary)
 
 
 def _running(model: LanguageModel | Quantized) -> Quantized:
