@@ -8,9 +8,10 @@ import statistics
 from typing import Any
 
 from experiments import compare_report
-from experiments.block_points import SETTINGS
-from experiments.end_to_end import COLUMNS
-from experiments.end_to_end import lines as learned_lines
+from experiments.block_rotation.points import LABELS
+from experiments.block_rotation.report import by_parts
+from experiments.end_to_end.report import COLUMNS
+from experiments.end_to_end.report import lines as learned_lines
 from isojax.report import Row, complete, markdown, paired, select, summarize
 
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
@@ -20,9 +21,9 @@ OWN = ("valid.tokens.txt", "the windows after them")
 KV_METHODS = (
     "kivi", "kivi+lean", "minmax", "identity", "haar", "hadamard", "quaternion_full", "planar",
     "rotor", "haar+pre", "haar+post", "haar+scale", "haar+pre+minmax", "haar+pre+fitted",
-    "quaternion_full+massdiff", "quaternion_full+pre", "quaternion_full+pre+minmax",
-    "quaternion_full+pre+fitted", "quaternion_full+pre+massdiff",
-    "quaternion_full+pre+coactivation", "pca+pre", "haar+pre+sinks", "haar+pre+sinks+unbiased",
+    "quaternion_full+mass_diff", "quaternion_full+pre", "quaternion_full+pre+minmax",
+    "quaternion_full+pre+fitted", "quaternion_full+pre+mass_diff",
+    "quaternion_full+pre+co_activation", "pca+pre", "haar+pre+sinks", "haar+pre+sinks+unbiased",
     "aligned", "aligned+half", "aligned+unbiased", "aligned+haar", "aligned+haar-centre",
     "aligned+learned", "learned+pre+sinks", "learned+pre+sinks+unbiased", "smaq-like",
     "kvtc-like", "gtq-like",
@@ -32,7 +33,7 @@ SIDES = (
     "haar+pre+sinks+unbiased", "aligned", "aligned+half", "aligned+unbiased",
     "learned+pre+sinks", "learned+pre+sinks+unbiased", "kivi",
 )  # fmt: skip
-SHORT = ("none", "random", "massdiff")  # permutations before blocks of 16
+SHORT = ("none", "random_permutation", "mass_diff")  # permutations before blocks of 16
 SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
 
 
@@ -310,12 +311,12 @@ def _loss(rows: list[Row]) -> str:
 def block_rotation(rows: list[Row]) -> str:
     """Loss over the length of blocks before down_proj, by permutation."""
     point = ("model", "setting", "format", "block", "permutation")
-    rows = [r for r in rows if r.experiment == "block_rotation"]
+    rows = by_parts([r for r in rows if r.experiment == "block_rotation"])
     rows = select(complete(rows, WINDOWS, point, "delta_nll"), "delta_nll", format="int4")
-    lengths = sorted({r.config["block"] for r in select(rows, permutation="massdiff")})
+    lengths = sorted({r.config["block"] for r in select(rows, permutation="mass_diff")})
     lines = []
     for model in dict.fromkeys(r.config["model"] for r in rows):
-        for setting in SETTINGS:
+        for setting in LABELS:
             here = select(rows, model=model, setting=setting)
             if not here:
                 continue
@@ -331,9 +332,9 @@ def block_rotation(rows: list[Row]) -> str:
 
 def block_formats(rows: list[Row]) -> str:
     """Loss by the format of down_proj's input, and bits a number, at the rotations all have."""
-    rows = [r for r in rows if r.experiment == "block_rotation"]
+    rows = by_parts([r for r in rows if r.experiment == "block_rotation"])
     scored = complete(
-        select(rows, "delta_nll", setting="D4"), WINDOWS,
+        select(rows, "delta_nll", setting="A4-down"), WINDOWS,
         ("model", "format", "block", "permutation"), "delta_nll",
     )  # fmt: skip
     lines = []

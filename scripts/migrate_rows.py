@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.kv_cache.methods import recipes, words
+
 ROOT = Path(__file__).parents[1]
 
 # old unit -> new unit
@@ -35,15 +37,67 @@ UNITS_OF = {
     "compiles": "count",
 }
 # (experiment or "*", old metric) -> new metric
-METRICS: dict[tuple[str, str], str] = {}
+METRICS: dict[tuple[str, str], str] = {("end_to_end", "kl"): "kl_mean"}
 # (experiment or "*", old key) -> new key
-KEYS: dict[tuple[str, str], str] = {}
+KEYS: dict[tuple[str, str], str] = {("end_to_end", "start"): "coordinates"}
 # (experiment or "*", key as of today) -> {old value: new value}
 VALUES: dict[tuple[str, str], dict[Any, Any]] = {}
 
+PERMUTATIONS = {
+    "random": "random_permutation", "massdiff": "mass_diff", "coactivation": "co_activation",
+    "zigzag": "zigzag", "absmax": "absmax_order",
+}  # fmt: skip
 
-def migrated(row: dict[str, Any]) -> dict[str, Any]:
-    """The row in the vocabulary of today."""
+
+def of_blocks(config: dict[str, Any], full: int) -> dict[str, Any]:
+    """Block and permutation as coordinates; the rounding of weights apart from the setting."""
+    config = dict(config)
+    if "permutation" in config:
+        block, permutation = config.pop("block"), config.pop("permutation")
+        coordinates = "hadamard" if block == full else f"block_hadamard:{block}"
+        if permutation == "smooth":
+            coordinates = "smooth:0.5"
+        elif block == 0:
+            coordinates = "identity"
+        elif permutation != "none":
+            coordinates = f"{PERMUTATIONS[permutation]}@{coordinates}"
+        config["coordinates"] = coordinates
+    setting = config.get("setting", "exact")
+    if setting != "exact" and "rounding" not in config:
+        setting, _, rounding = setting.partition("-")
+        rounded = rounding or ("nearest" if setting.startswith("W4") else "none")
+        config |= {"setting": "A4-down" if setting == "D4" else setting, "rounding": rounded}
+    return config
+
+
+def of_caches(config: dict[str, Any], full: int) -> dict[str, Any]:
+    """The parts of a method in the words of recipes."""
+    if config["method"] == "none" or "quantizer" in config:
+        return config
+    old = dict(config)
+    method = old["method"].replace("massdiff", "mass_diff").replace("coactivation", "co_activation")
+    target, sinks, recent = old["target"], old["sinks"], old["recent"]
+    least = [max(r.sinks for r in recipes(method)), max(r.recent for r in recipes(method))]
+    pair = recipes(
+        method, *(n if n > m else 0 for n, m in zip((sinks, recent), least, strict=True))
+    )
+    new = words(pair, target)
+    same = ("offset", "page", "sinks", "recent", "rope", "scale_dtype")
+    if any(new[name] != old[name] for name in same):
+        raise SystemExit(f"{method} is not what it was: {old}, {new}.")
+    kept = {k: v for k, v in old.items() if k not in OLD and not k.startswith("value_")}
+    return kept | new | {"method": method}
+
+
+OLD = (
+    "transform", "permutation", "offset", "scale", "codebook", "spectrum", "power", "allocation",
+    "gain", "group", "rope", "sparse", "page", "sinks", "recent", "scale_dtype",
+)  # fmt: skip
+REWRITES = {"block_rotation": of_blocks, "kv_cache": of_caches}
+
+
+def migrated(row: dict[str, Any], full: int = 0) -> dict[str, Any]:
+    """The row in the vocabulary of today; `full` is the length of the full block in its model."""
     experiment = row["experiment"]
 
     def named(table: dict[tuple[str, str], Any], name: str, default: Any) -> Any:
@@ -54,6 +108,8 @@ def migrated(row: dict[str, Any]) -> dict[str, Any]:
     if len(config) < len(row["config"]):
         raise SystemExit(f"two keys of a row get one name: {row['config']}.")
     config = {key: named(VALUES, key, {}).get(value, value) for key, value in config.items()}
+    if experiment in REWRITES:
+        config = REWRITES[experiment](config, full)
     unit = UNITS_OF.get(metric, UNITS.get(row["unit"], row["unit"]))
     return row | {"config": config, "metric": metric, "unit": unit}
 
@@ -62,7 +118,12 @@ def main(files: list[Path]) -> None:
     """Rewrite the files."""
     for path in files:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        new = [migrated(row) for row in rows]
+        full: dict[str, int] = {}
+        for row in rows:
+            on = row["config"]
+            if row["experiment"] == "block_rotation" and on.get("permutation") == "none":
+                full[on["model"]] = max(full.get(on["model"], 0), on["block"])
+        new = [migrated(row, full.get(row["config"].get("model"), 0)) for row in rows]
         changed = sum(a != b for a, b in zip(rows, new, strict=True))
         path.write_text("".join(json.dumps(row) + "\n" for row in new), encoding="utf-8")
         print(f"{path}: {changed} of {len(rows)} rows changed")

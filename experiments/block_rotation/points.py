@@ -13,6 +13,7 @@ OTHERS = ("input:q_proj", "input:o_proj", "input:gate_proj")
 SMOOTHED = ("input:q_proj", "input:gate_proj")  # o_proj's input is left, as in the paper
 WEIGHTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
 SETTINGS = ("A4-down", "W16A4", "W4A16", "W4A4")
+LABELS = ("A4-down", "W16A4", "W4A16", "W4A16, gptq", "W4A4", "W4A4, gptq")
 ROUNDINGS = ("nearest", "gptq")
 PERMUTATIONS = (
     "none", "random_permutation", "mass_diff", "co_activation", "zigzag", "absmax_order",

@@ -21,7 +21,7 @@ from isojax.report import (
 )
 
 from .answers import answers, losses, share
-from .points import SETTINGS, Point, coordinates_of, parts
+from .points import LABELS, Point, coordinates_of, parts
 
 # Llama-3.2-1B-Instruct, INT4 weights and activations, WikiText-2 (MixQuant, 2601.22347)
 PUBLISHED = {
@@ -213,8 +213,7 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     scored = select(complete(rows, windows, Point._fields), "delta_nll")
     forms = list(dict.fromkeys(r.config["format"] for r in scored))
     scored = select(scored, format=forms[0])
-    names = [n + tail for tail in ("", ", gptq") for n in SETTINGS]
-    settings = [setting for setting in names if select(scored, setting=setting)]
+    settings = [setting for setting in LABELS if select(scored, setting=setting)]
     title = f"Block rotations in {base['model']}, {forms[0]}"
     columns = math.ceil((len(settings) + 1) / (1 if len(settings) < 4 else 2))
     chart, axes = new_figure(math.ceil((len(settings) + 1) / columns), columns, title)

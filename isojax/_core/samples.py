@@ -20,6 +20,7 @@ class Samples:
         metric: S [d, d], in which errors count as e S e^T, or None: the second moment of the
             queries that read keys; of values and inputs, W W^T over the weights that read them.
         weight: the weights that read the vectors as x @ weight, [d, o], or None.
+        learned: the transform that was learned for the place, or None.
         size: d.
         block: length of the blocks of the stage that comes next, 0 where it has none.
         bits: bits per element of the codes that they will have, 0 where that is not known.
@@ -28,6 +29,7 @@ class Samples:
     x: Float[Array, "n d"] | None
     metric: Float[Array, "d d"] | None = None
     weight: Float[Array, "d o"] | None = None
+    learned: Any = None
     size: int = static(default=0)
     block: int = static(default=0)
     bits: int | float = static(default=0)
@@ -69,13 +71,13 @@ class Samples:
             return self
         turn, dual = transform.apply, transform.dual.apply
         metric, weight = self.metric, self.weight
-        return Samples(
-            None if self.x is None else turn(self.vectors),
-            None if metric is None else dual(dual(metric).T),
-            None if weight is None else dual(weight.T).T,
-            transform.out_dim,
-            self.block,
-            self.bits,
+        return dataclasses.replace(
+            self,
+            x=None if self.x is None else turn(self.vectors),
+            metric=None if metric is None else dual(dual(metric).T),
+            weight=None if weight is None else dual(weight.T).T,
+            learned=None,
+            size=transform.out_dim,
         )
 
 

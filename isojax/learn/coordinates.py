@@ -60,6 +60,12 @@ def _learned_alignment(
     return learned_alignment(key, samples.vectors, rate, steps=steps)
 
 
+@COORDINATES.member("learned", fitted=())
+def _learned(key: Key[Array, ""], samples: Samples) -> Any:
+    """What was learned for the place, on the loss of the whole model."""
+    return samples.need("learned", "learned coordinates")
+
+
 @COORDINATES.member("standardize", fitted=("x",), random=False)
 def _standardize(key: Key[Array, ""], samples: Samples) -> Diagonal:
     """Division by the standard deviation of each channel; a constant one by that of all."""

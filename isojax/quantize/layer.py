@@ -129,7 +129,9 @@ class _Maker:
         x = self.samples("value") if "x" in needs else None
         metric = self.value_metric() if "metric" in needs else None
 
-        samples = Samples(None if x is None else _by_head(x), metric, size=self.config.head_dim)
+        learned = self.stats.get("learned:values")
+        x = None if x is None else _by_head(x)
+        samples = Samples(x, metric, learned=learned, size=self.config.head_dim)
         keys = jax.random.split(key, self.groups)
         turn = _fitted(keys, samples, Recipe(part.coordinates), 0, heads=True).transform
         _keeps_length("values", part.coordinates, turn)
@@ -149,6 +151,8 @@ class _Maker:
             weight = jnp.concatenate([self.kernel(name) for name in readers], axis=1)
             metric = jnp.matmul(weight, weight.T, precision="highest")
             samples = dataclasses.replace(samples, metric=metric, weight=weight)
+        learned = self.stats.get(f"learned:input:{site}")
+        samples = dataclasses.replace(samples, learned=learned)
         codec = _fitted(key, samples, part.recipe, part.bits)
         _keeps_length(f"input:{site}", coordinates, codec.transform)
         merged, online = _split(codec.transform, site)
@@ -195,7 +199,8 @@ class _Maker:
         needs, size = part.coordinates.needs, self.config.head_dim
         x = self.samples("key").reshape(-1, size) if "x" in needs else None
         metric = self.statistic("moment:query").mean(0) if "metric" in needs else None
-        turn = _fitted(key, Samples(x, metric, size=size), Recipe(part.coordinates), 0).transform
+        samples = Samples(x, metric, learned=self.stats.get("learned:queries_keys"), size=size)
+        turn = _fitted(key, samples, Recipe(part.coordinates), 0).transform
         _keeps_length("queries_keys", part.coordinates, turn)
         self.turn = None if isinstance(turn, Identity) else turn
 

@@ -45,10 +45,11 @@ def quantize(
     _check(plan, base)
     number = base.config.num_hidden_layers
     keys = {place: jax.random.fold_in(key, i) for i, place in enumerate(PLACES)}
-    statistics = ({},) * number if stats is None else stats.layers
+    stats = Stats(({},) * number) if stats is None else stats
+    statistics = stats.layers
     if len(statistics) != number:
         raise ValueError(f"stats must be of {number} layers, got {len(statistics)}.")
-    base = _turn_residual(keys["residual"], base, plan, statistics)
+    base = _turn_residual(keys["residual"], base, plan, stats)
     residual = base.shared.get("residual")
     made: list[Made] = []
     for i in range(number):
@@ -82,12 +83,13 @@ def _check(plan: Plan, base: Quantized) -> None:
         raise ValueError("residual must be turned before weights or inputs are quantized.")
 
 
-def _turn_residual(key: Array, base: Quantized, plan: Plan, statistics: Any) -> Quantized:
+def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Quantized:
     part = plan.whole("residual")
     if not isinstance(part, Turn) or not part.coordinates.stages:
         return base
     params, config = fold_norms(base.params, base.config)
-    samples = pooled(statistics, config.hidden_size, part.coordinates.needs)
+    samples = pooled(stats.layers, config.hidden_size, part.coordinates.needs)
+    samples = dataclasses.replace(samples, learned=stats.whole.get("learned:residual"))
     transform = part.coordinates.fit(key, samples)
     if not transform.isometry or transform.out_dim != transform.dim:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -24,10 +25,12 @@ class Stats:
             `samples:value` [windows, t, kv_heads, head_dim]; `moment:input:SITE` [d, d], the mean
             of x^T x, and `moment:query` [kv_heads, head_dim, head_dim]. Inputs of q and gate are
             those before the scale of the norm. NumPy or JAX arrays; those of a folder are read
-            where they are used.
+            where they are used. What was learned for a place is `learned:PLACE`, a transform.
+        whole: the same of places that all layers share.
     """
 
     layers: tuple[dict[str, Any], ...]
+    whole: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def needed(parts: Mapping[str, Part]) -> set[str]:

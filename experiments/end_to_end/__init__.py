@@ -1,0 +1,1 @@
+"""Study: rotations learned by the loss of the whole model."""

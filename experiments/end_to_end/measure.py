@@ -1,0 +1,128 @@
+"""What is measured: rotations learned on the loss of the model, and what it loses with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from isojax import quantizers, transforms
+from isojax.models import LanguageModel, fold_norms
+from isojax.quantize import Plan, quantize, reference, score, summary
+from isojax.quantize.learned import CHECKS, Turns, divergence, learn_turns
+from isojax.recipes import Coordinates
+from isojax.report import Entry
+
+TURNED = """
+residual: learned
+values: learned
+input: identity/absmax bits=4
+input:down_proj: learned/absmax bits=4
+"""
+SETTINGS = {
+    "W16A4": Plan.parse(TURNED),
+    "W4A4": Plan.parse(TURNED + "weight: identity/absmax:range=mse bits=4"),
+}
+NLL = {"nll": "nats per token"}
+SCORED = NLL | {
+    "delta_nll": "nats per token", "kl_mean": "nats per token", "same_top1": "share of tokens",
+    "rms_dp": "probability",
+}  # fmt: skip
+TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
+DESCENT = {"kl_mean": "nats per token"}
+
+
+class Reader:
+    """A model, texts to learn from, and texts to test on."""
+
+    def __init__(self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray) -> None:
+        """Take windows to learn from [n, t], and others to test on."""
+        self.model, self.texts = model, texts
+        self.params, self.config = fold_norms(model.params, model.config)
+        self.calibration = jnp.asarray(calibration)
+        folded = dataclasses.replace(model, params=self.params, config=self.config)
+        self.hidden = jnp.asarray(reference(folded, calibration).hidden)
+        levels = quantizers.absmax(4, "token")
+        self.quantizer = quantizers.straight_through(levels, scales="learned")
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """What the exact model makes of the texts."""
+        return reference(self.model, self.texts)
+
+    @functools.cached_property
+    def exact(self) -> list[float]:
+        """Mean nll of each text, nothing quantized, nats per token."""
+        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
+
+    def start(self, name: str, seed: int) -> Turns:
+        """Rotations of that name; before down_proj a random Hadamard transform."""
+        config, keys = self.config, jax.random.split(jax.random.key(seed), 3)
+        heads = (config.num_hidden_layers, config.num_key_value_heads)
+        coordinates = Coordinates.parse(name)
+
+        def draw(key: Array, dim: int) -> transforms.Dense:
+            return transforms.Dense(coordinates.draw(key, dim).matrix())
+
+        each = jax.vmap(jax.vmap(lambda key: draw(key, config.head_dim)))
+        return Turns(
+            draw(keys[0], config.hidden_size), each(jax.random.split(keys[1], heads)),
+            transforms.hadamard(keys[2], config.intermediate_size),
+        )  # fmt: skip
+
+    def divergence(self, turns: Turns) -> float:
+        """Mean KL on all windows to learn from, in nats per token."""
+        given = self.params, self.config, self.calibration, self.hidden, turns, self.quantizer
+        return float(divergence(*given))
+
+    def learned(
+        self, start: Turns, seed: int, steps: int, rate: float
+    ) -> tuple[Turns, dict[int, float]]:
+        """Those of the least divergence met, and what it was after some steps."""
+        told = {0: self.divergence(start)}
+
+        def tell(step: Any, kl: Any) -> None:
+            told[int(step)] = float(kl)
+
+        key = jax.random.fold_in(jax.random.key(seed), 3)
+        given = self.params, self.config, self.calibration, self.hidden, start, self.quantizer
+        turns = jax.block_until_ready(learn_turns(key, *given, steps=steps, rate=rate, tell=tell))
+        jax.effects_barrier()
+        return turns, told
+
+    def values(
+        self, name: str, seed: int, steps: int, rate: float, todo: Sequence[Entry]
+    ) -> Iterator[Any]:
+        """Values of entries: of the descent, of a window each, or of the tails in all windows."""
+        start = self.start(name, seed)
+        turns, told = self.learned(start, seed, steps, rate)
+
+        @functools.lru_cache(1)
+        def scores(setting: str, learned: bool) -> Any:
+            stats = (turns if learned else start).stats(self.config.num_hidden_layers)
+            made = quantize(jax.random.key(seed), self.model, SETTINGS[setting], stats)
+            return score(made, self.texts, self.reference)
+
+        for entry in todo:
+            on = entry.config
+            if "step" in on:
+                yield {"kl_mean": told[on["step"]]}
+                continue
+            found = scores(on["setting"], on["learned"])
+            if "window" in on:
+                found = jax.tree.map(lambda a, i=on["window"]: a[i], found)
+            values = summary(found)
+            if "window" in on:
+                values["delta_nll"] = values["nll"] - self.exact[on["window"]]
+            yield {metric: values[metric] for metric in entry.units}
+
+
+def steps_told(steps: int) -> range:
+    """After how many steps the divergence is told."""
+    return range(0, steps + 1, steps // CHECKS)
