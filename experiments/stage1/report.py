@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from isojax.report import (
     Row,
     Stat,
     Study,
+    against,
     draw_lines,
+    markdown,
     new_figure,
     paired,
     pivot,
@@ -160,29 +163,17 @@ def changes(rows: Sequence[Row]) -> dict[str, Stat]:
 
 def costs(study: Study) -> str:
     """Parameters and FMAs beside the published ones."""
-    rows = study.rows(section="cost")
-    values = {(*rotation(r), r.metric, source(r)): r.value for r in rows}
-    measured = set(map(rotation, select(rows, source=None)))
-
-    def reproduced(row: Row) -> str:
-        pairs = [[values.get((*rotation(row), m, of)) for of in ("ours", PUBLISHED)] for m in COSTS]
-        return "-" if None in pairs[0] else "yes" if all(a == b for a, b in pairs) else "NO"
-
-    return pivot(
-        sorted((r for r in rows if rotation(r) in measured), key=lambda r: "source" in r.config),
-        {"transform": "transform", "d": "dim", "reproduced": reproduced},
-        ("metric", source),
-        form="{0.mean:,.0f}".format,
-        order={
-            ("params", "ours"): "params", ("params", PUBLISHED): "published",
-            ("fmas", "ours"): "FMAs", ("fmas", PUBLISHED): "published",
-        },
-    )  # fmt: skip
-
-
-def rotation(row: Row) -> tuple[str, int]:
-    """Which one, of vectors of which length."""
-    return row.config["transform"], row.config["dim"]
+    rows, lines = study.rows(section="cost"), []
+    for row in select(rows, "params", source=None):
+        on = {k: row.config[k] for k in ("transform", "dim")}
+        ours = [r.value for r in select(rows, source=None, **on)]
+        theirs = [r.value for r in select(rows, source=PUBLISHED, **on)]
+        costs, published = ([f"{v:,.0f}" for v in values] for values in (ours, theirs))
+        pairs = zip(costs, published or "--", strict=True)
+        same = ("yes" if ours == theirs else "NO") if theirs else "-"
+        lines.append([*on.values(), *itertools.chain(*pairs), same])
+    head = ["transform", "d", "params", "published", "FMAs", "published", "reproduced"]
+    return markdown(head, lines)
 
 
 def synthetic(study: Study) -> str:
@@ -203,7 +194,7 @@ def synthetic(study: Study) -> str:
 def times(study: Study) -> list[str]:
     """Ratios to a copy, and how much faster than the rotor each is, here and as published."""
     rows = study.rows(section="time")
-    ours, published = (select(rows, source=of) for of in (None, PUBLISHED))
+    ours = select(rows, source=None)
     ratios = select(ours, "copy_ratio")
     copies = [
         dataclasses.replace(r, config=r.config | {"transform": "copy, us", "bits": bits})
@@ -220,33 +211,20 @@ def times(study: Study) -> list[str]:
     ]
     faster = [n for n in TIMED[1:] if n in which]
     if faster and "rotor" in which:
+        shared = {"dtype": ("float16", "float32"), "bits": (2, 3, 4), "dim": (128, 256, 512)}
+        taken = select([*ours, *select(rows, source=PUBLISHED)], "time_us", **shared)
+        slower = against(taken, {"transform": "rotor"}, relative=True)
+        speedups = [dataclasses.replace(r, value=1 / (1 + r.value)) for r in slower]
+        index = {"source": lambda r: r.config.get("source", "ours"), "device": "device"}
         parts += [
             "Time of the rotor over that of the others, mean ± sd over the n published settings "
             "that were measured. The published kernels are CUDA, near launch latency, and their "
             "rotor is in multivector form: the two lines answer different questions.",
             pivot(
-                speedups([*ours, *published]), {"source": source, "device": "device"}, "transform",
-                form=lambda s: s.format(3), order=faster, count=True,
+                speedups, index, "transform", form=lambda s: s.format(3), order=faster, count=True
             ),
-        ]  # fmt: skip
+        ]
     return parts
-
-
-def source(row: Row) -> str:
-    """Whose number it is."""
-    return row.config.get("source", "ours")
-
-
-def speedups(rows: Sequence[Row]) -> list[Row]:
-    """Time of the rotor over that of each, in the published settings."""
-    settings = {"dtype": ("float16", "float32"), "bits": (2, 3, 4), "dim": (128, 256, 512)}
-    rows = select(rows, "time_us", **settings)
-
-    def at(row: Row) -> tuple[Any, ...]:
-        return source(row), *(row.config[k] for k in settings)
-
-    rotor = {at(r): r.value for r in select(rows, transform="rotor")}
-    return [dataclasses.replace(r, value=rotor[at(r)] / r.value) for r in rows if at(r) in rotor]
 
 
 def figure(study: Study, base: dict[str, Any]) -> Any:
