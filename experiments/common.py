@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
 import jax
 import numpy as np
@@ -31,12 +31,12 @@ class Common:
     """`tiny` (ships with isojax), a hub id, a folder of safetensors, or a .gguf file."""
     text: str = "tiny"
     """`tiny` (held-out text of the tiny model), `wikitext-2`, or a UTF-8 file."""
-    windows: int = 0
-    """Windows of text, one after the other from its start; 0 for the default: 8 in studies that
-    fit something on text, in others 1, or 4 with the tiny model."""
-    length: int = 0
-    """Tokens a window; 0 for the default: 512 with the tiny model, which has read no longer ones,
-    1024 in `kv_cache`, else 2048."""
+    windows: int | None = None
+    """Windows of text, one after the other from its start; by default 1, or 4 with the tiny
+    model."""
+    length: int | None = None
+    """Tokens per window; by default 2048, or 512 with the tiny model, which has read no longer
+    ones."""
     out: Path | None = None
     """Folder for config.json, rows.jsonl, table.md, figure.png; `results/NAME` by default."""
     quick: bool = False
@@ -46,17 +46,21 @@ class Common:
 
     @property
     def tokens(self) -> int:
-        """Tokens a window."""
-        return self.length or (512 if self.model == "tiny" else 2048)
+        """Tokens per window."""
+        return (512 if self.model == "tiny" else 2048) if self.length is None else self.length
 
     @property
     def texts(self) -> int:
         """Windows of text."""
-        return self.windows or (4 if self.model == "tiny" else 1)
+        return (4 if self.model == "tiny" else 1) if self.windows is None else self.windows
 
     def quickened(self) -> dict[str, Any]:
         """What `--quick` changes, where the command line leaves the default."""
         return {}
+
+    def resolved(self) -> Self:
+        """These settings with nothing left open: what is printed, run and kept in config.json."""
+        return dataclasses.replace(self, windows=self.texts, length=self.tokens)
 
 
 class Loaded(NamedTuple):
@@ -133,12 +137,13 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
     if settings.out is None:
         folder = Path("results") / (f"{name}-quick" if settings.quick else name)
         settings = dataclasses.replace(settings, out=folder)
+    settings = settings.resolved()
     print(json.dumps({"experiment": name} | as_json(settings)))
     if settings.dry_run:
         return
     try:
-        if settings.length < 0 or settings.length == 1:
-            raise ValueError(f"length must be 0 or at least 2, got {settings.length}.")
+        if settings.tokens < 2:
+            raise ValueError(f"length must be at least 2, got {settings.tokens}.")
         _check_writable(settings.out)
         with jax.default_matmul_precision("highest"):  # fp32 means fp32, on GPUs too
             main(settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import statistics
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 
 from experiments import alignment_trial, block_merge, block_trial, kv_trial
 from experiments.block_points import DOWN, SITES, quantizer_of
-from experiments.stage1_trial import clock
+from experiments.timing import times_in_turn
 from isojax import learn, metrics, quantizers
 from isojax.kvcache.recipe import Recipe, block_of
 from isojax.models import LanguageModel, capture_tensors
@@ -123,18 +122,10 @@ class Trial:
         apply = jax.jit(lambda t, x: t.apply(x))
         copy = jax.jit(lambda x: x + 1).lower(self.x).compile()
         made = [self.make(name, 0) for name in names]
-        calls = [apply.lower(t, self.x).compile() for t in made]
-        taken = [[] for _ in range(len(names) + 1)]
-        for i in range(repeats + 2):
-            found = [clock(copy, self.x)]
-            found += [clock(f, t, self.x) for f, t in zip(calls, made, strict=True)]
-            for mine, seconds in zip(taken, found, strict=True):
-                mine += [seconds] if i >= 2 else []
-        base, *rest = [1e6 * statistics.median(mine) for mine in taken]
-        return {
-            name: {"time_us": us, "copy_ratio": us / base}
-            for name, us in zip(names, rest, strict=True)
-        }
+        programs = [functools.partial(apply.lower(t, self.x).compile(), t, self.x) for t in made]
+        calls = {"": functools.partial(copy, self.x)} | dict(zip(names, programs, strict=True))
+        us = times_in_turn(calls, repeats)
+        return {name: {"time_us": us[name], "copy_ratio": us[name] / us[""]} for name in names}
 
     def losses(self, name: str) -> dict[str, Any]:
         """What can be measured in the model: of a method and a text, drawn with its number."""

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from experiments.timing import times_in_turn
 from isojax import Codec, quantizers, transforms
 from isojax.report import Study, pivot
 
@@ -91,13 +90,7 @@ def unit_vectors(number: int, dim: int) -> jax.Array:
 
 def record(study: Study, base: dict[str, Any], ways: Ways, repeats: int) -> None:
     """Rows of the times of all ways, called in turn; the first one is the pass."""
-    taken = {way: [] for way in ways}
-    for i in range(repeats + 2):
-        for way, call in ways.items():
-            start = time.perf_counter()
-            call()
-            taken[way] += [time.perf_counter() - start] if i >= 2 else []
-    times = {way: 1e6 * statistics.median(found) for way, found in taken.items()}
+    times = times_in_turn(ways, repeats)
     best = min((us for way, us in times.items() if way.startswith(PEERS)), default=None)
     for way, us in times.items():
         found = {"time_us": us, "copy_ratio": us / times["pass"]}

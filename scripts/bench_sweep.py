@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import tyro
 from bench_model import peak_rss
 
-from experiments.tensor_study import Case, Tensor, make_trial
+from experiments.isotropic_tradeoff.measure import Case, Tensor, make_trial
 from isojax import metrics
 from isojax.report import Study, pivot
 from isojax.sweep import sweep

@@ -12,7 +12,7 @@ from experiments.block_rotation.points import LABELS
 from experiments.block_rotation.report import by_parts
 from experiments.end_to_end.report import COLUMNS
 from experiments.end_to_end.report import lines as learned_lines
-from isojax.report import Row, complete, markdown, paired, select, summarize
+from isojax.report import Row, Stat, against, complete, markdown, paired, pivot, select, summarize
 
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
 WINDOWS = 8  # that a point must have read
@@ -34,12 +34,20 @@ SIDES = (
     "learned+pre+sinks", "learned+pre+sinks+unbiased", "kivi",
 )  # fmt: skip
 SHORT = ("none", "random_permutation", "mass_diff")  # permutations before blocks of 16
-SHOWN = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "firing_f1")
+SHOWN = {
+    "outlier_mse": "outlier MSE", "noise_floor_mse": "noise floor MSE",
+    "false_firings": "false firings", "missed_firings": "missed firings", "firing_f1": "F1",
+}  # fmt: skip
 
 
 def short(model: str) -> str:
     """The name of a model without its quantization and the ending of its file."""
     return re.sub(r"[-.]q\d.*", "", model, flags=re.I)
+
+
+def model(row: Row) -> str:
+    """The name of its model, short."""
+    return short(row.config["model"])
 
 
 def costs(rows: list[Row]) -> str:
@@ -146,54 +154,36 @@ def kernel_times(rows: list[Row]) -> str:
 
 def decode_times(rows: list[Row]) -> str:
     """Attention of one token over a cache of 8192 slots on a GPU."""
-    rows = [r for r in rows if r.config.get("kernel") == "decode_attention"]
-    rows = [r for r in rows if r.metric == "time_us" and r.config["way"] != "copy"]
-    cases = dict.fromkeys((r.config["way"], r.config["batch"]) for r in rows)
-    found = {(r.config["way"], r.config["batch"], r.config["kernels"]): r.value for r in rows}
-    lines = []
-    for way in dict.fromkeys(way for way, _ in cases):
-        cells = [
-            f"{found[way, batch, state]:.0f}" if (way, batch, state) in found else "-"
-            for batch in (8, 32)
-            for state in ("before", "now")
-        ]
-        lines.append([way, *cells])
-    return markdown(["", "8 texts, before", "now", "32 texts, before", "now"], lines)
+    rows = [
+        r for r in select(rows, "time_us", kernel="decode_attention") if r.config["way"] != "copy"
+    ]
+    order = {
+        (batch, state): f"{batch} texts, before" if state == "before" else state
+        for batch in (8, 32)
+        for state in ("before", "now")
+    }
+    return pivot(rows, {"": "way"}, ("batch", "kernels"), form="{0.mean:.0f}".format, order=order)
 
 
 def perplexity(rows: list[Row]) -> str:
     """Perplexities."""
-    found = [r for r in rows if r.experiment == "perplexity" and r.metric == "perplexity"]
-    names = ("text", "windows", "length", "dtype")
-    lines = [
-        [short(r.config["model"]), *(r.config[n] for n in names), f"{r.value:.3f}"] for r in found
-    ]
-    return markdown(["model", *names, "perplexity"], lines)
+    rows = [r for r in rows if r.experiment == "perplexity" and r.metric == "perplexity"]
+    index = {"model": model} | {name: name for name in ("text", "windows", "length", "dtype")}
+    return pivot(rows, index, "metric", form="{0.mean:.3f}".format)
 
 
 def isotropic_tradeoff(rows: list[Row]) -> str:
     """The tradeoff in every model, 3 bit, one absmax scale a tensor."""
     rows = select([r for r in rows if r.experiment == "isotropic_tradeoff"], **AT3)
-    lines = []
-    for model in dict.fromkeys(r.config["model"] for r in rows):
-        mine = select(rows, model=model)
-        for transform in dict.fromkeys(r.config["transform"] for r in mine):
-            changes = []
-            for metric in SHOWN[:2]:
-                s = paired(
-                    mine, metric, {"transform": transform}, {"transform": "identity"},
-                    relative=True,
-                )  # fmt: skip
-                changes.append("" if transform == "identity" else s.percent())
-            stats = []
-            for metric in SHOWN[2:]:
-                found = select(mine, metric, transform=transform)
-                stats.append(summarize(found, metric).format() if found else "-")
-            n = len(select(mine, "outlier_mse", transform=transform))
-            lines.append([short(model), transform, *changes, *stats, n])
-    head = ["model", "transform", "outlier MSE", "noise floor MSE", "false firings",
-            "missed firings", "F1", "n"]  # fmt: skip
-    return markdown(head, lines)
+    changed = ("outlier_mse", "noise_floor_mse")
+    errors = [r for r in rows if r.metric in changed]
+    errors = against(errors, {"transform": "identity"}, relative=True)
+    firings = [r for r in rows if r.metric not in changed]
+    percent = dict.fromkeys(changed, lambda s: s.percent() if s.mean else "")
+    return pivot(
+        [*errors, *firings], {"model": model, "transform": "transform"}, "metric",
+        form=dict.fromkeys(SHOWN, Stat.format) | percent, order=SHOWN, count=True,
+    )  # fmt: skip
 
 
 def kv_cache(rows: list[Row]) -> str:

@@ -1,5 +1,6 @@
 """Experiments as their users run them: on a small random model, killed, and given bad input."""
 
+import importlib
 import json
 import math
 
@@ -8,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import isotropic_tradeoff, perplexity
-from experiments.tensor_study import FIXED_RATE, Case
+from experiments.common import run
+from experiments.isotropic_tradeoff import __main__ as isotropic_tradeoff
+from experiments.isotropic_tradeoff.measure import FIXED_RATE, Case
+from experiments.perplexity import __main__ as perplexity
 from isojax.report import read_rows, select
 
 SMALL = ("--windows", 2, "--seeds", 3, "--bits", 3, "--quantizers", "absmax", "--transforms",
-         "identity", "haar", "pca", "--granularities", "tensor", "group:8",
-         "--weights", "weight:q_proj:1")  # fmt: skip
+         "identity", "haar", "pca", "--granularities", "tensor", "group:8", "--weight-quantizers",
+         "absmax", "--weights", "weight:q_proj:middle")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,8 @@ def test_the_tradeoff_has_a_row_for_every_case_and_seed(tradeoff):
 def test_weights_are_measured_with_the_quantizers_and_bits_asked_for(call):
     few = {"--seeds": 1, "--windows": 1, "--transforms": "haar", "--granularities": "tensor"}
     arguments = [x for pair in few.items() for x in pair]
-    asked = ("--bits", 2, 4, "--quantizers", "minmax", "absmax_percentile")
+    asked = ("--weight-bits", 2, 4, "--weight-quantizers", "minmax", "absmax_percentile")
+    asked += ("--bits", 3, "--quantizers", "absmax")
     out = call(isotropic_tradeoff, *arguments, *asked, "--weights", "weight:q_proj:1")
     of_weight = select(rows(out), "nmse", tensor="weight:q_proj:1", transform="haar")
     assert {(r.config["quantizer"], r.config["bits"]) for r in of_weight} == {
@@ -231,7 +235,28 @@ def test_a_dry_run_prints_the_configuration_and_writes_nothing(call, capsys, tmp
 def test_quick_leaves_what_the_command_line_says(call, capsys, tmp_path):
     call(isotropic_tradeoff, "--dry-run", "--quick", "--bits", 8, out=tmp_path / "out")
     settings = json.loads(capsys.readouterr().out)
-    assert settings["bits"] == [8] and settings["quantizers"] == ["absmax"]
+    assert settings["bits"] == [3, 8] and settings["quantizers"] == ["absmax"]
+
+
+@pytest.mark.parametrize("name", ["perplexity", "isotropic_tradeoff", "stage1"])
+def test_a_dry_run_leaves_no_setting_open(monkeypatch, capsys, name):
+    module = importlib.import_module(f"experiments.{name}.__main__")
+    for model, length in (("tiny", 512), ("other", 2048)):
+        monkeypatch.setattr("sys.argv", [name, "--model", model, "--dry-run"])
+        run(module.main, module.Config, name, module.__doc__)
+        settings = json.loads(capsys.readouterr().out)
+        assert settings["length"] == length and settings["windows"] >= 1
+        assert not [k for k, v in settings.items() if v is None or v == []]
+
+
+def test_config_json_says_what_was_run(tradeoff):
+    settings = json.loads((tradeoff / "config.json").read_text())
+    found = [r for r in rows(tradeoff) if r.device != "published"]
+    for setting, key in (("transforms", "transform"), ("quantizers", "quantizer")):
+        measured = {r.config[key] for r in found if key in r.config}
+        controls = {"none", "ecsq", "zero", "gaussian_noise"} if key == "quantizer" else set()
+        assert measured - controls == set(settings[setting])
+    assert {r.config["windows"] for r in found} == {settings["windows"]}
 
 
 def test_a_run_that_failed_leaves_no_settings_behind(call, tmp_path):

@@ -59,6 +59,25 @@ def test_transforms_and_quantizers_do_not_know_each_other():
             assert not (part == "quantizers" and name.startswith("isojax.transforms"))
 
 
+STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/__main__.py"))
+SHARED = {"common", "timing"}
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_a_study_imports_no_other_and_its_measurements_no_report(study):
+    for path in study.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not any(a.name.startswith("experiments") for a in node.names), path
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1 or (node.level, node.module in SHARED) == (2, True), path
+                if path.name != "__main__.py" and path.name != "report.py":
+                    assert node.module != "report", path
+                assert node.module != "__main__", path
+            elif isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("experiments"), path
+
+
 def test_import_is_quick_and_light():
     code = (
         "import time, sys, jax; t = time.perf_counter(); import isojax; "

@@ -7,8 +7,9 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from experiments import stage1
-from experiments.stage1_report import TIMED, theory
+from experiments.stage1 import __main__ as stage1
+from experiments.stage1.measure import theory
+from experiments.stage1.report import TIMED
 from isojax import quantizers
 from isojax.report import read_rows, select
 

@@ -29,12 +29,12 @@ from typing import Any
 
 import jax
 
-from experiments.common import Calibrated, run
 from isojax import transforms
 from isojax._core.checks import check_choice, check_positive
 from isojax.quantize import calibrate
 from isojax.report import Entry, Job, Study, fill
 
+from ..common import Calibrated, run
 from .measure import LOOK, NLL, SCORED, TAILS, Reader
 from .points import (
     FORMATS,
@@ -49,6 +49,8 @@ from .points import (
     shared_plan,
 )
 from .report import add_published, figure, text
+
+BLOCKS = (16, 32, 64, 128, 256, 512)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,8 @@ class Config(Calibrated):
     permutations: tuple[str, ...] = PERMUTATIONS
     """none, random_permutation (the control), mass_diff, co_activation, zigzag, absmax_order (the
     adversary)."""
-    blocks: tuple[int, ...] = ()
-    """Lengths of blocks; by default powers of two from 16 to 512 that divide the width. No rotation
+    blocks: tuple[int, ...] = BLOCKS
+    """Lengths of blocks; of those by default, the ones that divide the width. No rotation
     (identity), SmoothQuant in its place (smooth:0.5) and the full one (hadamard) are added, without
     permutation."""
     coordinates: tuple[str, ...] = ()
@@ -79,9 +81,8 @@ class Config(Calibrated):
     """Windows that GPTQ's Hessians are of; `calibration_windows` where that is more. Tokens should
     outnumber channels by far, else it learns them by heart."""
 
-    @property
-    def texts(self) -> int:  # noqa: D102
-        return self.windows or 8
+    windows: int = 8
+    """Windows of text, one after the other from its start."""
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         permutations = ("none", "random_permutation", "mass_diff")
@@ -92,7 +93,7 @@ class Config(Calibrated):
 
     def lengths(self, width: int) -> tuple[int, ...]:
         """Of the blocks between none and full."""
-        lengths = self.blocks or [b for b in (16, 32, 64, 128, 256, 512) if width % b == 0]
+        lengths = [b for b in self.blocks if self.blocks != BLOCKS or width % b == 0]
         return tuple(b for b in lengths if b != width)
 
 

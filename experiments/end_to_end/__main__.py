@@ -26,11 +26,11 @@ from typing import Any
 
 import jax
 
-from experiments.common import Calibrated, run
 from isojax import transforms
 from isojax._core.checks import check_positive
 from isojax.report import Entry, Job, Study, fill
 
+from ..common import Calibrated, run
 from .measure import CHECKS, DESCENT, NLL, SCORED, SETTINGS, TAILS, Reader, steps_told
 from .report import figure, text
 
@@ -51,13 +51,10 @@ class Config(Calibrated):
     rate: float = 0.003
     """Learning rate of Adam, in radians a step; it falls to 0 as a cosine."""
 
-    @property
-    def tokens(self) -> int:  # noqa: D102
-        return self.length or 512
-
-    @property
-    def texts(self) -> int:  # noqa: D102
-        return self.windows or 8
+    windows: int = 8
+    """Windows of text, one after the other from its start."""
+    length: int = 512
+    """Tokens per window."""
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         return {

@@ -31,11 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common import Calibrated, run
 from isojax._core.checks import check_choice, check_positive
 from isojax.quantize import Plan, calibrate
 from isojax.report import Entry, Job, Study, fill
 
+from ..common import Calibrated, run
 from .measure import INDUCTION, NEEDLE, NLL, SIZE, TAILS, Reader, units_of
 from .methods import DEFAULT, DRAWN, plan, recipes, words
 from .report import figure, text
@@ -77,17 +77,22 @@ class Config(Calibrated):
     to a name, and one asked for at the end."""
     prompts: int = 8
     """Prompts of each length."""
-    induction: int = -1
-    """Texts of the induction probe, random tokens said twice; -1 for 4 with the tiny model, which
-    is too small for needles, and none with others."""
+    induction: int | None = None
+    """Texts of the induction probe, random tokens said twice; by default 4 with the tiny model,
+    which is too small for needles, and none with others."""
+
+    windows: int = 8
+    """Windows of text, one after the other from its start."""
+    length: int | None = None
+    """Tokens per window; by default 1024, or 512 with the tiny model."""
 
     @property
     def tokens(self) -> int:  # noqa: D102
-        return self.length or (512 if self.model == "tiny" else 1024)
+        return (512 if self.model == "tiny" else 1024) if self.length is None else self.length
 
-    @property
-    def texts(self) -> int:  # noqa: D102
-        return self.windows or 8
+    def resolved(self) -> Config:  # noqa: D102
+        count = 4 * (self.model == "tiny") if self.induction is None else self.induction
+        return dataclasses.replace(super().resolved(), induction=count)
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         methods = ("kivi", "identity", "haar", "quaternion_full", "haar+pre")
@@ -108,7 +113,7 @@ def main(config: Config) -> None:
         for value in values:
             check_choice(name, value, allowed)
     check_positive("prompts", config.prompts)
-    for name, least in (("sinks", 0), ("recent", 0), ("induction", -1)):
+    for name, least in (("sinks", 0), ("recent", 0), ("induction", 0)):
         if getattr(config, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}.")
     methods = [*config.methods, *(DRAWN.format(name) for name in config.coordinates)]
@@ -178,7 +183,7 @@ def probes(
                 yield reader.needle(prompts[i], made(i))
 
         yield Job(f"needles at {length} tokens", entries, needles)
-    count = config.induction if config.induction >= 0 else 4 * (config.model == "tiny")
+    count = config.induction or 0
     length = reader.texts.shape[1] // 2 * 2
     probe = {"probe": "induction", "probe_length": length, "prompts": count}
     entries = [

@@ -1,13 +1,15 @@
 """Jobs: what a study will record is declared first, with units, and computed where it is missing.
 
-units = {"nll": "nats per token"}
+    units = {"nll": "nats per token"}
 
-def score(entries):                     # gets the entries that the record lacks
-    for entry in entries:
-        yield {"nll": nll_of(texts[entry.config["window"]])}
+    def score(entries):                     # gets the entries that the record lacks
+        for entry in entries:
+            yield {"nll": nll_of(texts[entry.config["window"]])}
 
-windows = [Entry({"model": "tiny", "window": i}, None, units) for i in range(8)]
-fill(study, [Job("windows of tiny", windows, score)])
+    windows = [Entry({"model": "tiny", "window": i}, None, units) for i in range(8)]
+    fill(study, [Job("windows of tiny", windows, score)])
+
+`Job.one` is the short form for one configuration, `Job.sweep` that for a sweep.
 """
 
 from __future__ import annotations

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from rich.progress import track
 
-from experiments.common import Common, run
-from isojax.report import Study, draw_lines, new_figure, pivot
+from isojax.report import Entry, Job, Row, Study, draw_lines, fill, new_figure, pivot, stat
+
+from ..common import Common, run
+
+NLL = {"nll": "nats per token"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class Config(Common):
 
 
 def main(config: Config) -> None:
-    """Score the windows that the record does not hold yet."""
+    """Score the windows."""
     from isojax.data import load_text, windows
     from isojax.models import encode, load_model, token_nll
 
@@ -48,23 +51,31 @@ def main(config: Config) -> None:
         "dtype": config.dtype,
     }
     score = jax.jit(lambda params, tokens: token_nll(params, model.config, tokens[None]).mean())
-    for i in track(range(config.texts), f"{model.name}, windows of {config.tokens} tokens"):
-        if not study.has(base | {"window": i}, None, ["nll"]):
-            nll = float(score(model.params, jnp.asarray(ids[i])))
-            study.add(base | {"window": i}, None, {"nll": nll}, {"nll": "nats per token"})
 
-    scored = [row for row in study.rows("nll", **base) if row.config["window"] < config.texts]
-    mean = sum(row.value for row in scored) / len(scored)
-    study.add(
-        base | {"windows": config.texts}, None, {"perplexity": math.exp(mean)}, {"perplexity": "1"}
+    def nll(entries: Sequence[Entry]) -> Iterator[dict[str, jax.Array]]:
+        for entry in entries:
+            yield {"nll": score(model.params, jnp.asarray(ids[entry.config["window"]]))}
+
+    def scored() -> list[Row]:
+        return [row for row in study.rows("nll", **base) if row.config["window"] < config.texts]
+
+    def perplexity() -> dict[str, float]:
+        return {"perplexity": math.exp(stat(row.value for row in scored()).mean)}
+
+    entries = [Entry(base | {"window": i}, None, NLL) for i in range(config.texts)]
+    total = base | {"windows": config.texts}
+    title = f"{model.name}, windows of {config.tokens} tokens"
+    fill(
+        study,
+        [Job(title, entries, nll), Job.one("perplexity", total, {"perplexity": "1"}, perplexity)],
     )
-    done = study.rows("perplexity", **base, windows=config.texts)
-    text = pivot([*scored, *done], ["model", "text", "length", "dtype"], "metric")
+    done = study.rows("perplexity", **total)
+    text = pivot([*scored(), *done], ["model", "text", "length", "dtype"], "metric")
     figure, axes = new_figure(1, 1, f"{model.name} on {base['text']}")
-    draw_lines(axes[0, 0], scored, "nll", "window", "model", log=False)
-    axes[0, 0].set_ylabel("nat a token")
-    study.finish(f"nll: mean ± sd over {config.texts} windows, nat a token.\n\n{text}", figure)
-    print(f"perplexity {done[0].value:.4f}  nll {mean:.4f} nat a token  ({config.texts} windows)")
+    draw_lines(axes[0, 0], scored(), "nll", "window", "model", log=False)
+    axes[0, 0].set_ylabel("nats per token")
+    study.finish(f"nll: mean ± sd over {config.texts} windows, nats per token.\n\n{text}", figure)
+    print(f"perplexity {done[0].value:.4f}  nll {math.log(done[0].value):.4f} nats per token")
 
 
 if __name__ == "__main__":

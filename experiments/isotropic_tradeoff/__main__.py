@@ -18,19 +18,18 @@ model.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any, Literal
 
 import jax.numpy as jnp
 
-from experiments.common import Common, run
-from experiments.isotropic_report import PUBLISHED_CHECK, add_published, figure, text
-from experiments.tensor_study import Case, Tensor, check_names, study_tensor
 from isojax import metrics
 from isojax._core.checks import check_positive
-from isojax.report import Study
+from isojax.report import Job, Study, fill
 
-BITS = (2, 3, 4, 5, 6, 8)
-QUANTIZERS = ("absmax", "absmax_mse", "lloyd_max")
+from ..common import Common, run
+from .measure import Case, Tensor, check_names, jobs
+from .report import PUBLISHED_CHECK, add_published, figure, text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,23 +40,26 @@ class Config(Common):
     """Seeds of each random transform."""
     tensor: str = "hidden:final"
     """`hidden:final`, `hidden:L`, `input:NAME:L`, `key:L` or `value:L`."""
-    weights: tuple[str, ...] = ()
-    """Weights for the second table, `weight:NAME:L`; two of the middle layer by default."""
+    weights: tuple[str, ...] = ("weight:q_proj:middle", "weight:down_proj:middle")
+    """Weights for the second table, `weight:NAME:L`, `middle` for the middle layer."""
     skip_tokens: int = 0
     """Tokens left out at the start of each window (1 drops attention sinks)."""
     transforms: tuple[str, ...] = ("identity", "haar", "hadamard", "pca")
-    """`pca` (fitted on the windows that follow) or names of `isojax.transforms`."""
+    """`pca` (fitted on the windows that follow) or names of `isojax.transforms`; identity and haar
+    are always among them."""
     block: int = 0
     """Block of `block_hadamard`, 0 for the whole vector."""
-    quantizers: tuple[str, ...] = ()
-    """absmax, minmax (both also with `_mse`, `_percentile` for a range up to the 99.9% quantile,
-    `_std` for 4 standard deviations), kivi, lloyd_max. By default absmax, absmax_mse and lloyd_max,
-    for weights absmax and lloyd_max; absmax is added for the first table."""
-    bits: tuple[int, ...] = ()
-    """Bits a number. By default 2 3 4 5 6 8, for weights 3; 3, the published one, is added for the
-    first table."""
+    quantizers: tuple[str, ...] = ("absmax", "absmax_mse", "lloyd_max")
+    """absmax (always among them), minmax (both also with `_mse`, `_percentile` for a range up to
+    the 99.9% quantile, `_std` for 4 standard deviations), kivi, lloyd_max."""
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
+    """Bits per element; 3, the published one, is always among them."""
+    weight_quantizers: tuple[str, ...] = ("absmax", "lloyd_max")
+    """Of the weights."""
+    weight_bits: tuple[int, ...] = (3,)
+    """Of the weights."""
     granularities: tuple[str, ...] = ("tensor", "token", "channel", "group:64", "group:32")
-    """What shares a scale: tensor, token, channel, or group:N."""
+    """What shares a scale: tensor (always among them), token, channel, or group:N."""
     top: float = 0.99
     """Quantile of |x| from which a number is an outlier."""
     bottom: float = 0.90
@@ -79,12 +81,17 @@ class Config(Common):
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         fewer = {"seeds": 6, "bits": (2, 3, 4), "quantizers": ("absmax",)}
+        fewer |= {"weight_bits": (2, 3, 4), "weight_quantizers": ("absmax",)}
         return fewer | {"weights": ("weight:down_proj:0",)}
 
-
-def with_first(first: tuple[Any, ...], others: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What is always measured, then the rest."""
-    return tuple(dict.fromkeys((*first, *others)))
+    def resolved(self) -> Config:  # noqa: D102
+        return dataclasses.replace(
+            super().resolved(),
+            transforms=tuple(dict.fromkeys(("identity", "haar", *self.transforms))),
+            quantizers=tuple(dict.fromkeys(("absmax", *self.quantizers))),
+            bits=tuple(sorted({*self.bits, 3})),
+            granularities=tuple(dict.fromkeys(("tensor", *self.granularities))),
+        )
 
 
 def main(config: Config) -> None:
@@ -92,15 +99,14 @@ def main(config: Config) -> None:
     from isojax.data import load_text, windows
     from isojax.models import capture_tensors, encode, load_model
 
-    names = with_first(("identity", "haar"), config.transforms)
-    scales = with_first(("tensor",), config.granularities)
-    bits = tuple(sorted({*(config.bits or BITS), 3}))
+    names = config.transforms
 
     def cases(kinds: tuple[str, ...], bits: tuple[int, ...]) -> list[Case]:
-        return [Case(q, b, g, config.levels) for q in kinds for b in bits for g in scales]
+        every = itertools.product(kinds, bits, config.granularities)
+        return [Case(*case, config.levels) for case in every]
 
-    fixed = cases(with_first(("absmax",), config.quantizers or QUANTIZERS), bits)
-    fixed_weights = cases(config.quantizers or ("absmax", "lloyd_max"), config.bits or (3,))
+    fixed = cases(config.quantizers, config.bits)
+    fixed_weights = cases(config.weight_quantizers, config.weight_bits)
     check_names(names, [*fixed, *fixed_weights])
     check_positive("seeds", config.seeds)
     if not 0 <= config.skip_tokens < check_positive("length", config.tokens):
@@ -113,8 +119,8 @@ def main(config: Config) -> None:
     assert config.out is not None
     study = Study("isotropic_tradeoff", config.out, config)
     model = load_model(config.model)
-    layer = model.config.num_hidden_layers // 2
-    weights = config.weights or (f"weight:q_proj:{layer}", f"weight:down_proj:{layer}")
+    middle = str(model.config.num_hidden_layers // 2)
+    weights = [name.replace(":middle", f":{middle}") for name in config.weights]
     inputs = {w: w.replace("weight:", "input:") for w in weights}
     tokens, count = encode(model.tokenizer, load_text(config.text)), config.texts
     ids = windows(tokens, count, config.tokens)
@@ -149,27 +155,25 @@ def main(config: Config) -> None:
         "length": config.tokens, "skip_tokens": config.skip_tokens, "rescale": config.rescale,
         "tensor": config.tensor,
     }  # fmt: skip
-    study.add(base, None, {"check_value": check}, {"check_value": "squared input units"})
     add_published(study)
-
-    def run_cases(tensor: Tensor, on: dict[str, Any], transforms: Any, *cases: Case) -> None:
-        study_tensor(study, on, tensor, transforms, cases, config.seeds)
-
     tensor = Tensor(x, at, samples, block=config.block)
-    run_cases(tensor, base, names, *fixed)
-    run_cases(tensor, base, names, Case("none", 0))
-    run_cases(tensor, base, names, Case("ecsq", 3))
-    run_cases(tensor, base, names, Case("ecsq", 3, matches="haar"))
-    run_cases(tensor, base, ("identity",), Case("zero", 0))
-    run_cases(tensor, base, ("identity",), Case("gaussian_noise", 3, matches="haar"))
+    units = {"check_value": "squared input units"}
+    todo = [Job.one("check value", base, units, lambda: {"check_value": check})]
+    for transforms, *some in (
+        (names, *fixed), (names, Case("none", 0)), (names, Case("ecsq", 3)),
+        (names, Case("ecsq", 3, matches="haar")), (("identity",), Case("zero", 0)),
+        (("identity",), Case("gaussian_noise", 3, matches="haar")),
+    ):  # fmt: skip
+        todo += jobs(base, tensor, transforms, some, config.seeds)
     for name in weights:
         w = capture_tensors(model, ids[0], [name])[name]
         w = w / jnp.sqrt(jnp.mean(w * w))
         at = metrics.thresholds(w, silent=0.2, fired=0.4)
         tensor = Tensor(w, at, w, joined(inputs[name], slice(count))[-256:], config.block)
-        run_cases(tensor, base | {"tensor": name}, names, *fixed_weights)
-    written = text(study, base, list(weights), x.shape)
-    study.finish(written, figure(study, base, bits, scales))
+        todo += jobs(base | {"tensor": name}, tensor, names, fixed_weights, config.seeds)
+    fill(study, todo)
+    written = text(study, base, weights, x.shape)
+    study.finish(written, figure(study, base, config.bits, config.granularities))
     print(written)
 
 

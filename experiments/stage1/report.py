@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import itertools
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from isojax.report import (
     Row,
     Stat,
     Study,
+    against,
     draw_lines,
     markdown,
     new_figure,
@@ -21,9 +22,11 @@ from isojax.report import (
     summarize,
 )
 
+from .measure import COSTS, TIMES
+
 PUBLISHED = "IsoQuant (published)"
 CUDA = "NVIDIA RTX 4090, CUDA (published)"
-COSTS = {  # d = 128: parameters, FMAs
+PUBLISHED_COSTS = {  # d = 128: parameters, FMAs
     "haar": (16384, 16384),
     "rotor": (172, 2408),
     "planar": (128, 256),
@@ -31,7 +34,7 @@ COSTS = {  # d = 128: parameters, FMAs
     "quaternion_fast": (128, 512),
 }
 TIMED = ("rotor", "quaternion_full", "quaternion_fast", "planar")
-TIMES = {  # us for 8192 vectors of 128, 256, 512 numbers, in the order of TIMED
+PUBLISHED_TIMES = {  # us for 8192 vectors of 128, 256, 512 numbers, in the order of TIMED
     ("float16", 2): ((32.7, 8.5, 8.2, 8.5), (32.6, 8.8, 8.3, 8.4), (36.0, 8.4, 8.5, 8.3)),
     ("float16", 3): ((36.4, 6.2, 6.1, 6.2), (36.8, 9.7, 9.5, 9.2), (39.9, 9.9, 8.4, 9.6)),
     ("float16", 4): ((44.2, 9.6, 9.4, 9.4), (46.7, 8.1, 7.5, 7.5), (50.4, 13.9, 12.5, 13.4)),
@@ -48,38 +51,18 @@ COLUMNS = {
 }
 
 
-def theory(levels: Any, dim: int, law: str) -> float:
-    """NMSE of one coordinate of a random unit vector, to the nearest of `levels`, by quadrature.
-
-    Args:
-        levels: in increasing order.
-        dim: length of the vector.
-        law: `sphere` for f(z) ~ (1 - z^2)^((dim - 3) / 2), `gaussian` for N(0, 1/dim).
-    """
-    levels = np.asarray(levels, np.float64)
-    if law == "sphere":
-        t = np.linspace(-np.pi / 2, np.pi / 2, 400_001)
-        z, mass = np.sin(t), np.cos(t) ** (dim - 2)
-    else:
-        z = np.linspace(-10, 10, 400_001) / dim**0.5
-        mass = np.exp(-dim * z**2 / 2)
-    nearest = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, z)]
-    return float(dim * np.sum(mass * (z - nearest) ** 2) / np.sum(mass))
-
-
 def add_published(study: Study) -> None:
     """Record the published numbers, so that the tables are made of rows alone."""
     source = {"source": PUBLISHED}
-    for name, (params, fmas) in COSTS.items():
+    for name, (params, fmas) in PUBLISHED_COSTS.items():
         config = source | {"section": "cost", "transform": name, "dim": 128}
-        values, units = {"params": params, "fmas": fmas}, {"params": "count", "fmas": "count"}
-        study.add_published(config, values, units)
-    for (dtype, bits), by_dim in TIMES.items():
+        study.add_published(config, {"params": params, "fmas": fmas}, COSTS)
+    for (dtype, bits), by_dim in PUBLISHED_TIMES.items():
         for dim, us in zip((128, 256, 512), by_dim, strict=True):
             for name, value in zip(TIMED, us, strict=True):
                 config = source | {"section": "time", "dim": dim, "dtype": dtype, "vectors": 8192}
                 config |= {"transform": name, "bits": bits}
-                study.add_published(config, {"time_us": value}, {"time_us": "us"}, CUDA)
+                study.add_published(config, {"time_us": value}, TIMES, CUDA)
 
 
 def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:
@@ -107,7 +90,7 @@ def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:
             f"sqrt((2 d - 8) / (4 (d + 2))) = {isotropic_cv(base['dim']):.3f} for an isotropic "
             "vector. `saturated share`: "
             "numbers beyond the outermost level. Layers weigh alike.",
-            by_transform(real, ("tensor", "codebook", "bits")),
+            pivot(real, ["tensor", "codebook", "bits"], "transform", "nmse"),
             f"At {shown} bit, codebook `gaussian`:",
             pivot(
                 select(real, codebook="gaussian", bits=shown),
@@ -181,15 +164,14 @@ def changes(rows: Sequence[Row]) -> dict[str, Stat]:
 def costs(study: Study) -> str:
     """Parameters and FMAs beside the published ones."""
     rows, lines = study.rows(section="cost"), []
-    for row in select([r for r in rows if "source" not in r.config], "params"):
+    for row in select(rows, "params", source=None):
         on = {k: row.config[k] for k in ("transform", "dim")}
-        line, same = [*on.values()], []
-        for metric in ("params", "fmas"):
-            (ours,) = [r for r in select(rows, metric, **on) if "source" not in r.config]
-            theirs = select(rows, metric, source=PUBLISHED, **on)
-            line += [f"{ours.value:,.0f}", f"{theirs[0].value:,.0f}" if theirs else "-"]
-            same += [ours.value == r.value for r in theirs]
-        lines.append([*line, ("yes" if all(same) else "NO") if same else "-"])
+        ours = [r.value for r in select(rows, source=None, **on)]
+        theirs = [r.value for r in select(rows, source=PUBLISHED, **on)]
+        costs, published = ([f"{v:,.0f}" for v in values] for values in (ours, theirs))
+        pairs = zip(costs, published or "--", strict=True)
+        same = ("yes" if ours == theirs else "NO") if theirs else "-"
+        lines.append([*on.values(), *itertools.chain(*pairs), same])
     head = ["transform", "d", "params", "published", "FMAs", "published", "reproduced"]
     return markdown(head, lines)
 
@@ -197,74 +179,52 @@ def costs(study: Study) -> str:
 def synthetic(study: Study) -> str:
     """NMSE beside theory; the exact codebook in the first dtype alone."""
     rows = study.rows("nmse", section="synthetic")
-    first = rows[0].config["dtype"]
-    rows = [r for r in rows if r.config["codebook"] == "gaussian" or r.config["dtype"] == first]
-    rows.sort(key=lambda r: r.config["codebook"])
-
-    def expected(**on: Any) -> str:
-        del on["dtype"]
-        return f"{summarize(study.rows(section='theory', **on), 'nmse').mean:.4g}"
-
-    return by_transform(rows, ("codebook", "dim", "dtype", "bits"), {"theory": expected})
-
-
-def by_transform(
-    rows: Sequence[Row],
-    keys: Sequence[str],
-    more: Mapping[str, Callable[..., str]] | None = None,
-) -> str:
-    """A line for each setting of `keys`, with `more` columns, and one for each transform."""
-    rows, lines, more = select(rows, "nmse"), [], more or {}
-    which = names(rows)
-    for values in dict.fromkeys(tuple(r.config[k] for k in keys) for r in rows):
-        on = dict(zip(keys, values, strict=True))
-        means = [summarize(rows, "nmse", transform=n, **on).format() for n in which]
-        lines.append([*values, *(column(**on) for column in more.values()), *means])
-    return markdown([*keys, *more, *which], lines)
+    dtypes = list(dict.fromkeys(r.config["dtype"] for r in rows))
+    theory = [
+        dataclasses.replace(r, config=r.config | {"transform": "theory", "dtype": dtype})
+        for r in study.rows("nmse", section="theory")
+        for dtype in dtypes
+    ]
+    gaussian, exact = {"codebook": "gaussian"}, {"codebook": "sphere", "dtype": dtypes[0]}
+    shown = [r for on in (gaussian, exact) for r in select([*rows, *theory], **on)]
+    keys = ["codebook", "dim", "dtype", "bits"]
+    return pivot(shown, keys, "transform", order=["theory", *names(rows)])
 
 
 def times(study: Study) -> list[str]:
     """Ratios to a copy, and how much faster than the rotor each is, here and as published."""
-    ours = [r for r in study.rows(section="time") if "source" not in r.config]
+    rows = study.rows(section="time")
+    ours = select(rows, source=None)
     ratios = select(ours, "copy_ratio")
-    which, lines = names(ratios), []
-    keys = ("dim", "dtype", "bits")
-    for values in dict.fromkeys(tuple(r.config[k] for k in keys) for r in ratios):
-        on = dict(zip(keys, values, strict=True))
-        copy = select(ours, "time_us", transform="copy", dim=on["dim"], dtype=on["dtype"])[0]
-        of = [summarize(ratios, "copy_ratio", transform=n, **on).mean for n in which]
-        lines.append([*values, f"{copy.value:,.0f}", *(f"{ratio:.1f}" for ratio in of)])
-    head = [*keys, "copy, us", *which]
-    faster = [n for n in TIMED[1:] if n in which and "rotor" in which]
-    published = study.rows("time_us", section="time", source=PUBLISHED)
-    speedups = []
-    for source, rows in (("ours", select(ours, "time_us")), (PUBLISHED, published)):
-        common = select(rows, dtype=("float16", "float32"), bits=(2, 3, 4), dim=(128, 256, 512))
-        if faster and select(common, transform="rotor"):
-            found = [speedup(common, name) for name in faster]
-            speedups.append([source, common[0].device, *(s.format(3) for s in found), found[0].n])
-    device = ours[0].device
-    parts = [
-        f"Quantize and dequantize {ours[0].config['vectors']} vectors on {device} as a multiple of "
-        "the time of `x + 1` on the same array, medians of calls in turn, compiled by XLA.",
-        markdown(head, lines),
+    copies = [
+        dataclasses.replace(r, config=r.config | {"transform": "copy, us", "bits": bits})
+        for r in select(ours, "time_us", transform="copy")
+        for bits in dict.fromkeys(r.config["bits"] for r in ratios)
     ]
-    if faster:
+    which, keys = names(ratios), ["dim", "dtype", "bits"]
+    forms = {"copy, us": "{0.mean:,.0f}".format} | dict.fromkeys(which, "{0.mean:.1f}".format)
+    parts = [
+        f"Quantize and dequantize {ours[0].config['vectors']} vectors on {ours[0].device} as a "
+        "multiple of the time of `x + 1` on the same array, medians of calls in turn, compiled by "
+        "XLA.",
+        pivot([*ratios, *copies], keys, "transform", form=forms, order=list(forms)),
+    ]
+    faster = [n for n in TIMED[1:] if n in which]
+    if faster and "rotor" in which:
+        shared = {"dtype": ("float16", "float32"), "bits": (2, 3, 4), "dim": (128, 256, 512)}
+        taken = select([*ours, *select(rows, source=PUBLISHED)], "time_us", **shared)
+        slower = against(taken, {"transform": "rotor"}, relative=True)
+        speedups = [dataclasses.replace(r, value=1 / (1 + r.value)) for r in slower]
+        index = {"source": lambda r: r.config.get("source", "ours"), "device": "device"}
         parts += [
-            "Time of the rotor over that of the others, mean ± sd over the published settings that "
-            "were measured. The published kernels are CUDA, near launch latency, and their rotor "
-            "is in multivector form: the two lines answer different questions.",
-            markdown(["source", "device", *faster, "settings"], speedups),
+            "Time of the rotor over that of the others, mean ± sd over the n published settings "
+            "that were measured. The published kernels are CUDA, near launch latency, and their "
+            "rotor is in multivector form: the two lines answer different questions.",
+            pivot(
+                speedups, index, "transform", form=lambda s: s.format(3), order=faster, count=True
+            ),
         ]
     return parts
-
-
-def speedup(rows: Sequence[Row], name: str) -> Stat:
-    """Time of the rotor over that of `name`, over the settings of `rows`."""
-    keys = ("dim", "dtype", "bits")
-    rotor = {tuple(r.config[k] for k in keys): r.value for r in select(rows, transform="rotor")}
-    mine = select(rows, transform=name)
-    return stat(rotor[tuple(r.config[k] for k in keys)] / r.value for r in mine)
 
 
 def figure(study: Study, base: dict[str, Any]) -> Any:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from isojax import metrics, quantizers, transforms
-from isojax.report import Study
-from isojax.sweep import sweep
+from isojax.report import Job
 
 CLIP = {"percentile": 0.999, "std": 4.0}  # quantile of |x|, and standard deviations
 OTHERS = ("zero", "none", "mxfp4", "nvfp4")  # controls, and those with blocks of their own
@@ -21,10 +20,9 @@ FIXED_RATE = tuple(
         *(f"{family}_{rule}" for family in ("absmax", "minmax") for rule in CLIP),
     ))
 )  # fmt: skip
-UNITS = metrics.MEASURE_UNITS | {
-    "false_firing_share": "1", "code_entropy_bits": "bits per element", "output_nmse": "1",
-    "rate_bits": "bits per element", "kurtosis": "1", "peak_to_rms": "1",
-}  # fmt: skip
+ERRORS = metrics.MEASURE_UNITS | {"false_firing_share": "1"}
+RATES = {"code_entropy_bits": "bits per element", "rate_bits": "bits per element"}
+SHAPE = {"kurtosis": "1", "peak_to_rms": "1"}
 STACK = 2**29  # bytes of reconstructions that one program may hold side by side
 
 
@@ -34,7 +32,7 @@ class Case(NamedTuple):
     Attributes:
         quantizer: of `FIXED_RATE` (names of `quantizers.from_name`, and `absmax` and `minmax` with
             the ranges of `CLIP`), or `zero`, `none`, `ecsq`, `gaussian_noise`.
-        bits: bits a number; for `ecsq` its rate, the codes of a channel sharing an entropy code.
+        bits: bits per element; for `ecsq` its rate, the codes of a channel sharing an entropy code.
         granularity: what shares a scale: tensor, token, channel, or group:N.
         levels: where the levels of `absmax` lie, see there.
         matches: `haar`: spend the code entropy (`ecsq`), or make the noise floor
@@ -61,6 +59,13 @@ class Case(NamedTuple):
         """`absmax` or `minmax` and its range rule, or twice an empty string."""
         family, _, rule = self.quantizer.partition("_")
         return (family, rule or "max") if family in ("absmax", "minmax") else ("", "")
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Metrics of this case and their units; noise has no codes."""
+        if self.quantizer == "none":
+            return SHAPE
+        return ERRORS | ({} if self.quantizer == "gaussian_noise" else RATES)
 
     def config(self) -> dict[str, Any]:
         """Names and values of this case in the configuration of a row."""
@@ -129,21 +134,19 @@ def check_names(names: Sequence[str], cases: Sequence[Case]) -> None:
         case.make(jax.random.key(0), jnp.zeros(0), {})  # its own checks
 
 
-def study_tensor(
-    study: Study,
+def jobs(
     base: Mapping[str, Any],
     tensor: Tensor,
     names: Sequence[str],
     cases: Sequence[Case],
     seeds: int,
-) -> None:
-    """Quantize `tensor` in the coordinates of each transform and record the metrics.
+) -> Iterator[Job]:
+    """Quantize `tensor` in the coordinates of each transform.
 
     `identity` and `pca` run once, with no seed, unless the cases are random or match something
     random. All cases of one transform and seed see the same rotation.
 
     Args:
-        study: gets the rows.
         base: configuration that all rows share.
         tensor: the matrix.
         names: transforms: `pca` or names of `isojax.transforms`.
@@ -151,30 +154,24 @@ def study_tensor(
             the coordinates alone; all matching or none.
         seeds: of everything random.
     """
-    make = shape_trial if cases[0].quantizer == "none" else make_trial
-    random = bool(cases[0].matches)
-    once = [n for n in names if n in ("identity", "pca") and not random]
+    first = cases[0]
+    make = shape_trial if first.quantizer == "none" else make_trial
+    units = first.units | ({} if tensor.inputs is None else {"output_nmse": "1"})
+    once = [name for name in names if name in ("identity", "pca") and not first.matches]
     room = max(1, STACK // (5 * tensor.x.size))  # a reconstruction in fp32 and its codes
 
     def config(point: dict[str, Any]) -> dict[str, Any]:
         own = {"transform": point["transform"], "block": tensor.block}
         return {**base, **point["case"].config(), **own}
 
-    for group, count in ((once, 1), ([n for n in names if n not in once], seeds)):
-
-        def number(seed: int, group: Sequence[str] = group) -> int | None:
-            return None if group is once else seed
-
+    for group, count in ((once, None), ([n for n in names if n not in once], seeds)):
         for start in range(0, len(cases) if group else 0, room):
             some = cases[start : start + room]
-            results = sweep(
-                jax.random.key(0), make(tensor, some), seeds=count,
-                static={"transform": group}, inner={"case": some},
-                done=lambda point, seed, metrics: study.has(config(point), number(seed), metrics),
-                title=f"{base['tensor']} {some[0].quantizer}",
+            yield Job.sweep(
+                f"{base['tensor']} {first.quantizer}", config, units, jax.random.key(0),
+                make(tensor, some), seeds=count, static={"transform": group},
+                inner={"case": some},
             )  # fmt: skip
-            for result in results:
-                study.add(config(result.config), number(result.seed), result.metrics, UNITS)
 
 
 def make_transform(key: jax.Array, name: str, tensor: Tensor) -> transforms.Transform:
@@ -199,6 +196,7 @@ def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
     """`trial(key, *, transform)`: the metrics of every case in one set of coordinates."""
     x, inputs = tensor.x, tensor.inputs
     per = "channel" if cases[0].quantizer == "ecsq" else "tensor"
+    coded = cases[0].quantizer != "gaussian_noise"
 
     def trial(key: jax.Array, *, transform: str) -> dict[Case, dict[str, jax.Array]]:
         haar = haar_reference(key, tensor, cases[0].bits) if cases[0].matches else {}
@@ -213,7 +211,7 @@ def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
             x_hat = t.inverse.apply(case[0])
             found = metrics.measure(x, x_hat, tensor.at)
             found["false_firing_share"] = found["false_firings"] / x.size
-            if jnp.issubdtype(values.dtype, jnp.integer):
+            if coded:
                 found["code_entropy_bits"] = metrics.code_entropy_bits(case[1], per)
             if inputs is not None:
                 error, output = inputs @ (x_hat - x).T, inputs @ x.T
@@ -223,7 +221,7 @@ def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
         found = jax.lax.map(look, (y_hat, values))  # one program for all cases
         if per == "channel":
             found["rate_bits"] = found["code_entropy_bits"]
-        elif jnp.issubdtype(values.dtype, jnp.integer):
+        elif coded:
             found["rate_bits"] = jnp.stack([quantizers.rate_bits(c) for c in codes])
         return {case: {name: v[i] for name, v in found.items()} for i, case in enumerate(cases)}
 

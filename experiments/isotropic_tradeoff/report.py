@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.tensor_study import FIXED_RATE, UNITS
 from isojax.report import (
     Row,
     Stat,
     Study,
+    against,
     draw_lines,
-    markdown,
     new_figure,
     paired,
     pivot,
     select,
     summarize,
 )
+
+from .measure import ERRORS, FIXED_RATE
 
 PUBLISHED_CHECK = 2.2721
 PUBLISHED_SIZE = 2048 * 1536
@@ -34,7 +35,7 @@ COLUMNS = {
     "missed_firings": "missed firings",
     "firing_f1": "firing F1",
     "cosine": "cosine",
-    "code_entropy_bits": "code entropy, bit",
+    "code_entropy_bits": "code entropy, bits per element",
 }
 
 
@@ -47,7 +48,7 @@ def add_published(study: Study) -> None:
             "matches": "",
         }  # fmt: skip
         share = {"false_firing_share": values["false_firings"] / PUBLISHED_SIZE}
-        study.add_published(config, values | share, UNITS)
+        study.add_published(config, values | share, ERRORS)
 
 
 def shares(row: Row) -> str:
@@ -77,15 +78,13 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
         "## Answers",
         *answers(rows, plain),
         "## 3 bit, one absmax scale a tensor; controls; entropy coding at equal bits and rate",
-        pivot(
-            [*head, *rest], names, "metric", form=Stat.with_range, order=COLUMNS, count=True
-        ),
+        show([*head, *rest], names, COLUMNS),
         "`ecsq`: one step for all, each channel entropy-coded, at 3 bit, or (`matches` haar) at "
-        "the entropy a channel of the Haar row's code with the same seed. `gaussian_noise`: noise "
-        "with the mean square of that row's noise floor. `pca`: axes fitted on as many windows "
-        "again, which follow.",
+        "the entropy per channel of the Haar row's code with the same seed. `gaussian_noise`: "
+        "noise with the mean square of that row's noise floor. `pca`: axes fitted on as many "
+        "windows again, which follow.",
         "## Change of the noise floor by rotation at 3 bit, paired with identity",
-        *changes(rows),
+        changes(rows),
         "## Weights, in units of their rms; silent < 0.2, fired > 0.4",
         "Rows of a weight are output channels: scales a `token` are a row each, scales a "
         "`channel` one for each input. `output_nmse`: relative error of the layer's output on "
@@ -97,9 +96,14 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
         metrics = ["nmse", "outlier_mse", "noise_floor_mse", "false_firing_share", "output_nmse"]
         parts += [
             f"### {name}",
-            pivot(of, keys, "metric", form=Stat.with_range, order=metrics, count=True),
+            show(of, keys, metrics),
         ]
     return "\n\n".join(parts)
+
+
+def show(rows: Sequence[Row], index: Sequence[str], metrics: Any) -> str:
+    """A table of `metrics`, means with their ranges."""
+    return pivot(rows, index, "metric", form=Stat.with_range, order=metrics, count=True)
 
 
 def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
@@ -119,7 +123,7 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
     lines = [
         f"1. **Is the naive code near the zero predictor?** It {near}: noise floor {naive:.4g} "
         f"against {zero:.4g} for x_hat = 0; its codes carry "
-        f"{value('code_entropy_bits', 'identity'):.3f} bit a number "
+        f"{value('code_entropy_bits', 'identity'):.3f} bits per element "
         f"(rotated {value('code_entropy_bits', 'haar'):.2f}).",
         f"2. **Both sides of firing.** Missed firings {missed[0]:,.0f} naive, {missed[1]:,.0f} "
         f"rotated; firing F1 {f1[0]:.3f} naive, {f1[1]:.3f} rotated.",
@@ -176,16 +180,13 @@ def _changes(rows: Sequence[Row], kind: str, quantizer: str) -> dict[str, Stat]:
     return {name: _change(mine, kind, "noise_floor_mse") for name, mine in groups.items()}
 
 
-def changes(rows: Sequence[Row]) -> list[str]:
-    """Relative change of the noise floor, a line a quantizer and granularity."""
-    kinds = [k for k in dict.fromkeys(r.config.get("transform") for r in rows) if k]
-    kinds = [k for k in kinds if k != "identity"]
-    lines = []
-    for quantizer in FIXED_RATE:
-        if select(rows, quantizer=quantizer, bits=3):
-            columns = [_changes(rows, kind, quantizer) for kind in kinds]
-            lines += [[quantizer, n, *(c[n].percent() for c in columns)] for n in columns[0]]
-    return [markdown(["quantizer", "scale a", *kinds], lines)]
+def changes(rows: Sequence[Row]) -> str:
+    """Relative change of the noise floor, a line per quantizer and granularity."""
+    at3 = select(rows, "noise_floor_mse", quantizer=FIXED_RATE, bits=3)
+    changed = against(at3, {"transform": "identity"}, relative=True)
+    kinds = [k for k in dict.fromkeys(r.config["transform"] for r in at3) if k != "identity"]
+    index = {"quantizer": "quantizer", "scale per": shares}
+    return pivot(changed, index, "transform", form=Stat.percent, order=kinds)
 
 
 def figure(

@@ -1,0 +1,1 @@
+"""Perplexity of a language model on a text."""

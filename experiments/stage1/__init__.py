@@ -1,0 +1,1 @@
+"""Stage 1 of vector quantization: rotation and codebook of unit vectors."""
