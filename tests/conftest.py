@@ -1,5 +1,6 @@
 """What all tests share: quick compilation, and where to find what does not ship with isojax."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,21 @@ from experiments.common import run
 from isojax.models import save_checkpoint
 
 # Tests compile much and compute little. XLA reads this when its first device is made.
-FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+FLAGS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",  # small programs are no quicker in parts
+]
 if jax.__version_info__ < (0, 11):  # later ones do not know it
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+
+
+def pytest_collection_finish():
+    """Keeps the collector of garbage from going through all modules while programs are traced."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(scope="module", autouse=True)

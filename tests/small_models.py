@@ -1,5 +1,6 @@
 """Random models of a few thousand parameters, in torch and in JAX, and a tokenizer for them."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,15 @@ def small_config(**changes: object) -> ModelConfig:
     return ModelConfig(**(fields | changes))  # pyright: ignore[reportArgumentType]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _params(config: ModelConfig) -> Any:
+    return jax.tree.map(lambda x: 10 * x, init_params(jax.random.key(0), config))
+
+
 def small_model(**changes: object) -> LanguageModel:
     """A model in JAX whose attention is far from uniform."""
     config = small_config(**changes)
-    params = jax.tree.map(lambda x: 10 * x, init_params(jax.random.key(0), config))
-    return LanguageModel("small", config, params, tokenizer())
+    return LanguageModel("small", config, _params(config), tokenizer())
 
 
 def random_tokens(batch: int = 2, length: int = 40) -> np.ndarray:

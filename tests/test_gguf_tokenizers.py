@@ -51,9 +51,19 @@ def read(path):
     return build_tokenizer(file.get, file.source)
 
 
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory):
+    """The fields of one file."""
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    write_gguf(path)
+    names = ("model", "pre", "tokens", "merges", "token_type", "eos_token_id")
+    file = GgufFile(path)
+    return {name: file.get(name) for name in (f"tokenizer.ggml.{name}" for name in names)}
+
+
 @pytest.mark.parametrize(("pre", "pieces"), CASES)
-def test_text_is_cut_as_llama_cpp_cuts_it(pre, pieces, tmp_path):
-    made = load(tmp_path, pre=pre)
+def test_text_is_cut_as_llama_cpp_cuts_it(pre, pieces, metadata):
+    made = build_tokenizer((metadata | {"tokenizer.ggml.pre": pre}).get, "m.gguf")
     got = [TEXT[a:b] for _, (a, b) in made.pre_tokenizer.pre_tokenize_str(TEXT)]
     names = str.maketrans({" ": "_", "\r": "R", "\n": "N"})
     assert [piece.translate(names) for piece in got] == pieces.split(" ")
@@ -125,24 +135,26 @@ def sentencepiece_fields(**changes):
 
 
 def load_sentencepiece(path, **changes):
+    return load(path, **sentencepiece_fields(**changes))
 
-    fields = {f"tokenizer.ggml.{k}": v for k, v in sentencepiece_fields(**changes).items()}
-    write_gguf(path / "m.gguf", fields)
-    return read(path / "m.gguf")
+
+@pytest.fixture(scope="module")
+def sentencepiece(tmp_path_factory):
+    return load_sentencepiece(tmp_path_factory.mktemp("gguf"))
 
 
 @pytest.mark.parametrize("text", SPOKEN)
-def test_text_is_merged_as_sentencepiece_merges_it(text, tmp_path):
-    made = load_sentencepiece(tmp_path)
-    assert encode(made, text).tolist() == SPOKEN[text]
-    assert made.decode(SPOKEN[text]) == text.replace("\u2581", " ")
+def test_text_is_merged_as_sentencepiece_merges_it(text, sentencepiece):
+    assert encode(sentencepiece, text).tolist() == SPOKEN[text]
+    assert sentencepiece.decode(SPOKEN[text]) == text.replace("\u2581", " ")
 
 
-def test_special_tokens_of_sentencepiece_are_found_and_a_space_begins_what_follows(tmp_path):
+def test_special_tokens_of_sentencepiece_are_found_and_a_space_begins_what_follows(sentencepiece):
     """As llama.cpp and transformers: each piece after a special token begins with a space."""
-    made = load_sentencepiece(tmp_path)
-    assert encode(made, "<s>the</s>the").tolist() == [1, 264, 2, 264]
-    assert 13 not in encode(made, "<0x0A>").tolist()  # text that looks like a byte is no byte
+    assert encode(sentencepiece, "<s>the</s>the").tolist() == [1, 264, 2, 264]
+    assert (
+        13 not in encode(sentencepiece, "<0x0A>").tolist()
+    )  # text that looks like a byte is no byte
 
 
 def test_sentencepiece_without_a_space_in_front(tmp_path):

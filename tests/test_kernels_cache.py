@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 
 from isojax import Codec, quantizers, transforms
 from isojax.kvcache import store
-from isojax.models import empty_cache, encode, generate, load_model
+from isojax.models import empty_cache, encode, forward, generate, load_model
 
 MODEL = load_model("tiny")
 STEPS = 6
@@ -22,11 +22,13 @@ def make(key):
     return Codec(transforms.hadamard(key, 64), quantizers.lloyd_max_sphere(3, 64))
 
 
+CODECS = jax.jit(jax.vmap(jax.vmap(jax.vmap(make))))(jax.random.split(jax.random.key(0), (2, 4, 1)))
+
+
 def cache(implementation, rotated=True):
-    of_keys, of_values = jax.random.split(jax.random.key(0), (2, 4, 1))
     k, v = (
-        store(jax.vmap(jax.vmap(make))(keys), implementation=implementation)
-        for keys in (of_keys, of_values)
+        store(jax.tree.map(lambda a, i=i: a[i], CODECS), implementation=implementation)
+        for i in range(2)
     )
     return empty_cache(MODEL.config, 1, 32, keys=k, values=v, rotated=rotated)
 
@@ -50,14 +52,13 @@ def kernels_in(jaxpr):
 
 @pytest.mark.parametrize("rotated", [True, False])
 def test_generation_by_kernels_gives_the_tokens_of_plain_jax(rotated):
-    call = functools.partial(run, MODEL.params, MODEL.config, PROMPT, STEPS)
     args = (MODEL.params, MODEL.config, PROMPT, STEPS, cache("interpret", rotated))
-    held = kernels_in(jax.make_jaxpr(generate, static_argnums=(1, 3))(*args).jaxpr)
+    held = kernels_in(run.trace(*args).jaxpr.jaxpr)  # a trace that the call below takes too
     # the prompt and the loop over tokens have a loop over layers each, of keys and of values
     assert held["store"] == 4 and held["load"] == 4
     assert held["scores"] == (1 if rotated else 0)  # of few queries
-    said, kept = call(cache("interpret", rotated))
-    want, plain = call(cache("xla", rotated))
+    said, kept = run(*args)
+    want, plain = run(MODEL.params, MODEL.config, PROMPT, STEPS, cache("xla", rotated))
     assert_array_equal(said, want)
     same = kept.layers.keys.packed.data == plain.layers.keys.packed.data
     assert jnp.mean(same) > 0.99
@@ -69,6 +70,7 @@ def test_generation_by_kernels_gives_the_tokens_of_plain_jax(rotated):
 def test_a_step_for_a_gpu_holds_kernels(implementation, kernels):
     device = AbstractDevice("NVIDIA H100 80GB HBM3", 132, platform="gpu")
     with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-        args = (MODEL.params, MODEL.config, PROMPT, STEPS, cache(implementation))
-        text = run.trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+        args = (MODEL.params, MODEL.config, PROMPT[:, :1])
+        step = jax.jit(forward, static_argnums=1).trace(*args, cache=cache(implementation))
+        text = step.lower(lowering_platforms=("cuda",)).as_text()
     assert {*re.findall(r"isojax_(\w+)", text)} - {"apply"} == kernels

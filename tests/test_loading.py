@@ -2,10 +2,7 @@
 
 import importlib.resources
 import json
-import os
 import pickle
-import subprocess
-import sys
 
 import huggingface_hub
 import numpy as np
@@ -310,7 +307,7 @@ def test_tiny_is_read_from_the_package(folder, tmp_path, monkeypatch):
     assert load_text("tiny") == "held out"
 
 
-def test_the_hub_is_read_from_its_cache_when_offline(folder, tmp_path):
+def test_the_hub_is_read_from_its_cache_when_offline(folder, tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "cache" / "models--some--model"
     (repository / "snapshots").mkdir(parents=True)
@@ -320,16 +317,9 @@ def test_the_hub_is_read_from_its_cache_when_offline(folder, tmp_path):
     target.mkdir()
     for name in ("config.json", WEIGHTS, "tokenizer.json"):
         (folder / name).rename(target / name)
-    script = (
-        "from isojax.models import load_model\n"
-        f"for source in ('some/model', 'some/model@{commit}', 'some/other'):\n"
-        "    try: print(load_model(source).name)\n"
-        "    except FileNotFoundError as error: print(error)\n"
-    )
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
-    first, second, third = done.stdout.splitlines()
-    assert first == second == "model"
-    assert third.startswith("some/other: not found on the hub (")
+    # as the variables HF_HUB_CACHE and HF_HUB_OFFLINE set them at import
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert load_model("some/model").name == load_model(f"some/model@{commit}").name == "model"
+    error = error_of_loading("some/other", FileNotFoundError)
+    assert error.startswith("some/other: not found on the hub (")

@@ -41,7 +41,7 @@ def assemble(
     """
     check_choice("dtype", dtype, DTYPES)
     refuse_quantized(entries)
-    wanted = tuple(leaves(config))
+    wanted = leaves(config)
     used = set()
     for leaf in wanted:
         for layer in range(leaf.tensors):

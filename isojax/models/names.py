@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
 from typing import NamedTuple
 
 import jax
@@ -73,10 +73,11 @@ class Leaf(NamedTuple):
         return prefix + _MODULES[module][column] + suffix
 
 
-def leaves(config: ModelConfig) -> Iterator[Leaf]:
-    """Every leaf of `param_shapes(config)`."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
-        yield Leaf(tuple(key.key for key in path), leaf.shape)
+@functools.lru_cache(maxsize=16)
+def leaves(config: ModelConfig) -> tuple[Leaf, ...]:
+    """Every leaf of `param_shapes(config)`; traces the decoder once per configuration."""
+    found = jax.tree_util.tree_leaves_with_path(param_shapes(config))
+    return tuple(Leaf(tuple(key.key for key in path), leaf.shape) for path, leaf in found)
 
 
 def unflatten(values: dict[Path, jax.Array]) -> Params:
