@@ -75,7 +75,7 @@ def costs(rows: list[Row]) -> str:
 
 def bench_model(rows: list[Row]) -> str:
     """Speed and memory against torch, plain and with logits in chunks."""
-    rows = [r for r in rows if r.experiment == "bench_model"]
+    rows = [r for r in rows if r.experiment == "bench_model" and "part" not in r.config]
     lines = []
     for model in dict.fromkeys(r.config["model"] for r in rows):
         mine = select(rows, model=model)
@@ -97,6 +97,19 @@ def bench_model(rows: list[Row]) -> str:
             lines.append([short(model), label, *(f"**{r:.2f}x**" for r in ratios), "", ""])
     head = ["model", "", "tokens a second", "peak memory, GB", "nll", "processes"]
     return markdown(head, lines)
+
+
+def decode_cpu(rows: list[Row]) -> str:
+    """One token with a cache all but full, beside reading the same bytes."""
+    rows = select([r for r in rows if r.experiment == "bench_model"], part="decode")
+    return pivot(
+        rows, {"model": lambda r: short(r.config["model"]), "slots": "slots", "cache": "cache"},
+        "metric", form=lambda s: f"{s.mean:.3g}",
+        order={
+            "decode_ms": "a step, ms", "read_ms": "reading the same bytes, ms",
+            "decode_over_read": "ratio",
+        },
+    )  # fmt: skip
 
 
 def bench_cpu(rows: list[Row]) -> str:
@@ -358,6 +371,6 @@ TABLES = {
     for make in (
         bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
         kv_needles, block_rotation, block_formats, end_to_end, compare, bench_cpu,
-        kernel_times, decode_times,
+        kernel_times, decode_times, decode_cpu,
     )
 }  # fmt: skip

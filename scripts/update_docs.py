@@ -56,11 +56,11 @@ def wanted(row: Row) -> bool:
         return shown and row.config["bits"] in (2, 3) and row.config["method"] in names
     if row.experiment == "block_rotation":
         if row.metric == "rate_bits":
-            return row.config["block"] == 0
-        shown = row.config.get("setting") == "D4" or row.config.get("format") == "int4"
+            return row.config["coordinates"] == "identity"
+        shown = row.config.get("setting") == "A4-down" or row.config.get("format") == "int4"
         return row.metric == "delta_nll" and shown
     if row.experiment == "end_to_end":
-        return row.metric in ("kl", "delta_nll")
+        return row.metric in ("kl_mean", "delta_nll")
     return row.experiment in ("compare", "perplexity", *BENCHES)
 
 
