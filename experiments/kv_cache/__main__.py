@@ -29,8 +29,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
 from isojax._core.checks import check_choice, check_positive
 from isojax.quantize import Plan, calibrate
 from isojax.report import Entry, Job, Study, fill
@@ -126,7 +124,8 @@ def main(config: Config) -> None:
     study = Study("kv_cache", config.out, config, grows=grows)
     model, texts, fit_on, base = config.load()
     every = [plan(pair, "KV", config.bits[0]) for pair in pairs.values()]
-    reader = Reader(model, texts, calibrate(model, fit_on, every, samples=fit_on.size))
+    stats = calibrate(model, fit_on, every, samples=fit_on.size)
+    reader = Reader(model, texts, stats, config.induction or 0)
 
     def jobs() -> Iterator[Job]:
         exact = base | {"method": "none"}
@@ -191,10 +190,9 @@ def probes(
     ]
 
     def induction(todo: Any) -> Iterator[Any]:
-        texts = np.asarray(reader.induction_texts(count))
         for entry in todo:
             i = entry.config["prompt"]
-            yield reader.induction(texts[i], made(i))
+            yield reader.induction(i, made(i))
 
     if count:
         yield Job("induction", entries, induction)

@@ -49,9 +49,12 @@ def units_of(target: str) -> dict[str, str]:
 class Reader:
     """A model, statistics to fit on, and texts to read through its cache."""
 
-    def __init__(self, model: LanguageModel, texts: np.ndarray, stats: Stats) -> None:
-        """Take texts [n, tokens] to test on."""
+    def __init__(
+        self, model: LanguageModel, texts: np.ndarray, stats: Stats, induction: int
+    ) -> None:
+        """Take texts [n, tokens] to test on, and the number of texts of the induction probe."""
         self.model, self.texts, self.stats = model, texts, stats
+        self.induction_count = induction
         self.reference = functools.cache(lambda: reference(model, texts))
         self.made = functools.lru_cache(len(texts))(self._made)
         self.quantized = functools.lru_cache(len(texts))(self._shared)
@@ -126,15 +129,25 @@ class Reader:
         predicted = _predict(self.model.params, self.model.config, ids, last, *_stores(made))
         return {"needle_accuracy": needle_accuracy(np.asarray(predicted), needle)}
 
-    def induction_texts(self, count: int) -> Int[Array, "n t"]:
-        """Texts that say the same twice."""
-        length = self.texts.shape[1] // 2 * 2
-        vocab = self.model.config.vocab_size
-        return induction_tokens(jax.random.key(0), vocab, length, count)
+    @functools.cached_property
+    def induction_texts(self) -> Any:
+        """Random tokens said twice."""
+        length, vocab = self.texts.shape[1] // 2 * 2, self.model.config.vocab_size
+        return np.asarray(induction_tokens(jax.random.key(0), vocab, length, self.induction_count))
 
-    def induction(self, ids: Array, made: Quantized | None) -> dict[str, float]:
-        """Mean nll of the second half of a text that says the same twice, nats per token."""
-        nll = score(self.model if made is None else made, np.asarray(ids)[None]).nll[0]
+    @functools.cached_property
+    def _induction_reference(self) -> Any:
+        return reference(self.model, self.induction_texts)
+
+    def induction(self, i: int, made: Quantized | None) -> dict[str, float]:
+        """Mean nll of the second half of a text that says the same twice, nats per token.
+
+        Scored as a window is, by the same program.
+        """
+        exact = self._induction_reference
+        exact = exact._replace(hidden=exact.hidden[i : i + 1])
+        model = self.model if made is None else made
+        nll = score(model, self.induction_texts[i : i + 1], exact).nll[0]
         return {"induction_nll": float(second_half(nll).mean())}
 
     def size(self, plan: Plan) -> dict[str, float]:
