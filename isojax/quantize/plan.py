@@ -10,7 +10,7 @@
 
 A line is a rule: a place, the layers it is meant for (all, unless given in brackets as in Python),
 and what stands there. Of two rules for a place and layer the later one counts. `none` leaves a
-place as it is. Lines that begin with # are comments; `;` ends a rule as a new line does.
+place as it is. What follows a # is a comment; `;` ends a rule as a new line does.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ class Plan:
         """
         rules = []
         for number, line in enumerate(re.split(r"[\n;]", text), 1):
-            if line.strip() and not line.strip().startswith("#"):
+            rule = line.partition("#")[0]
+            if rule.strip():
                 try:
-                    rules.append(Rule.parse(line))
+                    rules.append(Rule.parse(rule))
                 except ValueError as error:
                     raise ValueError(f"plan, line {number}: {error}") from None
         return cls(tuple(rules))
