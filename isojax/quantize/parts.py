@@ -128,6 +128,8 @@ def parse_part(place: str, text: str) -> Part:
         return Input(recipe, bits)
     rounding = ROUNDINGS.parse(settings.pop("rounding", "nearest"))
     _only(place, settings, ("bits", "rounding"))
+    if place in TABLES:  # nothing is known of what meets them
+        check_choice(f"rounding of {place}", rounding.name, ("nearest",))
     return Weight(recipe, bits, rounding)
 
 
