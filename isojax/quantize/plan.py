@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 from isojax.models.hooks import INPUTS
-from isojax.quantize.parts import GROUPS, PLACES, TABLES, Part, Turn, parse_part
+from isojax.quantize.parts import GROUPS, PLACES, TABLES, Part, parse_part
 
 _LINE = re.compile(r"\s*([a-z_:]+?)\s*(\[[^\]]*\])?\s*:\s+(.*?)\s*")
 _LAYERS = "as in [0,-1] or [2:5]"
@@ -155,15 +155,10 @@ class Plan:
         return self.at(place, 1)[0]
 
     @property
-    def folds_norms(self) -> bool:
-        """Whether the scales of norms are folded into weights: the residual stream is turned."""
-        part = self.whole("residual")
-        return isinstance(part, Turn) and bool(part.coordinates.stages)
-
-    @property
     def places(self) -> set[str]:
-        """All places that its rules name."""
-        return {p for rule in self.rules for p in GROUPS.get(rule.place, (rule.place,))}
+        """All places that its rules put something at."""
+        rules = [rule for rule in self.rules if rule.part is not None]
+        return {p for rule in rules for p in GROUPS.get(rule.place, (rule.place,))}
 
 
 jax.tree_util.register_dataclass(Rule, ["part"], ["place", "layers"])
