@@ -86,6 +86,20 @@ def logits_of(model, ids=TOKENS):
     return np.asarray(_logits(made, made.config, jnp.asarray(ids)), np.float64)
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def _inputs(quantized, config, ids):
+    sites = tuple(Site(f"input:{s}", i) for s in dict.fromkeys(INPUTS.values()) for i in range(2))
+    hooks = quantized.hooks
+    return forward(quantized.params, config, ids, hooks=hooks, capture=sites).captured
+
+
+def inputs_of(quantized):
+    return _inputs(quantized, quantized.config, jnp.asarray(TOKENS))
+
+
+_gptq = jax.jit(learn.gptq)
+
+
 def made(form, text, key=KEY, base=None):
     plan, model = Plan.parse(text), model_of(form)
     return quantize(key, base or model, plan, calibrate(model, TOKENS, plan))
@@ -158,17 +172,9 @@ def test_what_merges_does_not_run(text):
 def test_transforms_stand_where_they_should():
     """The input of down_proj is the plain one through the whole chain, as a quantizer sees it."""
     got = made("llama", "input:down_proj: standardize@random_permutation@block_hadamard:8")
-    model, sites = model_of("llama"), (Site("input:down_proj", 1),)
-
-    def run(params, hooks):
-        return forward(params, model.config, jnp.asarray(TOKENS), hooks=hooks, capture=sites)
-
-    seen = [
-        run(params, hooks).captured[sites[0].kind][0]
-        for params, hooks in ((model.params, unquantized(model).hooks), (got.params, got.hooks))
-    ]
-    turn = got.shared["input:down_proj"][1]
-    assert_allclose(turn.apply(seen[0]), seen[1], atol=2e-4 * float(jnp.abs(seen[1]).max()))
+    before, after = (inputs_of(m)["input:down_proj"] for m in (unquantized(model_of("llama")), got))
+    for i, turn in enumerate(got.shared["input:down_proj"]):
+        assert_allclose(turn.apply(before[i]), after[i], atol=2e-4 * float(jnp.abs(after).max()))
 
 
 def refuses(words, form, text, base=None):
@@ -218,12 +224,12 @@ def test_narrowed_rules_change_those_layers_alone(layers, text):
             assert_array_equal(got[i], want[i])
         assert all((codes[i] is not None) == (i in named) for codes in some.codes.values())
         x = jax.random.normal(KEY, (2, 5, 64))
-        for site, each in some.inputs.items():
-            run_ = lambda m, s=site, i=i: m.hooks.activation(s, jnp.asarray(i), x)  # noqa: E731
-            assert_array_equal(run_(some), run_(all_) if i in named else x)
+        at = jnp.asarray(i)
+        for site in some.inputs:
+            want = all_.hooks.activation(site, at, x) if i in named else x
+            assert_array_equal(some.hooks.activation(site, at, x), want)
         if some.turn is not None:
             k = jax.random.normal(KEY, (2, 5, 2, 16))
-            at = jnp.asarray(i)
             want = all_.hooks.key(at, k) if i in named else k
             assert_array_equal(some.hooks.key(at, k), want)
 
@@ -391,31 +397,24 @@ def test_numbers_of_a_plan_are_swept_as_in_a_loop():
     assert abs(float(swept[0] - swept[1])) > 1e-5
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
 @pytest.mark.parametrize(
     "turns",
     ["input:down_proj: mass_diff@block_hadamard:8", "input: smooth@hadamard; residual: hadamard",
      "input: smooth", "values: haar; input: haar"],
 )  # fmt: skip
-def test_weights_are_rounded_as_if_all_else_were_merged_first(turns, rounding):
+def test_weights_are_rounded_as_if_all_else_were_merged_first(turns):
     """Hessians that are turned with the inputs are those of the turned model's own inputs."""
-    got = made("llama", f"{turns}\nweight: absmax bits=4 rounding={rounding}")
+    got = made("llama", f"{turns}\nweight: absmax bits=4 rounding=gptq")
     turned = made("llama", turns)
-    sites = tuple(Site(f"input:{s}", i) for s in dict.fromkeys(INPUTS.values()) for i in range(2))
-    seen = forward(
-        turned.params, turned.config, jnp.asarray(TOKENS), hooks=turned.hooks, capture=sites
-    ).captured
-    levels = quantizers.absmax(4, "token")
+    seen, levels = inputs_of(turned), quantizers.absmax(4, "token")
     for name in WEIGHTS:
         x, kernel = seen[f"input:{INPUTS[name]}"], turned.params["layers"][name]["kernel"]
         for i in range(2):
             moment = learn.second_moment(x[i].reshape(-1, x.shape[-1]))
-            rounds = learn.gptq if rounding == "gptq" else learn.nearest
-            want = levels.decode(rounds(kernel[i], moment, levels)).T
-            same = jnp.isclose(got.params["layers"][name]["kernel"][i], want, atol=1e-4)
-            assert same.mean() > 0.98, name
-            own_codes = levels.decode(got.codes[name][i]).T
-            assert_allclose(got.params["layers"][name]["kernel"][i], own_codes, atol=1e-5)
+            want = levels.decode(_gptq(kernel[i], moment, levels)).T
+            rounded = got.params["layers"][name]["kernel"][i]
+            assert jnp.isclose(rounded, want, atol=1e-4).mean() > 0.98, name
+            assert_allclose(rounded, levels.decode(got.codes[name][i]).T, atol=1e-5)
 
 
 def test_gptq_loses_less_than_rounding_to_nearest():

@@ -16,7 +16,8 @@ class Samples:
     """Calibration vectors of one place, and what is known of those that read them.
 
     Attributes:
-        x: vectors [n, d] (a batch of them for `vmap` has leading axes), or None where nothing that is fitted needs them.
+        x: vectors [n, d], or None where nothing that is fitted needs them; leading axes are those
+            of a batch, for `vmap`.
         metric: S [d, d], in which errors count as e S e^T, or None: the second moment of the
             queries that read keys; of values and inputs, W W^T over the weights that read them.
         weight: the weights that read the vectors as x @ weight, [d, o], or None.

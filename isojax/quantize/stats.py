@@ -63,7 +63,7 @@ def write_layer(folder: Path, number: int, layer: Mapping[str, Any]) -> None:
     for name, value in layer.items():
         value = np.asarray(value)
         # NumPy's files do not know bfloat16
-        value = value if value.dtype.isbuiltin else value.astype(np.float32)
+        value = value if value.dtype.isbuiltin == 1 else value.astype(np.float32)
         np.save(place / (name.replace(":", "-") + ".npy"), value)
 
 
