@@ -57,6 +57,9 @@ class Member:
             if name not in self.arguments or name in given:
                 raise ValueError(f"{self.name} takes {self._allowed()}; got {name}={value}.")
             given[name] = value
+        for name, value in given.items():
+            if type(value) is int and self._kind(name) == "float":
+                given[name] = float(value)
         kept = []
         for name, argument in self.arguments.items():
             if name in given and not _same(given[name], argument.default):
@@ -73,7 +76,10 @@ class Member:
             if equals:
                 named[name] = self._value(name, text)
             elif named:
-                raise ValueError(f"{self.name}: values must come before {name}=..., got {field!r}.")
+                first = next(iter(named))
+                raise ValueError(
+                    f"{self.name}: values must come before {first}=..., got {field!r}."
+                )
             else:
                 place = len(values)
                 at = list(self.arguments)[place] if place < len(self.arguments) else ""
@@ -87,11 +93,19 @@ class Member:
     def _value(self, name: str, text: str) -> Any:
         if name not in self.arguments:
             raise ValueError(f"{self.name} takes {self._allowed()}; got {name}={text}.")
-        kind = str(self.arguments[name].annotation).partition(" ")[0]
+        kind = self._kind(name)
         try:
             return _KINDS.get(kind, str)(text)
         except (KeyError, ValueError):
             raise ValueError(f"{self.name}: {name} must be of type {kind}, got {text!r}.") from None
+
+    def _kind(self, name: str) -> str:
+        """Of an argument: the first word of its annotation, or the type of its default."""
+        argument = self.arguments[name]
+        if argument.annotation is argument.empty:
+            return type(argument.default).__name__
+        kind = argument.annotation
+        return (kind if isinstance(kind, str) else inspect.formatannotation(kind)).partition(" ")[0]
 
     def _allowed(self) -> str:
         shown = [
@@ -123,8 +137,18 @@ class Stage:
         return defaults | dict(self.given)
 
     def __call__(self, *args: Any) -> Any:
-        """The function, on what its family gives it."""
-        return self.member.make(*args, **dict(self.given))
+        """The function, on what its family gives it.
+
+        Raises:
+            ValueError: one from outside raises something.
+        """
+        try:
+            return self.member.make(*args, **dict(self.given))
+        except Exception as error:
+            if ":" not in self.name:
+                raise
+            first = str(error).partition("\n")[0]
+            raise ValueError(f"{self.name} raised {type(error).__name__}: {first}") from error
 
     def __str__(self) -> str:
         order, shown, positional = list(self.member.arguments), [self.name], True
@@ -195,16 +219,22 @@ class Family:
 
     def _load(self, module: str, name: str) -> Member:
         try:
-            make = getattr(importlib.import_module(module), name)
-        except AttributeError:
-            raise ValueError(f"{self.kind}: module {module} has no {name}.") from None
+            found = importlib.import_module(module)
+        except Exception as error:
+            raise ValueError(
+                f"{self.kind}: module {module} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        if not hasattr(found, name):
+            raise ValueError(f"{self.kind}: module {module} has no {name}.")
+        make = getattr(found, name)
         if not callable(make):
             raise ValueError(f"{self.kind} {module}:{name} must be a function, got {make!r}.")
         return self._made(f"{module}:{name}", make, {})
 
     def _made(self, name: str, make: Any, facts: dict[str, Any]) -> Member:
-        own = list(inspect.signature(make).parameters.items())[self.shared :]
-        return Member(name, make, dict(own), facts)
+        every = list(inspect.signature(make).parameters.items())[self.shared :]
+        own = {n: a for n, a in every if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)}
+        return Member(name, make, own, facts)
 
 
 def _is_module(name: str) -> bool:

@@ -16,7 +16,8 @@ class Samples:
     """Calibration vectors of one place, and what is known of those that read them.
 
     Attributes:
-        x: vectors [n, d], or None where nothing that is fitted needs them.
+        x: vectors [n, d], or None where nothing that is fitted needs them; leading axes are those
+            of a batch, for `vmap`.
         metric: S [d, d], in which errors count as e S e^T, or None: the second moment of the
             queries that read keys; of values and inputs, W W^T over the weights that read them.
         weight: the weights that read the vectors as x @ weight, [d, o], or None.
@@ -26,9 +27,9 @@ class Samples:
         bits: bits per element of the codes that they will have, 0 where that is not known.
     """
 
-    x: Float[Array, "n d"] | None
-    metric: Float[Array, "d d"] | None = None
-    weight: Float[Array, "d o"] | None = None
+    x: Float[Array, "*heads n d"] | None
+    metric: Float[Array, "*heads d d"] | None = None
+    weight: Float[Array, "*heads d o"] | None = None
     learned: Any = None
     size: int = static(default=0)
     block: int = static(default=0)
@@ -40,7 +41,7 @@ class Samples:
         return self.size or self.vectors.shape[-1]
 
     @property
-    def vectors(self) -> Float[Array, "n d"]:
+    def vectors(self) -> Float[Array, "*heads n d"]:
         """`x`, in fp32.
 
         Raises:

@@ -68,7 +68,10 @@ class StoreRecipe:
         Raises:
             ValueError: there is no such setting, or it has no such value.
         """
-        first, *settings = text.split()
+        first, *settings = text.split() or [""]
+        for setting in settings:
+            if "=" not in setting:
+                raise ValueError(f"settings must be name=value, got {setting!r}.")
         return cls.of(Recipe.parse(first), dict(s.split("=", 1) for s in settings))
 
     @classmethod

@@ -56,21 +56,22 @@ def calibrate(
     plans = [plan] if isinstance(plan, Plan) else list(plan)
     number = model.config.num_hidden_layers
     wanted = [
-        tuple(sorted(set().union(*(needed(p.layer(i, number)) for p in plans))))
+        tuple(sorted(set().union(*(needed(_parts(p, i, number)) for p in plans))))
         for i in range(number)
     ]
     if not any(wanted):
         return Stats(({},) * number)
     params, config = model.params, model.config
     size = check_positive("samples", samples) // windows.shape[1]
-    kept = np.unique(np.linspace(0, len(windows) - 1, min(max(size, 1), len(windows))).round())
+    kept = np.linspace(0, len(windows) - 1, min(max(size, 1), len(windows))).round()
+    kept = set(kept.astype(int).tolist())
     if cache is None:
-        return Stats(tuple(_layers(params, config, windows, wanted, set(kept.astype(int)))))
-    folder = Path(cache) / _fingerprint(params, config, windows, wanted, kept)
+        return Stats(tuple(_layers(params, config, windows, wanted, kept)))
+    folder = Path(cache) / _fingerprint(params, config, windows, wanted, sorted(kept))
     if not folder.exists():
         Path(cache).mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(suffix=".partial", dir=cache))
-        found = _layers(params, config, windows, wanted, set(kept.astype(int)))
+        found = _layers(params, config, windows, wanted, kept)
         for i, layer in enumerate(found):
             write_layer(partial, i, layer)
         finish(partial, folder, number)
@@ -83,6 +84,7 @@ def _layers(
     """The statistics of each layer in turn."""
     last = max(i for i, names in enumerate(wanted) if names)
     with tempfile.TemporaryDirectory(prefix="isojax-") as folder:
+        dtype = np.dtype(params["embedding"].dtype)
         streams = [Path(folder) / f"{i}.npy" for i in range(len(windows))]
         for ids, path in zip(windows, streams, strict=True):
             np.save(path, np.asarray(params["embedding"][jnp.asarray(ids)])[None])
@@ -97,7 +99,7 @@ def _layers(
             seen: dict[str, list[np.ndarray]] = {kind: [] for kind in samples}
             for number, path in enumerate(streams):
                 keep = samples if number in kept else ()
-                x = jnp.asarray(np.load(path))
+                x = jnp.asarray(np.load(path).view(dtype))  # files do not know bfloat16
                 x, totals, captured = _step(layer, config, x, totals, moments, keep)
                 np.save(path, np.asarray(x))
                 for kind in keep:
@@ -132,11 +134,16 @@ def _gram(x: Array, config: ModelConfig) -> Float[Array, "*g d d"]:
     return jax.vmap(lambda x: learn.gram(x).total)(by_head) / by_head.shape[2]
 
 
+def _parts(plan: Plan, layer: int, layers: int) -> dict[str, Any]:
+    """What stands in a layer, and what the residual stream of all is turned by."""
+    turn = plan.whole("residual")
+    return plan.layer(layer, layers) | ({} if turn is None else {"residual": turn})
+
+
 def _fingerprint(params: Any, config: Any, windows: np.ndarray, *rest: Any) -> str:
     """A name for statistics: model, texts and what is asked for."""
     print_ = hashlib.sha256(repr((config, rest)).encode())
     print_.update(windows.tobytes())
     for leaf in jax.tree.leaves(params):
-        few = leaf.ravel()[:: max(1, leaf.size // 64)]
-        print_.update(np.asarray(few).tobytes() + str(leaf.shape).encode())
+        print_.update(np.ascontiguousarray(leaf).view(np.uint8))
     return print_.hexdigest()[:16]

@@ -19,7 +19,7 @@ from isojax.codec import Codec
 from isojax.models import ModelConfig
 from isojax.models.hooks import INPUTS
 from isojax.models.rope import rope_frequencies
-from isojax.quantize.parts import SITES, Cached, Part, Weight
+from isojax.quantize.parts import NORMS, SITES, Cached, Part, Weight
 from isojax.quantize.quantized import layer_of
 from isojax.quantizers import Codes
 from isojax.recipes import Recipe
@@ -35,7 +35,25 @@ from isojax.transforms import (
 )
 
 MOST = 2**15  # vectors of the residual stream that coordinates are fitted on
-NORMS = {"q_proj": "input_norm", "gate_proj": "post_norm"}
+
+
+@pytree
+class Past:
+    """What a layer has been through before a plan.
+
+    Attributes:
+        residual: what the residual stream is turned by.
+        values: what values are turned by, leaves lead with [kv_heads].
+        through: by input, see `Made`.
+        codes: of weights that are rounded, by name.
+        turn: of queries and keys.
+    """
+
+    residual: Transform | None
+    values: Any
+    through: dict[str, Transform]
+    codes: dict[str, Codes]
+    turn: Transform | None
 
 
 @pytree
@@ -45,6 +63,7 @@ class Made:
     Attributes:
         params: those that change, by name.
         inputs: by input, the codec that it passes through.
+        through: by input, all transforms behind the norm, or behind what writes it.
         codes: of weights, by name.
         turned: of values, for each key head, merged.
         turn: of queries and keys.
@@ -54,6 +73,7 @@ class Made:
 
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     inputs: dict[str, Codec] = dataclasses.field(default_factory=dict)
+    through: dict[str, Transform] = dataclasses.field(default_factory=dict)
     codes: dict[str, Codes] = dataclasses.field(default_factory=dict)
     turned: Any = None
     turn: Transform | None = None
@@ -64,10 +84,8 @@ class Made:
 def make_layer(
     keys: Mapping[str, Key[Array, ""]],
     layer: Mapping[str, Any],
-    stats: Mapping[str, Array],
-    residual: Transform | None,
-    values: Transform | None,
-    codes: Mapping[str, Codes | None],
+    stats: Mapping[str, Any],
+    past: Past,
     *,
     parts: Mapping[str, Part],
     config: ModelConfig,
@@ -78,13 +96,11 @@ def make_layer(
         keys: by place.
         layer: its parameters; the residual stream is turned already.
         stats: see `Stats`.
-        residual: what it is turned by.
-        values: what values are turned by already, leaves lead with [kv_heads].
-        codes: of weights that are rounded already.
+        past: what it has been through.
         parts: what stands where.
         config: of the decoder.
     """
-    maker, at = _Maker(layer, stats, residual, values, codes, config), dict(parts)
+    maker, at = _Maker(layer, stats, past, config), dict(parts)
     metric = None
     if "values" in at:
         maker.turn_values(keys["values"], at["values"])
@@ -102,8 +118,10 @@ def make_layer(
         maker.store_keys(keys["cache:keys"], at["cache:keys"])
     if "cache:values" in at:
         maker.store_values(keys["cache:values"], at["cache:values"], metric)
+    through = {site: t for site, t in maker.through.items() if f"input:{site}" in at}
+    turn = maker.turn if "queries_keys" in at else None
     return Made(
-        maker.changed, maker.inputs, maker.rounded, maker.turned, maker.turn, maker.keys,
+        maker.changed, maker.inputs, through, maker.rounded, maker.turned, turn, maker.keys,
         maker.stored_values,
     )  # fmt: skip
 
@@ -111,17 +129,15 @@ def make_layer(
 class _Maker:
     """A layer on its way: its parameters so far, and what its vectors have been through."""
 
-    def __init__(
-        self, layer: Any, stats: Any, residual: Any, values: Any, codes: Any, config: ModelConfig
-    ) -> None:
-        self.layer, self.stats, self.codes, self.config = dict(layer), stats, codes, config
+    def __init__(self, layer: Any, stats: Any, past: Past, config: ModelConfig) -> None:
+        self.layer, self.stats, self.codes, self.config = dict(layer), stats, past.codes, config
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
-        self.residual, self.values = residual, values
+        self.residual, self.values, self.turn = past.residual, past.values, past.turn
         self.changed: dict[str, Any] = {}
         self.inputs: dict[str, Codec] = {}
-        self.through: dict[str, Transform] = {}
+        self.through: dict[str, Transform] = dict(past.through)
         self.rounded: dict[str, Codes] = {}
-        self.turned = self.turn = self.keys = self.stored_values = None
+        self.turned = self.keys = self.stored_values = None
 
     def turn_values(self, key: Array, part: Any) -> None:
         """Turn the values of each key head, and undo it in what o_proj reads."""
@@ -134,7 +150,7 @@ class _Maker:
         samples = Samples(x, metric, learned=learned, size=self.config.head_dim)
         keys = jax.random.split(key, self.groups)
         turn = _fitted(keys, samples, Recipe(part.coordinates), 0, heads=True).transform
-        _keeps_length("values", part.coordinates, turn)
+        keeps_length("values", part.coordinates, turn)
         self.refuse_rounded("values", "v_proj", "o_proj")
         self.write("v_proj", BlockDiagonal(turn, self.groups))
         self.read("o_proj", self.for_all_heads(turn))
@@ -154,7 +170,7 @@ class _Maker:
         learned = self.stats.get(f"learned:input:{site}")
         samples = dataclasses.replace(samples, learned=learned)
         codec = _fitted(key, samples, part.recipe, part.bits)
-        _keeps_length(f"input:{site}", coordinates, codec.transform)
+        keeps_length(f"input:{site}", coordinates, codec.transform)
         merged, online = _split(codec.transform, site)
         for transform in merged:
             self.merge(site, transform)
@@ -162,7 +178,8 @@ class _Maker:
             self.refuse_rounded(f"input:{site}", *readers)
             for name in readers:
                 self.read(name, codec.transform)
-            self.through[site] = codec.transform
+        # the scale of the norm has what merged into it
+        self.through[site] = online if site in NORMS else codec.transform
         if not isinstance(online, Identity) or part.recipe.levels.member.name != "none":
             self.inputs[f"input:{site}"] = dataclasses.replace(codec, transform=online)
 
@@ -201,7 +218,7 @@ class _Maker:
         metric = self.statistic("moment:query").mean(0) if "metric" in needs else None
         samples = Samples(x, metric, learned=self.stats.get("learned:queries_keys"), size=size)
         turn = _fitted(key, samples, Recipe(part.coordinates), 0).transform
-        _keeps_length("queries_keys", part.coordinates, turn)
+        keeps_length("queries_keys", part.coordinates, turn)
         self.turn = None if isinstance(turn, Identity) else turn
 
     def store_keys(self, key: Array, part: Any) -> None:
@@ -230,7 +247,10 @@ class _Maker:
 
     def value_metric(self) -> Float[Array, "g d d"]:
         """How o_proj measures an error in the values of each key head: W W^T, a mean over heads."""
-        return _output_moment(self.kernel("o_proj"), self.groups, self.config.head_dim)
+        kernel = self.kernel("o_proj")
+        if "o_proj" in self.through:
+            kernel = _read_through(self.through["o_proj"].inverse, kernel)
+        return _output_moment(kernel, self.groups, self.config.head_dim)
 
     def before(self, site: str) -> Transform | None:
         """What an input has been through on its way from where statistics are taken."""
@@ -363,7 +383,8 @@ def _split(transform: Transform, site: str) -> tuple[list[Transform], Transform]
     return merged, functools.reduce(operator.matmul, rest) if rest else identity(transform.dim)
 
 
-def _keeps_length(place: str, coordinates: Any, transform: Transform) -> None:
+def keeps_length(place: str, coordinates: Any, transform: Transform) -> None:
+    """Raise `ValueError` for a padded transform, which cannot merge."""
     if transform.out_dim != transform.dim:
         raise ValueError(
             f"{place} must keep its length {transform.dim}, got {coordinates} to "

@@ -15,6 +15,8 @@ from isojax.recipes import Coordinates, Recipe
 
 SITES = tuple(dict.fromkeys(INPUTS.values()))
 """Projections that name an input: q (k and v read it too), o, gate (up reads it too), down."""
+NORMS = {"q_proj": "input_norm", "gate_proj": "post_norm"}
+"""Norms that write an input; the statistics of these are taken before their scale."""
 TURNS = ("residual", "values", "queries_keys")
 INPUT_PLACES = tuple(f"input:{site}" for site in SITES)
 WEIGHT_PLACES = tuple(f"weight:{name}" for name in INPUTS)
@@ -128,6 +130,8 @@ def parse_part(place: str, text: str) -> Part:
         return Input(recipe, bits)
     rounding = ROUNDINGS.parse(settings.pop("rounding", "nearest"))
     _only(place, settings, ("bits", "rounding"))
+    if place in TABLES:  # nothing is known of what meets them
+        check_choice(f"rounding of {place}", rounding.name, ("nearest",))
     return Weight(recipe, bits, rounding)
 
 

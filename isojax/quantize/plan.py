@@ -24,9 +24,10 @@ from typing import Any
 import jax
 
 from isojax.models.hooks import INPUTS
-from isojax.quantize.parts import GROUPS, PLACES, TABLES, Part, Turn, parse_part
+from isojax.quantize.parts import GROUPS, PLACES, TABLES, Part, parse_part
 
-_LINE = re.compile(r"\s*([a-z_:]+?)\s*(?:\[([^\]]*)\])?\s*:\s+(.*?)\s*")
+_LINE = re.compile(r"\s*([a-z_:]+?)\s*(\[[^\]]*\])?\s*:\s+(.*?)\s*")
+_LAYERS = "as in [0,-1] or [2:5]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +62,13 @@ class Rule:
             known = (*PLACES, *GROUPS)
             near = difflib.get_close_matches(place, known, n=3) or known
             raise ValueError(f"place must be one of {', '.join(near)}; got {place!r}.")
-        layers = layers.replace(" ", "")
+        if layers:
+            layers = layers[1:-1].replace(" ", "")
+            _indices(layers, 1)
+            if not layers:
+                raise ValueError(f"layers must be {_LAYERS}, got [].")
         if layers and place in ("residual", *TABLES):
             raise ValueError(f"{place} is one for all layers, got {place}[{layers}].")
-        _indices(layers, 1)
         part = None if rest == "none" else parse_part(GROUPS.get(place, (place,))[0], rest)
         return cls(place, part, layers)
 
@@ -152,15 +156,10 @@ class Plan:
         return self.at(place, 1)[0]
 
     @property
-    def folds_norms(self) -> bool:
-        """Whether the scales of norms are folded into weights: the residual stream is turned."""
-        part = self.whole("residual")
-        return isinstance(part, Turn) and bool(part.coordinates.stages)
-
-    @property
     def places(self) -> set[str]:
-        """All places that its rules name."""
-        return {p for rule in self.rules for p in GROUPS.get(rule.place, (rule.place,))}
+        """All places that its rules put something at."""
+        rules = [rule for rule in self.rules if rule.part is not None]
+        return {p for rule in rules for p in GROUPS.get(rule.place, (rule.place,))}
 
 
 jax.tree_util.register_dataclass(Rule, ["part"], ["place", "layers"])
@@ -175,10 +174,10 @@ def _indices(text: str, layers: int, check: bool = False) -> set[int]:
         bounds = item.split(":")
         try:
             numbers = [int(b) if b else None for b in bounds]
-            if len(numbers) > 3 or (len(numbers) == 1 and numbers[0] is None):
+            if len(numbers) > 3 or numbers in ([None], [*numbers[:2], 0]):
                 raise ValueError
         except ValueError:
-            raise ValueError(f"layers must be as in [0,-1] or [2:5], got [{text}].") from None
+            raise ValueError(f"layers must be {_LAYERS}, got [{text}].") from None
         if len(numbers) > 1:
             found.update(range(layers)[slice(*numbers)])
         elif check and not -layers <= int(numbers[0] or 0) < layers:

@@ -9,8 +9,8 @@ import jax
 from jaxtyping import Array, Key
 
 from isojax.models import LanguageModel, fold_norms, rotate_residual
-from isojax.quantize.layer import Made, make_layer, pooled, rounded
-from isojax.quantize.parts import PLACES, TABLES, Turn, Weight
+from isojax.quantize.layer import Made, Past, keeps_length, make_layer, pooled, rounded
+from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import Quantized, by_layer, layer_of, stacked
 from isojax.quantize.stats import Stats
@@ -50,7 +50,6 @@ def quantize(
     if len(statistics) != number:
         raise ValueError(f"stats must be of {number} layers, got {len(statistics)}.")
     base = _turn_residual(keys["residual"], base, plan, stats)
-    residual = base.shared.get("residual")
     made: list[Made] = []
     for i in range(number):
         parts = plan.layer(i, number)
@@ -58,10 +57,7 @@ def quantize(
             made.append(Made())
             continue
         own = {p: jax.random.split(keys[p], number)[i] for p in parts}
-        values = base.shared.get("values", (None,) * number)[i]
-        codes = {name: each[i] for name, each in base.codes.items()}
-        layer = layer_of(base.params["layers"], i)
-        given = (own, layer, statistics[i], residual, values, codes)
+        given = (own, layer_of(base.params["layers"], i), statistics[i], _past(base, i))
         made.append(make_layer(*given, parts=parts, config=base.config))
     return _tables(keys, _joined(base, made), plan)
 
@@ -72,15 +68,29 @@ def unquantized(model: LanguageModel) -> Quantized:
 
 
 def _check(plan: Plan, base: Quantized) -> None:
-    taken = {f"weight:{name}" for name in base.codes} | set(base.inputs)
-    taken |= {name for name in ("residual", "values") if name in base.shared}
-    taken |= {"queries_keys"} if base.turn is not None else set()
+    taken = {name if name in TABLES else f"weight:{name}" for name in base.codes}
+    taken |= set(base.shared) | ({"queries_keys"} if base.turn is not None else set())
     taken |= {f"cache:{side}" for side in ("keys", "values") if getattr(base, side) is not None}
     again = sorted(taken & plan.places)
     if again:
         raise ValueError(f"the model is quantized at {', '.join(again)} already.")
-    if "residual" in plan.places and (base.codes or base.inputs):
+    if "residual" in plan.places and (base.codes or taken & set(INPUT_PLACES)):
         raise ValueError("residual must be turned before weights or inputs are quantized.")
+    for place, later in (
+        ("values", "input:o_proj"), ("values", "cache:values"), ("queries_keys", "cache:keys"),
+    ):  # fmt: skip
+        if place in plan.places and later in taken:
+            raise ValueError(f"{place} must be turned before {later} is quantized.")
+
+
+def _past(base: Quantized, number: int) -> Past:
+    """What a layer has been through."""
+    each = {name: found[number] for name, found in base.shared.items() if name != "residual"}
+    through = {name.partition(":")[2]: each[name] for name in INPUT_PLACES if each.get(name)}
+    codes = {n: found[number] for n, found in base.codes.items() if n not in TABLES}
+    codes = {name: found for name, found in codes.items() if found is not None}
+    turn = None if base.turn is None else base.turn.of(number)
+    return Past(base.shared.get("residual"), each.get("values"), through, codes, turn)
 
 
 def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Quantized:
@@ -91,7 +101,8 @@ def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Qua
     samples = pooled(stats.layers, config.hidden_size, part.coordinates.needs)
     samples = dataclasses.replace(samples, learned=stats.whole.get("learned:residual"))
     transform = part.coordinates.fit(key, samples)
-    if not transform.isometry or transform.out_dim != transform.dim:
+    keeps_length("residual", part.coordinates, transform)
+    if not transform.isometry:
         raise ValueError(
             "residual must be turned by an isometry, since RMSNorm commutes with no other "
             f"transform; got {part.coordinates}."
@@ -119,6 +130,8 @@ def _joined(base: Quantized, made: list[Made]) -> Quantized:
     shared = dict(base.shared)
     if any(m.turned is not None for m in made):
         shared["values"] = tuple(m.turned for m in made)
+    for site in sorted(set().union(*(m.through for m in made))):
+        shared[f"input:{site}"] = tuple(m.through.get(site) for m in made)
     turn = by_layer([m.turn for m in made])
     sides = {}
     for side in ("keys", "values"):

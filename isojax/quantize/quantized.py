@@ -32,6 +32,12 @@ class ByLayer:
     group: tuple[int, ...] = static()
     place: tuple[int, ...] = static()
 
+    def of(self, number: int) -> Any:
+        """What a layer has, or None."""
+        if self.group[number] < 0:
+            return None
+        return layer_of(self.stacks[self.group[number]], self.place[number])
+
     def apply(self, layer: Layer, x: Array, do: Callable[[Any, Array], Array]) -> Array:
         """`do(what the layer has, x)`, or `x` where it has nothing; `layer` may be traced."""
 
@@ -87,7 +93,8 @@ class Quantized:
         keys: how keys are stored, or None to keep them as they are.
         values: how values are stored.
         codes: of the weights that are quantized, by name, [layers] each.
-        shared: transforms merged into all weights: `residual`, and `values` of each layer.
+        shared: transforms that weights are turned by: `residual`, and of each layer `values` and
+            inputs, these behind the norm or what writes them.
         config: of the decoder.
     """
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from isojax._core.pytree import pytree
 from isojax.models.hooks import INPUTS
-from isojax.quantize.parts import Cached, Input, Part, Turn, Weight
+from isojax.quantize.parts import NORMS, Cached, Input, Part, Turn, Weight
 
 
 @pytree
@@ -45,6 +45,9 @@ def needed(parts: Mapping[str, Part]) -> set[str]:
             fitted = part.rounding.member.facts.get("fitted", ("moment",))
             if "moment" in fitted or "metric" in part.recipe.needs:
                 found |= {f"moment:{site}"}
+        elif isinstance(part, Turn) and place == "residual":
+            if "x" in part.coordinates.needs:
+                found |= {f"samples:input:{site}" for site in NORMS}
         else:
             side = "value" if name == "values" or kind == "values" else "key"
             needs = (part.coordinates if isinstance(part, Turn) else part.recipe.recipe).needs
@@ -61,7 +64,10 @@ def write_layer(folder: Path, number: int, layer: Mapping[str, Any]) -> None:
     place = folder / str(number)
     place.mkdir(parents=True, exist_ok=True)
     for name, value in layer.items():
-        np.save(place / (name.replace(":", "-") + ".npy"), np.asarray(value))
+        value = np.asarray(value)
+        # NumPy's files do not know bfloat16
+        value = value if value.dtype.isbuiltin == 1 else value.astype(np.float32)
+        np.save(place / (name.replace(":", "-") + ".npy"), value)
 
 
 def finish(partial: Path, folder: Path, layers: int) -> None:
