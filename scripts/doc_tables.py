@@ -7,9 +7,9 @@ import re
 import statistics
 from typing import Any
 
-from experiments import compare_report
 from experiments.block_rotation.points import LABELS
 from experiments.block_rotation.report import by_parts
+from experiments.compare import report as compare_report
 from experiments.end_to_end.report import COLUMNS
 from experiments.end_to_end.report import lines as learned_lines
 from isojax.report import Row, Stat, against, complete, markdown, paired, pivot, select, summarize

@@ -30,18 +30,39 @@ UNITS = {
 # metric -> its unit, where rows have a wrong one
 UNITS_OF = {
     "kl": "nats per token",
-    "kv_delta_nll": "nats per token",
-    "w4a4_delta_nll": "nats per token",
-    "kv_bits": "bits per element",
+    "delta_nll": "nats per token",
+    "rate_bits": "bits per element",
     "bytes_per_token": "bytes per token",
     "compiles": "count",
 }
 # (experiment or "*", old metric) -> new metric
 METRICS: dict[tuple[str, str], str] = {("end_to_end", "kl"): "kl_mean"}
 # (experiment or "*", old key) -> new key
-KEYS: dict[tuple[str, str], str] = {("end_to_end", "start"): "coordinates"}
+KEYS: dict[tuple[str, str], str] = {
+    ("end_to_end", "start"): "coordinates",
+    ("alignment", "coder"): "coding",
+    ("alignment", "transform"): "coordinates",
+    ("compare", "method"): "coordinates",
+}
 # (experiment or "*", key as of today) -> {old value: new value}
-VALUES: dict[tuple[str, str], dict[Any, Any]] = {}
+VALUES: dict[tuple[str, str], dict[Any, Any]] = {
+    ("compare", "coordinates"): {
+        "massdiff@block_hadamard:32": "mass_diff@block_hadamard:32",
+        "massdiff@quaternion_full": "mass_diff@quaternion_full",
+    },
+}
+# (experiment, key as of today, old value) -> what stands in its place
+REPLACED: dict[tuple[str, str, Any], dict[str, Any]] = {
+    ("compare", "coordinates", "none"): {"setting": "exact"},
+    ("compare", "coordinates", "zero"): {"quantizer": "zero"},
+    ("compare", "coordinates", "gaussian_noise"): {"quantizer": "gaussian_noise"},
+}
+# (experiment, old metric) -> new metric, and what joins the configuration
+SPLIT: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("compare", "kv_delta_nll"): ("delta_nll", {"setting": "KV3"}),
+    ("compare", "kv_bits"): ("rate_bits", {"setting": "KV3"}),
+    ("compare", "w4a4_delta_nll"): ("delta_nll", {"setting": "W4A4"}),
+}
 
 PERMUTATIONS = {
     "random": "random_permutation", "massdiff": "mass_diff", "coactivation": "co_activation",
@@ -103,13 +124,19 @@ def migrated(row: dict[str, Any], full: int = 0) -> dict[str, Any]:
     def named(table: dict[tuple[str, str], Any], name: str, default: Any) -> Any:
         return table.get((experiment, name), table.get(("*", name), default))
 
-    metric = named(METRICS, row["metric"], row["metric"])
+    metric, joins = SPLIT.get((experiment, row["metric"]), (row["metric"], {}))
+    metric = named(METRICS, metric, metric)
     config = {named(KEYS, key, key): value for key, value in row["config"].items()}
     if len(config) < len(row["config"]):
         raise SystemExit(f"two keys of a row get one name: {row['config']}.")
     config = {key: named(VALUES, key, {}).get(value, value) for key, value in config.items()}
     if experiment in REWRITES:
         config = REWRITES[experiment](config, full)
+    for key, value in list(config.items()):
+        if (experiment, key, value) in REPLACED:
+            del config[key]
+            config |= REPLACED[experiment, key, value]
+    config |= joins
     unit = UNITS_OF.get(metric, UNITS.get(row["unit"], row["unit"]))
     return row | {"config": config, "metric": metric, "unit": unit}
 

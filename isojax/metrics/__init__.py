@@ -14,6 +14,7 @@ from isojax.metrics.block_mass import mass_imbalance as mass_imbalance
 from isojax.metrics.block_mass import rotation_bound as rotation_bound
 from isojax.metrics.block_mass import suppressed as suppressed
 from isojax.metrics.entropy import code_entropy_bits as code_entropy_bits
+from isojax.metrics.entropy import cross_entropy_bits as cross_entropy_bits
 from isojax.metrics.error import cosine as cosine
 from isojax.metrics.error import mse as mse
 from isojax.metrics.error import nmse as nmse

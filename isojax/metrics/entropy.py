@@ -9,9 +9,11 @@ from jaxtyping import Array, Float, Integer
 from isojax._core.axes import SHARED
 from isojax._core.checks import check_choice, check_positive
 
+BINS = 4096
+
 
 def code_entropy_bits(
-    codes: Integer[Array, "..."], per: str = "tensor", bins: int = 4096
+    codes: Integer[Array, "..."], per: str = "tensor", bins: int = BINS
 ) -> Float[Array, ""]:
     """Plug-in entropy of integer codes, in bits a number: -sum p log2 p of their frequencies.
 
@@ -29,8 +31,7 @@ def code_entropy_bits(
     Raises:
         ValueError: `per` is none of these, `bins` is below one, or `codes` are not integers.
     """
-    if not jnp.issubdtype(codes.dtype, jnp.integer):
-        raise ValueError(f"codes must have an integer dtype, got {codes.dtype}.")
+    _check_integers("codes", codes)
     check_choice("per", per, SHARED)
     check_positive("bins", bins)
     rows = codes.reshape(1, -1) if per == "tensor" else codes.reshape(-1, codes.shape[-1])
@@ -38,3 +39,46 @@ def code_entropy_bits(
     place = jnp.mod(rows.astype(jnp.int32), bins) + bins * jnp.arange(rows.shape[0])[:, None]
     share = jnp.bincount(place.ravel(), length=rows.shape[0] * bins) / rows.shape[1]
     return -jnp.sum(jax.scipy.special.xlogy(share, share)) / rows.shape[0] / jnp.log(2)
+
+
+def cross_entropy_bits(
+    codes: Integer[Array, "m d"],
+    seen: Integer[Array, "n d"],
+    bins: int = BINS,
+    prior: float = 4.0,
+) -> Float[Array, ""]:
+    """Bits per element of `codes` in an entropy code with fixed tables, those of `seen`.
+
+    The mean of -log2 p, where p are the frequencies of `seen`, coordinate by coordinate: at least
+    the entropy of `codes`, and more where their frequencies differ. Codes that were never seen are
+    possible: all `bins` together count as `prior` codes seen.
+
+    Args:
+        codes: integers to be coded.
+        seen: integers that the tables are made from, such as codes of calibration vectors.
+        bins: codes that differ by a multiple of `bins` are counted as one, as in
+            `code_entropy_bits`.
+        prior: weight of the uniform distribution over bins, in codes per coordinate; above 0.
+
+    Raises:
+        ValueError: the two are no integers or differ in length, or `bins` or `prior` is too small.
+
+    References:
+        Krichevsky and Trofimov, "The performance of universal encoding", 1981, of such estimates.
+    """
+    _check_integers("codes", codes)
+    _check_integers("seen", seen)
+    check_positive("bins", bins)
+    if codes.shape[-1] != seen.shape[-1]:
+        raise ValueError(f"codes and seen must be of one length, got {codes.shape}, {seen.shape}.")
+    if not prior > 0:
+        raise ValueError(f"prior must be above 0, got {prior}.")
+    first = bins * jnp.arange(codes.shape[1])
+    count = jnp.bincount((jnp.mod(seen, bins) + first).ravel(), length=bins * codes.shape[1])
+    count = jnp.take(count, jnp.mod(codes, bins) + first)
+    return -jnp.mean(jnp.log2((count + prior / bins) / (len(seen) + prior)))
+
+
+def _check_integers(name: str, codes: Array) -> None:
+    if not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise ValueError(f"{name} must have an integer dtype, got {codes.dtype}.")

@@ -1,0 +1,1 @@
+"""Study: rotation against alignment, by coder and rate."""

@@ -1,0 +1,117 @@
+"""Rotate or align: under which coding, and at which rate, does each win?
+
+    python -m experiments.alignment
+    python -m experiments.alignment --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
+        --calibration-text valid.txt --out results/alignment
+
+Keys and values (a unit is a head), inputs of linear layers and weights are turned into other
+coordinates, coded at 1 to 6 bits per element and compared on vectors that nothing was fitted on (of
+weights, every second output). Rotations: identity, haar, hadamard, learned_rotation (least 3 bit
+absmax error, from Hadamard). Alignment: pca, local_pca (axes of 4 clusters), low_rank (leading
+axes, as many as cost least at 3 bit, and the rest, each rotated), learned_alignment (least rate +
+lambda distortion, from pca). Codings: `fixed`, the same levels for all coordinates and a norm per
+vector; `allocated`, whole bits where they take most of the error away; `entropy`, one step and an
+entropy coder for each coordinate with the frequencies of the calibration text; `lattice`, the same
+with eight neighbours rounded to the lattice E8. All stand beside Shannon's bound for Gaussian
+vectors of the same covariance.
+Sources: Goyal 2001, KurTail (2503.01483), SpinQuant (2405.16406), Balle et al. (1611.01704).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from isojax._core.checks import check_choice, check_positive
+from isojax.report import Entry, Job, Study, fill
+
+from ..common import Calibrated, run
+from .measure import BOUND, CODED, CODINGS, LOOK, Reader, known, random
+from .report import figure, text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Calibrated):
+    """Settings."""
+
+    tensors: tuple[str, ...] = ("key", "value", "input:q_proj", "weight:gate_proj")
+    """key, value, input:NAME or weight:NAME, of linear layers such as q_proj, gate_proj,
+    down_proj."""
+    layers: int = 3
+    """Layers to look at, evenly spaced from the first to the last."""
+    coordinates: tuple[str, ...] = (
+        "identity", "haar", "hadamard", "learned_rotation", "low_rank", "pca", "local_pca",
+        "learned_alignment",
+    )  # fmt: skip
+    """Those above, others of `isojax.recipes` such as mass_diff@block_hadamard:32, or your own,
+    such as mypackage.mymodule:name."""
+    bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
+    """Bits per element."""
+    seeds: int = 5
+    """Seeds of what is drawn or learned."""
+    windows: int = 2
+    """Windows of text, one after the other from its start."""
+    calibration_windows: int = 4
+    """Windows to fit on."""
+
+    def quickened(self) -> dict[str, Any]:  # noqa: D102
+        fewer = {"tensors": ("key", "input:q_proj"), "layers": 2, "bits": (2, 4), "seeds": 2}
+        return fewer | {"coordinates": ("identity", "haar", "pca", "learned_alignment")}
+
+
+def main(config: Config) -> None:
+    """Fit, code, and write what the record does not hold yet."""
+    assert config.out is not None
+    for bits in config.bits:
+        check_choice("bits", bits, range(1, 9))
+    for name in ("seeds", "layers"):
+        check_positive(name, getattr(config, name))
+    for name in ("tensors", "coordinates", "bits"):
+        if not getattr(config, name):
+            raise ValueError(f"{name} must name at least one, got none.")
+    seeds = {
+        name: config.seeds if random(name) else None for name in map(known, config.coordinates)
+    }
+    grows = ("seeds", "tensors", "coordinates", "bits")
+    study = Study("alignment", config.out, config, grows=grows)
+    model, texts, fit_on, base = config.load()
+    last = model.config.num_hidden_layers - 1
+    layers = sorted({round(i) for i in np.linspace(0, last, config.layers)})
+    places = list(itertools.product(config.tensors, layers))
+    reader = Reader(model, fit_on, texts, [f"{tensor}:{layer}" for tensor, layer in places])
+    fill(study, jobs(config.bits, reader, base, places, seeds))
+    study.finish(text(study, base), figure(study, base))
+    print((config.out / "table.md").read_text(encoding="utf-8"))
+
+
+def jobs(
+    bits: tuple[int, ...],
+    reader: Reader,
+    base: dict[str, Any],
+    places: Sequence[tuple[str, int]],
+    seeds: dict[str, int | None],
+) -> Iterator[Job]:
+    """Shannon's bound of each tensor, then each coordinates and seed, at all bits."""
+    for tensor, layer in places:
+        here, title = base | {"tensor": tensor, "layer": layer}, f"{tensor}:{layer}"
+        least = [Entry(here | {"coding": "shannon", "bits": b}, None, BOUND) for b in bits]
+        yield Job(f"{title} bound", least, functools.partial(reader.bound, title))
+        for name, number in seeds.items():
+            own = here | {"coordinates": name}
+            for seed in range(number or 1):
+                entries = [
+                    Entry(own | {"coding": coding, "bits": b}, seed if number else None, CODED)
+                    for b, coding in itertools.product(bits, CODINGS)
+                ]
+                entries.append(Entry(own, seed if number else None, LOOK))
+                measure = functools.partial(reader.coded, title, name, seed, bits)
+                yield Job(f"{title} {name}", entries, measure)
+
+
+if __name__ == "__main__":
+    run(main, Config, "alignment", __doc__)

@@ -1,0 +1,206 @@
+"""What is measured of coordinates: how they lie, and what their codes lose and take."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from isojax import learn, metrics, transforms
+from isojax.models import LanguageModel, capture_tensors
+from isojax.quantizers import Lattice, Quantizer
+from isojax.recipes import Coordinates, Levels, Samples
+from isojax.report import Entry
+
+LOOK = {
+    "kurtosis": "1", "peak_to_rms": "1", "coding_gain_db": "dB", "effective_dims": "1",
+    "top_tenth_energy": "1",
+}  # fmt: skip
+CODED = {"nmse": "1", "rate_bits": "bits per element"}
+BOUND = {"nmse": "1"}
+CODINGS = {
+    name: Levels.parse(levels)
+    for name, levels in (
+        ("fixed", "lloyd_max:fitted"), ("allocated", "lloyd_max:fitted_channel:greedy"),
+        ("entropy", "ecsq"), ("lattice", "e8"),
+    )
+}  # fmt: skip
+LOCAL = "local_pca"  # no linear transform
+CLUSTERS = 4
+FEW = 4096  # vectors to find the step of an entropy coder with
+
+Case = tuple[str, int]  # coding, bits
+Turn = Callable[[Float[Array, "n d"]], Float[Array, "n e"]]
+
+
+def known(name: str) -> str:
+    """The coordinates as rows name them.
+
+    Raises:
+        ValueError: there are none of that name.
+    """
+    return name if name == LOCAL else str(Coordinates.parse(name))
+
+
+def random(name: str) -> bool:
+    """Whether the key changes the coordinates."""
+    return name == LOCAL or Coordinates.parse(name).random
+
+
+class Reader:
+    """Vectors of tensors of a model: some to fit on, and others to test on."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        calibration: np.ndarray,
+        texts: np.ndarray,
+        tensors: Sequence[str],
+    ) -> None:
+        """Read windows [n, tokens]; `tensors` as `capture_tensors` has them."""
+        self.heads = model.config.head_dim
+        self.seen = [
+            [capture_tensors(model, ids, tensors) for ids in windows]
+            for windows in (calibration, texts)
+        ]
+        self.vectors = functools.lru_cache(1)(self._vectors)
+
+    def _vectors(self, tensor: str) -> tuple[Float[Array, "u n d"], Float[Array, "u m d"]]:
+        """Of each unit, a head or a whole vector; of a weight, every second output."""
+        kind = tensor.partition(":")[0]
+        if kind == "weight":
+            rows = self.seen[0][0][tensor]
+            return rows[None, ::2], rows[None, 1::2]
+
+        def units(windows: Any) -> Array:
+            x = jnp.concatenate([one[tensor] for one in windows])
+            size = self.heads if kind in ("key", "value") else x.shape[-1]
+            return x.reshape(len(x), -1, size).swapaxes(0, 1)
+
+        return units(self.seen[0]), units(self.seen[1])
+
+    def bound(self, tensor: str, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
+        """Shannon's bound at the bits of each entry."""
+        for entry in todo:
+            yield {"nmse": bound(*self.vectors(tensor), entry.config["bits"])}
+
+    def coded(
+        self, tensor: str, name: str, seed: int, bits: tuple[int, ...], todo: Sequence[Entry]
+    ) -> Iterator[dict[str, Array]]:
+        """Of the coordinates `name`: codes at some bits, and how they lie."""
+        found = measure(jax.random.key(seed), *self.vectors(tensor), name, bits)
+        for entry in todo:
+            yield found[entry.config.get("coding", ""), entry.config.get("bits", 0)]
+
+
+@functools.partial(jax.jit, static_argnames=("name", "bits"))
+def measure(
+    key: Array,
+    train: Float[Array, "u n d"],
+    test: Float[Array, "u m d"],
+    name: str,
+    bits: tuple[int, ...],
+) -> dict[Case, dict[str, Array]]:
+    """For each coding and bits the error and the rate; for ("", 0) how the coordinates lie.
+
+    Each unit has coordinates and codes of its own, fitted on `train`. Numbers are those of `test`:
+    errors of all units together over their energy, means over units of the rest.
+    """
+    mean = train.mean(1, keepdims=True)
+    keys = jax.random.split(key, len(train))
+    one = functools.partial(_unit, name=name, bits=bits)
+    found = jax.vmap(one)(keys, train - mean, test - mean)
+    energy = jnp.square(test - mean).mean((1, 2))
+    share = energy / energy.sum()
+    return {
+        case: {k: jnp.sum(share * v) if k == "nmse" else jnp.mean(v) for k, v in values.items()}
+        for case, values in found.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnames="bits")
+def bound(train: Float[Array, "u n d"], test: Float[Array, "u m d"], bits: int) -> Float[Array, ""]:
+    """The least error of Gaussian vectors with the second moments of `test`, unit by unit."""
+    test = test - train.mean(1, keepdims=True)
+    moment = jax.vmap(learn.second_moment)(test)
+    variances = jnp.maximum(jnp.linalg.eigvalsh(moment), 0) + 1e-9 * jnp.mean(jnp.square(test))
+    least = jax.vmap(lambda v: metrics.shannon_distortion(v, float(bits)))(variances)
+    return jnp.sum(least) / jnp.sum(variances.mean(-1))
+
+
+def _unit(key: Array, x: Array, z: Array, *, name: str, bits: tuple[int, ...]) -> Any:
+    if name == LOCAL:
+        turn, inverse, side = _local(key, x), None, math.log2(CLUSTERS) / x.shape[-1]
+    else:
+        transform = Coordinates.parse(name).fit(key, Samples(x))
+        turn, side = transform.apply, 0.0
+        inverse = None if transform.isometry else transform.inverse.apply
+    y, w = turn(x), turn(z)
+    variance, energy = jnp.mean(jnp.square(w), 0), jnp.mean(jnp.square(z))
+    longer = w.shape[-1] / z.shape[-1]
+    found: dict[Case, dict[str, Array]] = {
+        ("", 0): {
+            "kurtosis": metrics.kurtosis(w),
+            "peak_to_rms": metrics.peak_to_rms(w, "token"),
+            # of what clusters leave, and what they took
+            "coding_gain_db": metrics.coding_gain_db(variance)
+            + 10 * jnp.log10(energy / jnp.mean(variance)),
+            "effective_dims": metrics.effective_coordinates(w),
+            "top_tenth_energy": metrics.top_k_coordinates(w, max(w.shape[-1] // 10, 1)),
+        }
+    }
+    for rate in bits:
+        for coding, levels in CODINGS.items():
+            entropy = coding in ("entropy", "lattice")
+            quantizer = levels.fit(Samples(y[:FEW] if entropy else y), rate)
+            codes = quantizer.encode(w)
+            spent = _entropy(quantizer, y, codes.values) if entropy else rate + 16 / w.shape[-1]
+            w_hat = quantizer.decode(codes)
+            # isometries keep errors; of others, and of clusters, they count in the input's units
+            error = longer * metrics.mse(w, w_hat)
+            if inverse is not None:
+                error = metrics.mse(z, inverse(w_hat))
+            found[coding, rate] = {
+                "nmse": error / energy, "rate_bits": jnp.asarray(spent * longer + side),
+            }  # fmt: skip
+    return found
+
+
+def _entropy(quantizer: Quantizer, y: Array, codes: Array) -> Array:
+    """Bits per element of codes, with the frequencies of those of `y`."""
+    seen = quantizer.encode(y).values
+    spent = metrics.cross_entropy_bits(codes, seen)
+    if isinstance(quantizer, Lattice):  # as `entropy_bits`: coset and parity once a block
+        spent -= 3 / 4 * metrics.cross_entropy_bits(codes & 1, seen & 1)
+        spent -= 1 / 8 * metrics.cross_entropy_bits(codes & 3, seen & 3)
+    return spent
+
+
+def _local(key: Array, x: Float[Array, "n d"]) -> Turn:
+    """Axes of each of a few clusters (k-means), of which every vector takes the nearest."""
+    first = x[jax.random.choice(key, len(x), (CLUSTERS,), replace=False)]
+
+    def nearest(x: Array, centres: Array) -> Array:
+        scores = 2 * x @ centres.T - jnp.square(centres).sum(-1)
+        return jax.nn.one_hot(jnp.argmax(scores, -1), CLUSTERS)
+
+    def move(_: Any, centres: Array) -> Array:
+        own = nearest(x, centres)
+        number = own.sum(0)[:, None]
+        return jnp.where(number > 0, own.T @ x / jnp.maximum(number, 1), centres)
+
+    centres = jax.lax.fori_loop(0, 10, move, first)
+    own = nearest(x, centres)
+    axes = jax.vmap(lambda c, m: transforms.pca((x - c) * m[:, None]), (0, 1))(centres, own)
+
+    def turn(x: Array) -> Array:
+        every = jax.vmap(lambda t, c: t.apply(x - c))(axes, centres)
+        return jnp.einsum("nc,cnd->nd", nearest(x, centres), every)
+
+    return turn

@@ -1,0 +1,186 @@
+"""What `alignment` says about its rows: claims, tables at equal rate, a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from isojax.report import Row, Study, new_figure, pivot, select, stat, summarize
+from isojax.report.figure import COLORS, MORE_COLORS
+
+CODINGS = {
+    "fixed": "one set of levels, a norm per vector",
+    "allocated": "whole bits by component",
+    "entropy": "one step, an entropy code by component",
+    "lattice": "so, but E8 in place of integers",
+}
+LOOKS = {
+    "kurtosis": "kurtosis",
+    "peak_to_rms": "peak / rms",
+    "coding_gain_db": "coding gain, dB",
+    "effective_dims": "effective dimensions",
+    "top_tenth_energy": "energy in the top tenth",
+}
+ABOVE = "above_bound_db"
+
+
+def above_bound(rows: Sequence[Row]) -> list[Row]:
+    """Errors of one tensor in dB above Shannon's bound, by whole rates: rows of `ABOVE`.
+
+    Of each coordinates and coding at the rates, as `bits`, that all layers and seeds reach,
+    interpolated between those that were measured.
+    """
+    bound = {
+        (r.config["layer"], r.config["bits"]): _db(r.value)
+        for r in select(rows, "nmse", coding="shannon")
+    }
+    spent = {_point(r): r.value for r in select(rows, "rate_bits")}
+    curves: dict[Any, dict[Any, list[Row]]] = {}
+    for row in sorted(select(rows, "nmse"), key=lambda r: r.config["bits"]):
+        if "coordinates" in row.config:
+            each = curves.setdefault((row.config["coordinates"], row.config["coding"]), {})
+            each.setdefault((row.config["layer"], row.seed), []).append(row)
+    found = []
+    for each, bits in itertools.product(curves.values(), sorted({bits for _, bits in bound})):
+        here = []
+        for (layer, _), points in each.items():
+            rates = [spent[_point(p)] for p in points]
+            if min(rates) <= bits <= max(rates):
+                error = float(np.interp(bits, rates, [_db(p.value) for p in points]))
+                own = {"config": points[0].config | {"bits": bits}, "metric": ABOVE, "unit": "dB"}
+                here.append(dataclasses.replace(points[0], value=error - bound[layer, bits], **own))
+        found += here if len(here) == len(each) else []
+    return found
+
+
+def less(rows: Sequence[Row], name: str) -> list[Row]:
+    """Rows less the mean over seeds of the coordinates `name`, layer by layer."""
+
+    def at(row: Row) -> tuple[Any, ...]:
+        return tuple(row.config[k] for k in ("coding", "layer", "bits"))
+
+    level: dict[Any, list[float]] = {}
+    for row in select(rows, coordinates=name):
+        level.setdefault(at(row), []).append(row.value)
+    return [
+        dataclasses.replace(row, value=row.value - stat(level[at(row)]).mean)
+        for row in rows
+        if at(row) in level
+    ]
+
+
+def text(study: Study, base: dict[str, Any]) -> str:
+    """The report in Markdown."""
+    rows = study.rows(**base)
+    parts = [
+        f"# Rotate or align: {base['model']}",
+        f"Vectors of {base['text']}, {base['length']} tokens per window; axes, levels, steps and "
+        f"bits fitted on {base['calibration']} (of a weight, on every other output). Numbers are "
+        "means ± sd over layers and seeds. `above the bound` is the error in dB above Shannon's "
+        "bound for Gaussian vectors of the test covariance, at the rate of the column, norms "
+        "counted, interpolated between measured rates; a dash where a coding does not reach it. "
+        "Axes, levels and code tables, which are stored once, are not counted: for a weight, axes "
+        "that are fitted are as large as the matrix itself.",
+    ]
+    for tensor in dict.fromkeys(r.config["tensor"] for r in rows):
+        here = [r for r in select(rows, tensor=tensor) if "coordinates" in r.config]
+        above = above_bound(select(rows, tensor=tensor))
+        parts += [
+            f"## {tensor}", answers(here, above),
+            pivot(here, ["coordinates"], "metric", form=lambda s: s.format(3), order=LOOKS),
+        ]  # fmt: skip
+        for coding, words in CODINGS.items():
+            mine = select(above, coding=coding)
+            rates = {b: f"{b} bit" for b in sorted({r.config["bits"] for r in mine})}
+            head = {f"`{coding}` ({words}): above the bound, dB": "coordinates"}
+            if rates:
+                parts.append(pivot(mine, head, "bits", form=lambda s: s.format(3), order=rates))
+    return "\n\n".join(parts)
+
+
+def answers(rows: Sequence[Row], above: Sequence[Row]) -> str:
+    """Which coordinates win under which coding, and by how much."""
+    names, said = _names(rows), []
+
+    def mean(metric: str, name: str) -> float:
+        return summarize(rows, metric, coordinates=name).mean
+
+    if {"identity", "haar"} <= set(names):
+        kurtosis, peak = (
+            " to ".join(f"{mean(metric, name):.3g}" for name in ("identity", "haar"))
+            for metric in ("kurtosis", "peak_to_rms")
+        )
+        said.append(f"Rotation flattens: kurtosis {kurtosis}, peak over rms {peak}.")
+    gains = ", ".join(f"{n} {mean('coding_gain_db', n):.2f}" for n in names)
+    said.append(f"Alignment concentrates: coding gain in dB, {gains}.")
+    for coding in CODINGS:
+        mine = select(above, coding=coding)
+        each = {n: {r.config["bits"] for r in select(mine, coordinates=n)} for n in names}
+        each = {n: rates for n, rates in each.items() if rates}
+        rates = sorted(set.intersection(*each.values())) if each else []
+        if rates:
+            best = {
+                r: min(each, key=lambda n, r=r: summarize(mine, ABOVE, coordinates=n, bits=r).mean)
+                for r in rates
+            }
+            wins = ", ".join(f"{r} bit {n}" for r, n in best.items())
+            said.append(f"Least error, `{coding}`: {wins}.")
+        if rates and {"haar", "pca"} <= set(each):
+            gap = {
+                r: summarize(less(mine, "pca"), ABOVE, coordinates="haar", bits=r) for r in rates
+            }
+            shown = ", ".join(f"{r} bit {g.mean:+.2f} ± {g.sd:.2f}" for r, g in gap.items())
+            said.append(f"Error of haar over that of pca, `{coding}`, in dB: {shown}.")
+    return "\n".join(f"- {line}" for line in said)
+
+
+def figure(study: Study, base: dict[str, Any]) -> Any:
+    """Error against that of haar, layer by layer: a line of panels a tensor, a panel a coding.
+
+    Without haar, the distance from the bound.
+    """
+    rows = study.rows(**base)
+    tensors = list(dict.fromkeys(r.config["tensor"] for r in rows))
+    title = f"Rotate or align: {base['model']}"
+    chart, axes = new_figure(len(tensors), len(CODINGS), title)
+    spare = dict(zip([n for n in _names(rows) if n not in COLORS], itertools.cycle(MORE_COLORS)))
+    against = "haar" in _names(rows)
+    for line, tensor in zip(axes, tensors, strict=True):
+        above = above_bound(select(rows, tensor=tensor))
+        above = less(above, "haar") if against else above
+        line[0].set_ylabel("error in dB, against haar" if against else "dB above the bound")
+        for panel, coding in zip(line, CODINGS, strict=True):
+            for name in _names(above):
+                mine = select(above, coding=coding, coordinates=name)
+                bits = list(dict.fromkeys(r.config["bits"] for r in mine))
+                found = [summarize(mine, ABOVE, bits=b) for b in bits]
+                if found:
+                    panel.errorbar(
+                        bits, [s.mean for s in found], [s.sd for s in found], fmt="o-", ms=3,
+                        lw=1.3, capsize=2, label=name, color=COLORS.get(name) or spare[name],
+                    )  # fmt: skip
+            panel.set_title(f"{tensor}, {coding}", fontsize=9)
+            panel.set_visible(panel.has_data())
+    for panel in axes[-1]:
+        panel.set_xlabel("bits per element")
+    marks = axes[0, 0].get_legend_handles_labels()
+    chart.legend(*marks, loc="outside right upper", fontsize=8, frameon=False)
+    return chart
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(r.config["coordinates"] for r in rows if "coordinates" in r.config))
+
+
+def _point(row: Row) -> tuple[Any, ...]:
+    own = (row.config.get(k) for k in ("coordinates", "coding", "layer", "bits"))
+    return (*own, row.seed)
+
+
+def _db(nmse: float) -> float:
+    return 10 * math.log10(max(nmse, 1e-12))

@@ -1,0 +1,1 @@
+"""Study: every transform by every measure."""

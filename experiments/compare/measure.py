@@ -1,0 +1,286 @@
+"""What is measured of coordinates: on a tensor, in the KV cache, in the whole model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from isojax import Codec, metrics, quantizers
+from isojax.models import LanguageModel, capture_tensors, empty_cache, fold_norms, summary
+from isojax.quantize import Plan, Quantized, calibrate, quantize, reference, score
+from isojax.recipes import Coordinates, Samples
+from isojax.report import Entry
+from isojax.transforms import Dense, Transform
+
+from ..timing import times_in_turn
+
+KV, W4A4 = "KV3", "W4A4"  # settings
+BITS = 3  # on the tensor
+NMSE = 0.01  # at which rates are compared
+BISECTIONS = 24
+MOST = 4096  # vectors of the tensor that something is fitted on
+FLOOR = -20.0  # log2 of the finest step over the largest number
+DOWN = "input:down_proj"
+# principal axes have levels for each coordinate and bits where they matter; others, whose
+# coordinates are alike, fixed levels
+LEVELS = {"pca": "lloyd_max:fitted_channel:greedy"}
+UNCACHED = ("learned_alignment",)  # learned for the rate of an entropy coder, which no cache has
+
+ERRORS = {
+    name: metrics.MEASURE_UNITS[name]
+    for name in ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings", "nmse")
+}
+TENSOR = ERRORS | {
+    "kurtosis": "1", "peak_to_rms": "1", "effective_dims": "1", "top_tenth_energy": "1",
+    "rate_bits": "bits per element",
+}  # fmt: skip
+COST = {"params": "count", "fmas": "count"}
+TIMES = {"time_us": "us", "copy_ratio": "1"}
+NLL = {"nll": "nats per token"}
+SCORED = {
+    "delta_nll": "nats per token", "kl_mean": "nats per token", "same_top1": "share of tokens",
+    "rms_dp": "probability",
+}  # fmt: skip
+TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
+SIZE = {"rate_bits": "bits per element"}
+
+
+@functools.cache
+def shape(coordinates: Coordinates, dim: int) -> Any:
+    """The transform for vectors of length `dim`, without its numbers.
+
+    Raises:
+        ValueError: there is none.
+    """
+    square = jnp.zeros((dim, dim))
+    samples = Samples(jnp.zeros((MOST, dim)), square, square)
+    return jax.eval_shape(coordinates.fit, jax.random.key(0), samples)
+
+
+def plans(coordinates: Coordinates, model: LanguageModel) -> dict[str, Plan]:
+    """Where coordinates can stand in a model, by setting.
+
+    KV3: keys, before RoPE, and values are centred, and in codes of 3 bits save 4 sinks. W4A4: the
+    residual stream, values and the input of down_proj are turned, weights and all inputs in 4 bits,
+    with a scale per row and token, norms folded into weights. Whatever is fitted or drawn is so for
+    each layer and key head, save the residual stream. What changes the length of vectors merges
+    nowhere, and what is no isometry cannot turn the residual stream.
+    """
+    names, found, config = [s.name for s in coordinates.stages], {}, model.config
+    if not set(names) & set(UNCACHED) and _exists(coordinates, config.head_dim):
+        levels = LEVELS.get(names[-1], "lloyd_max") if names else "lloyd_max"
+        found[KV] = Plan.parse(f"cache: {coordinates}/{levels} bits=3 offset=pre_rope sinks=4")
+    # the last one is online, so it has to be fast: what is learned is not (SpinQuant)
+    online = "hadamard" if any(name.startswith("learned") for name in names) else coordinates
+    merged = [_exists(coordinates, d) for d in (config.hidden_size, config.head_dim)]
+    merged.append(_exists(Coordinates.parse(str(online)), config.intermediate_size))
+    if all(t and t.out_dim == t.dim for t in merged) and merged[0].isometry:
+        found[W4A4] = Plan.parse(
+            f"residual: {coordinates}; values: {coordinates}; input: absmax bits=4;"
+            f"{DOWN}: {online}/absmax bits=4; weight: absmax:range=mse bits=4"
+        )
+    return found
+
+
+def _exists(coordinates: Coordinates, dim: int) -> Any:
+    try:
+        return shape(coordinates, dim)
+    except ValueError:
+        return None
+
+
+class Reader:
+    """A model, vectors of one of its tensors, and texts to test on and to fit on."""
+
+    def __init__(
+        self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray, tensor: str
+    ) -> None:
+        """Read the tensor on windows [n, tokens]."""
+        self.model, self.texts, self.calibration = model, texts, calibration
+        params, config = fold_norms(model.params, model.config)
+        self.folded = dataclasses.replace(model, params=params, config=config)
+        fit_on, self.x = (
+            jnp.concatenate([capture_tensors(model, ids, [tensor])[tensor] for ids in windows])
+            for windows in (calibration, texts)
+        )
+        self.sample = jax.random.permutation(jax.random.key(0), fit_on)[:MOST]
+        self.at = metrics.thresholds(self.x)
+        self.plans: dict[str, dict[str, Plan]] = {}
+        self.quantized = functools.lru_cache(1)(self._quantized)
+
+    def make(self, name: str, seed: int) -> Transform:
+        """The transform for vectors of the tensor."""
+        return _fit(jax.random.key(seed), self.sample, Coordinates.parse(name))
+
+    def tensor(self, name: str, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
+        """How the coordinates lie, and what quantizing them does to the tensor, by seeds."""
+        for entry in todo:
+            transform = _dense(self.make(name, entry.seed or 0))
+            yield _on_tensor(transform, self.sample, self.x, self.at)
+
+    def controls(self, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
+        """Errors of a zero predictor, and of noise like the error of haar."""
+        for entry in todo:
+            if entry.config["quantizer"] == "zero":
+                yield _errors(self.x, jnp.zeros_like(self.x), self.at)
+                continue
+            noise = jax.random.normal(jax.random.key(0), self.x.shape)
+            y = self.make("haar", 0).apply(self.x)
+            # one scale for the tensor as in the columns of outliers, one per vector as in NMSE
+            whole, each = (
+                self.x + noise * jnp.sqrt(jnp.mean(jnp.square(q.roundtrip(y) - y)))
+                for q in (quantizers.absmax(BITS), quantizers.absmax(BITS, "token"))
+            )
+            yield _errors(self.x, whole, self.at) | {"nmse": metrics.nmse(self.x, each)}
+
+    def cost(self, name: str) -> dict[str, float]:
+        """Numbers to store and multiply-adds of one vector."""
+        transform = shape(Coordinates.parse(name), self.x.shape[-1])
+        return {"params": float(transform.params), "fmas": float(transform.fmas)}
+
+    def times(
+        self, names: Sequence[str], repeats: int, todo: Sequence[Entry]
+    ) -> Iterator[dict[str, float]]:
+        """Of applying each to the tensor, called in turn, medians; beside a pass over it."""
+        apply = jax.jit(lambda t, x: t.apply(x))
+        copy = jax.jit(lambda x: x + 1).lower(self.x).compile()
+        calls = {"": functools.partial(copy, self.x)}
+        for name in names:
+            transform = self.make(name, 0)
+            program = apply.lower(transform, self.x).compile()
+            calls[name] = functools.partial(program, transform, self.x)
+        us = times_in_turn(calls, repeats)
+        for name in (entry.config["coordinates"] for entry in todo):
+            yield {"time_us": us[name], "copy_ratio": us[name] / us[""]}
+
+    @functools.cached_property
+    def exact(self) -> list[float]:
+        """Mean nll of each text, nothing quantized, nats per token."""
+        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """What the exact model makes of the texts."""
+        return reference(self.model, self.texts)
+
+    @functools.cached_property
+    def stats(self) -> Any:
+        """What all plans are fitted on."""
+        every = [plan for each in self.plans.values() for plan in each.values()]
+        return calibrate(self.model, self.calibration, every)
+
+    def _quantized(self, plan: Plan, seed: int) -> Quantized:
+        # a residual stream that is turned needs folded norms, so that all coordinates have them
+        model = self.folded if "residual" in plan.places else self.model
+        return _plain(quantize(jax.random.key(seed), model, plan, self.stats))
+
+    def losses(self, plan: Plan, random: bool, todo: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+        """Values of entries: of a window each, or with the tails of the divergence in all."""
+
+        @functools.cache
+        def scores(i: int) -> Any:
+            exact = self.reference._replace(hidden=self.reference.hidden[i : i + 1])
+            return score(self.quantized(plan, i * random), self.texts[i : i + 1], exact)
+
+        for entry in todo:
+            i = entry.config.get("window")
+            read = [scores(i) for i in (range(len(self.texts)) if i is None else [i])]
+            found = summary(jax.tree.map(lambda *a: jnp.concatenate(a), *read))
+            if i is not None:
+                found["delta_nll"] = found["nll"] - self.exact[i]
+            yield {name: found[name] for name in entry.units}
+
+    def size(self, plan: Plan) -> dict[str, float]:
+        """Bits per element of the KV cache of one window, norms and exact tokens counted."""
+        tokens = self.texts.shape[1]
+        made = jax.eval_shape(lambda: self.quantized(plan, 0).cache(1, tokens, "float16"))
+        plain = jax.eval_shape(lambda: empty_cache(self.model.config, 1, tokens, "float16"))
+        return {"rate_bits": 16 * made.nbytes / plain.nbytes}
+
+
+@functools.partial(jax.jit, static_argnames="coordinates")
+def _fit(key: Array, x: Float[Array, "n d"], coordinates: Coordinates) -> Transform:
+    return coordinates.fit(key, Samples(x))
+
+
+def _dense(transform: Transform, *sizes: int) -> Any:
+    """An isometry as a matrix, or those of layers and heads: most then share one program."""
+    if transform.dim != transform.out_dim or not transform.isometry:
+        return transform
+    make: Callable[[Any], Any] = lambda t: Dense(t.matrix())  # noqa: E731
+    for size in reversed(sizes):
+        make = jax.vmap(make, axis_size=size)
+    return make(transform)
+
+
+@jax.jit
+def _plain(made: Quantized) -> Quantized:
+    """The same model, with a matrix in place of each transform that runs online."""
+
+    def plain(codec: Codec, *sizes: int) -> Codec:
+        return dataclasses.replace(codec, transform=_dense(codec.transform, *sizes))
+
+    layers, heads = made.config.num_hidden_layers, made.config.num_key_value_heads
+    stores = {
+        side: dataclasses.replace(store, codec=plain(store.codec, layers, heads))
+        for side, store in (("keys", made.keys), ("values", made.values))
+        if store is not None
+    }
+    inputs = dict(made.inputs)
+    if DOWN in inputs:
+        (stack,) = inputs[DOWN].stacks
+        inputs[DOWN] = dataclasses.replace(inputs[DOWN], stacks=(plain(stack, layers),))
+    return dataclasses.replace(made, inputs=inputs, codes={}, shared={}, **stores)
+
+
+@jax.jit
+def _on_tensor(
+    t: Transform, sample: Float[Array, "m d"], x: Float[Array, "n d"], at: Any
+) -> dict[str, Array]:
+    y = t.apply(x)
+    x_hat = t.inverse.apply(quantizers.absmax(BITS).roundtrip(y))
+
+    def nmse(y_hat: Array) -> Array:  # isometries keep errors
+        return metrics.nmse(y, y_hat) if t.isometry else metrics.nmse(x, t.inverse.apply(y_hat))
+
+    return _errors(x, x_hat, at) | {
+        "nmse": nmse(quantizers.absmax(BITS, "token").roundtrip(y)),
+        "kurtosis": metrics.kurtosis(y),
+        "peak_to_rms": metrics.peak_to_rms(y, "token"),
+        "effective_dims": metrics.effective_coordinates(y),
+        "top_tenth_energy": metrics.top_k_coordinates(y, max(y.shape[-1] // 10, 1)),
+        "rate_bits": _rate(t.apply(sample), y, nmse) * t.out_dim / t.dim,
+    }
+
+
+@jax.jit
+def _errors(x: Array, x_hat: Array, at: Any) -> dict[str, Array]:
+    found = metrics.measure(x, x_hat, at)
+    return {name: found[name] for name in ERRORS}
+
+
+def _rate(
+    sample: Float[Array, "m e"], y: Float[Array, "n e"], nmse: Callable[[Array], Array]
+) -> Float[Array, ""]:
+    """Bits per element with the one step that gives the error NMSE.
+
+    Each coordinate has an entropy code of its own, with the frequencies of the sample.
+    """
+    top = jnp.log2(jnp.max(jnp.abs(y)))
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        above = nmse(quantizers.ecsq(jnp.exp2(middle)).roundtrip(y)) > NMSE
+        return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+    step = jnp.exp2(jax.lax.fori_loop(0, BISECTIONS, halve, (top + FLOOR, top))[0])
+    codes, seen = (quantizers.ecsq(step).encode(a).values for a in (y, sample))
+    return metrics.cross_entropy_bits(codes, seen)

@@ -1,0 +1,154 @@
+"""What `compare` says about its rows: the table, what goes with what, a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from isojax.report import Row, Stat, Study, new_figure, pivot, select, stat, summarize
+from isojax.report.figure import COLORS, MORE_COLORS
+
+# of a metric, in the model behind its setting
+COLUMNS = {
+    "kurtosis": "kurtosis",
+    "peak_to_rms": "peak / rms",
+    "effective_dims": "effective dims",
+    "top_tenth_energy": "top tenth",
+    "nmse": "NMSE at 3 bit",
+    "rate_bits": "bits at NMSE .01",
+    "outlier_mse": "outlier MSE",
+    "noise_floor_mse": "floor MSE",
+    "false_firings": "false firings",
+    "missed_firings": "missed",
+    "KV3 delta_nll": "KV 3 bit",
+    "KV3 kl_mean": "KV KL",
+    "KV3 rate_bits": "KV bits",
+    "W4A4 delta_nll": "W4A4",
+    "W4A4 kl_mean": "W4A4 KL",
+    "params": "params",
+    "fmas": "FMAs",
+    "copy_ratio": "time / pass",
+}
+# over windows: with a standard error
+LOSSES = ("KV3 delta_nll", "KV3 kl_mean", "W4A4 delta_nll", "W4A4 kl_mean")
+BEST = ("nmse", "rate_bits", "outlier_mse", "noise_floor_mse", *LOSSES)  # the lower the better
+PAIRS = (
+    ("kurtosis", "nmse"), ("top_tenth_energy", "rate_bits"), ("peak_to_rms", "W4A4 delta_nll"),
+)  # fmt: skip
+
+
+def by_column(rows: Sequence[Row]) -> list[Row]:
+    """Rows with the column as their metric, and controls among the coordinates."""
+    found = []
+    for row in rows:
+        config = row.config
+        if config.get("setting") != "exact":
+            metric = f"{config.get('setting', '')} {row.metric}".strip()
+            name = {"coordinates": config.get("coordinates", config.get("quantizer"))}
+            found.append(dataclasses.replace(row, metric=metric, config=config | name))
+    return found
+
+
+def text(study: Study, base: dict[str, Any]) -> str:
+    """The report in Markdown."""
+    rows = study.rows(**base)
+    exact = summarize(rows, "nll", setting="exact")
+    said = [
+        f"# Every transform by every measure: {base['model']}",
+        f"Columns to `missed`: the tensor {base['tensor']} on {exact.n} windows of "
+        f"{base['length']} tokens of {base['text']}, mean ± sd over seeds. `effective dims` "
+        "(exponential of the entropy) and `top tenth` are of the energy of the coordinates; NMSE "
+        "has one absmax scale per vector; `bits at NMSE .01` are the entropy with one step and a "
+        "code for each coordinate, its frequencies those of the calibration text; outliers (top 1% "
+        "of |x|), the floor (lowest 90%) and firings have one scale for the tensor. `KV 3 bit` "
+        "(keys and values centred, 4 sinks exact; fixed levels, for pca levels fitted to each "
+        "coordinate and bits where they matter) and `W4A4` (int4, a scale per row and token, to "
+        f"nearest) are nats per token lost against {exact.mean:.4f}, `KL` the mean divergence from "
+        "the model as it is, in nats per token, ± standard error over windows and seeds; axes are "
+        "those of each layer and key head, of the residual stream one for all. `KV bits` are bits "
+        "per element, norms and exact tokens counted. Parameters and FMAs of one vector; time "
+        f"beside a pass over the tensor (x + 1). Fitted on {base['calibration']}. A dash: the "
+        "coordinates have no such form here (learned axes of down_proj's input are a Hadamard "
+        "rotation, which is online). Bold: the least of a column.",
+        lines(rows),
+        "\n".join(f"- {line}" for line in answers(by_column(rows))),
+    ]
+    return "\n\n".join(part for part in said if part)
+
+
+def lines(rows: Sequence[Row]) -> str:
+    """A line per coordinates."""
+    rows = by_column(rows)
+    names = _names(rows)
+    shown = {metric: head for metric, head in COLUMNS.items() if select(rows, metric)}
+    forms = {}
+    for metric in shown:
+        means = [_mean(rows, metric, n) for n in names if select(rows, metric, coordinates=n)]
+        best = min(means) if metric in BEST and means else None
+        forms[metric] = functools.partial(_cell, best=best, loss=metric in LOSSES)
+    return pivot(rows, ["coordinates"], "metric", form=forms, order=shown)
+
+
+def answers(rows: Sequence[Row]) -> list[str]:
+    """What the columns have to do with each other, over the coordinates."""
+    said = []
+    for one, other in PAIRS:
+        pairs = [
+            (_mean(rows, one, n), _mean(rows, other, n))
+            for n in _names(rows)
+            if select(rows, one, coordinates=n) and select(rows, other, coordinates=n)
+        ]
+        if len(pairs) > 2 and all(len(set(side)) > 1 for side in zip(*pairs, strict=True)):
+            rho = statistics.correlation(*map(_ranks, zip(*pairs, strict=True)))
+            said.append(
+                f"Rank correlation over {len(pairs)} coordinates of {COLUMNS[one]} with "
+                f"{COLUMNS[other]}: {rho:+.2f}."
+            )
+    return said
+
+
+def figure(study: Study, base: dict[str, Any]) -> Any:
+    """What flattening and concentration are worth: a panel for each pair of columns."""
+    rows = by_column(study.rows(**base))
+    chart, axes = new_figure(1, len(PAIRS), f"Rotate or align: {base['model']}")
+    spare = iter(MORE_COLORS * 2)
+    colors = {n: COLORS.get(n) or next(spare) for n in _names(rows)}
+    for panel, (one, other) in zip(axes[0], PAIRS, strict=True):
+        for name, color in colors.items():
+            across, up = (
+                [r.value for r in select(rows, m, coordinates=name)] for m in (one, other)
+            )
+            if across and up:
+                x, y = stat(across), stat(up)
+                spread = y.sem if other in LOSSES else y.sd
+                panel.errorbar(x.mean, y.mean, spread, x.sd, "o", ms=5, color=color, label=name)
+        panel.set_xlabel(COLUMNS[one])
+        panel.set_ylabel(COLUMNS[other])
+    axes[0, 0].set_xscale("log")
+    axes[0, 0].set_xticks([2, 3, 5, 10, 20, 40], ["2", "3", "5", "10", "20", "40"])
+    axes[0, 0].minorticks_off()
+    axes[0, 0].legend(fontsize=6, frameon=False)
+    return chart
+
+
+def _cell(found: Stat, best: float | None, loss: bool) -> str:
+    cell = found.format(3)
+    if loss and found.n > 1:
+        cell = f"{found.mean:.3f} ± {found.sem:.3f}"
+    return f"**{cell}**" if found.mean == best else cell
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """All coordinates, without the controls."""
+    return list(dict.fromkeys(r.config["coordinates"] for r in select(rows, "fmas")))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [sorted(values).index(v) for v in values]
+
+
+def _mean(rows: Sequence[Row], metric: str, name: str) -> float:
+    return summarize(rows, metric, coordinates=name).mean
