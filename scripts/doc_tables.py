@@ -190,11 +190,11 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
     rows = select([r for r in rows if r.experiment == "isotropic_tradeoff"], **AT3)
     changed = ("outlier_mse", "noise_floor_mse")
     errors = [r for r in rows if r.metric in changed]
-    errors = against(errors, {"transform": "identity"}, relative=True)
+    errors = against(errors, {"coordinates": "identity"}, relative=True)
     firings = [r for r in rows if r.metric not in changed]
     percent = dict.fromkeys(changed, lambda s: s.percent() if s.mean else "")
     return pivot(
-        [*errors, *firings], {"model": model, "transform": "transform"}, "metric",
+        [*errors, *firings], {"model": model, "coordinates": "coordinates"}, "metric",
         form=dict.fromkeys(SHOWN, Stat.format) | percent, order=SHOWN, count=True,
     )  # fmt: skip
 

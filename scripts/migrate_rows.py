@@ -40,6 +40,8 @@ METRICS: dict[tuple[str, str], str] = {("end_to_end", "kl"): "kl_mean"}
 # (experiment or "*", old key) -> new key
 KEYS: dict[tuple[str, str], str] = {
     ("end_to_end", "start"): "coordinates",
+    ("isotropic_tradeoff", "transform"): "coordinates",
+    ("stage1", "transform"): "coordinates",
     ("alignment", "coder"): "coding",
     ("alignment", "transform"): "coordinates",
     ("compare", "method"): "coordinates",
@@ -114,7 +116,16 @@ OLD = (
     "transform", "permutation", "offset", "scale", "codebook", "spectrum", "power", "allocation",
     "gain", "group", "rope", "sparse", "page", "sinks", "recent", "scale_dtype",
 )  # fmt: skip
-REWRITES = {"block_rotation": of_blocks, "kv_cache": of_caches}
+
+
+def of_tensors(config: dict[str, Any], full: int) -> dict[str, Any]:
+    """No block apart from the coordinates, where all had whole ones."""
+    if config.get("block", 0):
+        raise SystemExit(f"blocks are to be written into the coordinates: {config}.")
+    return {k: v for k, v in config.items() if k != "block"}
+
+
+REWRITES = {"isotropic_tradeoff": of_tensors, "block_rotation": of_blocks, "kv_cache": of_caches}
 
 
 def migrated(row: dict[str, Any], full: int = 0) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def main(config: Config) -> None:
     study = Study("block_rotation", config.out, config, grows=grows)
     groups = settings(config.settings, config.rounding)
     fitted = config.calibration_windows
-    gptq = any("gptq" in setting for group in groups for setting in group)
+    gptq = any(rounding == "gptq" for group in groups for _, rounding in group)
     most = max(fitted, config.gptq_windows if gptq else 0)
     model, texts, fit_on, base = dataclasses.replace(config, calibration_windows=most).load()
     width, sizes = model.config.intermediate_size, {model.config.intermediate_size}
@@ -131,13 +131,13 @@ def main(config: Config) -> None:
     turns = ["identity", "hadamard", *config.coordinates]
     turns += [coordinates_of(p, b) for b in config.lengths(width) for p in config.permutations]
     cases = [
-        ([Point(*setting.split(), form, turn) for setting in group], seed)
+        ([Point(*setting, form, turn) for setting in group], seed)
         for form, group in itertools.product(config.formats, groups)
         for seed, turn in itertools.product(range(config.seeds), turns)
     ]
     # weights alone need no smoothing of what they read
     cases += [
-        ([Point(*s.split(), form, SMOOTH) for s in group if "A16" not in s], seed)
+        ([Point(*s, form, SMOOTH) for s in group if "A16" not in s[0]], seed)
         for form, group in itertools.product(config.formats, groups)
         for seed in range(config.seeds)
     ]

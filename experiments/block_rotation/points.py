@@ -49,12 +49,12 @@ class Point(NamedTuple):
     coordinates: str
 
 
-def settings(names: tuple[str, ...], roundings: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Pairs of a setting and a rounding, `setting rounding`, in groups that share a model."""
-    groups = [[f"{name} none"] for name in ("A4-down", "W16A4") if name in names]
+def settings(names: tuple[str, ...], roundings: tuple[str, ...]) -> list[list[tuple[str, str]]]:
+    """Pairs of a setting and a rounding, in groups that share a model."""
+    groups = [[(name, "none")] for name in ("A4-down", "W16A4") if name in names]
     weights = [name for name in ("W4A16", "W4A4") if name in names]
-    groups += [[f"{name} {rounding}" for name in weights] for rounding in roundings]
-    return [tuple(group) for group in groups if group]
+    groups += [[(name, rounding) for name in weights] for rounding in roundings]
+    return [group for group in groups if group]
 
 
 def shared_plan(point: Point) -> Plan:

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from isojax import metrics
 from isojax._core.checks import check_positive
+from isojax.recipes import Coordinates
 from isojax.report import Job, Study, fill
 
 from ..common import Common, run
@@ -44,11 +45,9 @@ class Config(Common):
     """Weights for the second table, `weight:NAME:L`, `middle` for the middle layer."""
     skip_tokens: int = 0
     """Tokens left out at the start of each window (1 drops attention sinks)."""
-    transforms: tuple[str, ...] = ("identity", "haar", "hadamard", "pca")
-    """`pca` (fitted on the windows that follow) or names of `isojax.transforms`; identity and haar
-    are always among them."""
-    block: int = 0
-    """Block of `block_hadamard`, 0 for the whole vector."""
+    coordinates: tuple[str, ...] = ("identity", "haar", "hadamard", "pca")
+    """Such as haar, block_hadamard:32, pca (fitted on the windows that follow), chains of them, or
+    package.module:name; identity and haar are always among them."""
     quantizers: tuple[str, ...] = ("absmax", "absmax_mse", "lloyd_max")
     """absmax (always among them), minmax (both also with `_mse`, `_percentile` for a range up to
     the 99.9% quantile, `_std` for 4 standard deviations), kivi, lloyd_max."""
@@ -87,7 +86,7 @@ class Config(Common):
     def resolved(self) -> Config:  # noqa: D102
         return dataclasses.replace(
             super().resolved(),
-            transforms=tuple(dict.fromkeys(("identity", "haar", *self.transforms))),
+            coordinates=tuple(dict.fromkeys(("identity", "haar", *self.coordinates))),
             quantizers=tuple(dict.fromkeys(("absmax", *self.quantizers))),
             bits=tuple(sorted({*self.bits, 3})),
             granularities=tuple(dict.fromkeys(("tensor", *self.granularities))),
@@ -99,7 +98,8 @@ def main(config: Config) -> None:
     from isojax.data import load_text, windows
     from isojax.models import capture_tensors, encode, load_model
 
-    names = config.transforms
+    names = config.coordinates
+    fitted = any(Coordinates.parse(name).needs for name in names)
 
     def cases(kinds: tuple[str, ...], bits: tuple[int, ...]) -> list[Case]:
         every = itertools.product(kinds, bits, config.granularities)
@@ -124,11 +124,11 @@ def main(config: Config) -> None:
     inputs = {w: w.replace("weight:", "input:") for w in weights}
     tokens, count = encode(model.tokenizer, load_text(config.text)), config.texts
     ids = windows(tokens, count, config.tokens)
-    if "pca" in names:
+    if fitted:
         fits = len(tokens) // config.tokens
         if fits < 2 * count:
             raise ValueError(
-                f"windows must be at most {fits // 2} with pca, whose axes are fitted on as many "
+                f"windows must be at most {fits // 2} with axes that are fitted on as many "
                 f"windows again: the text holds {fits} of {config.tokens} tokens, got {count}."
             )
         ids = windows(tokens, 2 * count, config.tokens)
@@ -138,7 +138,7 @@ def main(config: Config) -> None:
         return jnp.concatenate([one[name][config.skip_tokens :] for one in seen[part]])
 
     x = joined(config.tensor, slice(count))
-    samples = joined(config.tensor, slice(count, None)) if "pca" in names else None
+    samples = joined(config.tensor, slice(count, None)) if fitted else None
     split = (config.top, config.bottom, config.silent, config.fired, config.unit)
     at = metrics.thresholds(x, *split, pooled=not config.per_channel)
     check = float(metrics.noise_floor_mse(x, jnp.zeros_like(x), at.floor))
@@ -156,20 +156,20 @@ def main(config: Config) -> None:
         "tensor": config.tensor,
     }  # fmt: skip
     add_published(study)
-    tensor = Tensor(x, at, samples, block=config.block)
+    tensor = Tensor(x, at, samples)
     units = {"check_value": "squared input units"}
     todo = [Job.one("check value", base, units, lambda: {"check_value": check})]
-    for transforms, *some in (
+    for coordinates, *some in (
         (names, *fixed), (names, Case("none", 0)), (names, Case("ecsq", 3)),
         (names, Case("ecsq", 3, matches="haar")), (("identity",), Case("zero", 0)),
         (("identity",), Case("gaussian_noise", 3, matches="haar")),
     ):  # fmt: skip
-        todo += jobs(base, tensor, transforms, some, config.seeds)
+        todo += jobs(base, tensor, coordinates, some, config.seeds)
     for name in weights:
         w = capture_tensors(model, ids[0], [name])[name]
         w = w / jnp.sqrt(jnp.mean(w * w))
         at = metrics.thresholds(w, silent=0.2, fired=0.4)
-        tensor = Tensor(w, at, w, joined(inputs[name], slice(count))[-256:], config.block)
+        tensor = Tensor(w, at, w, joined(inputs[name], slice(count))[-256:])
         todo += jobs(base | {"tensor": name}, tensor, names, fixed_weights, config.seeds)
     fill(study, todo)
     written = text(study, base, weights, x.shape)

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from isojax import metrics, quantizers, transforms
+from isojax.recipes import Coordinates, Samples
 from isojax.report import Job
+from isojax.transforms import Transform
 
 CLIP = {"percentile": 0.999, "std": 4.0}  # quantile of |x|, and standard deviations
 OTHERS = ("zero", "none", "mxfp4", "nvfp4")  # controls, and those with blocks of their own
@@ -107,25 +109,20 @@ class Tensor:
     Attributes:
         x: [tokens, width], or a weight [out, in].
         at: thresholds of the metrics.
-        samples: what PCA axes are fitted on, [n, width]; None where there is no PCA.
+        samples: what coordinates are fitted on, [n, width]; None where none are fitted.
         inputs: for a weight, activations [n, in] to measure the error of the layer's output.
-        block: of `block_hadamard`.
     """
 
     x: jax.Array
     at: metrics.Thresholds
     samples: jax.Array | None = None
     inputs: jax.Array | None = None
-    block: int = 0
 
 
 def check_names(names: Sequence[str], cases: Sequence[Case]) -> None:
-    """Raise `ValueError` unless the transforms and the fixed-rate cases exist."""
+    """Raise `ValueError` unless the coordinates and the fixed-rate cases exist."""
     for name in names:
-        wrong = [part for part in name.split("@") if part not in transforms.NAMES]
-        if wrong and name != "pca":
-            allowed = ", ".join(transforms.NAMES)
-            raise ValueError(f"transforms must be pca, or of {allowed}; got {wrong[0]!r}.")
+        Coordinates.parse(name)
     for case in cases:
         if case.quantizer not in FIXED_RATE:
             raise ValueError(
@@ -143,13 +140,13 @@ def jobs(
 ) -> Iterator[Job]:
     """Quantize `tensor` in the coordinates of each transform.
 
-    `identity` and `pca` run once, with no seed, unless the cases are random or match something
+    Those that no key changes run once, with no seed, unless the cases are random or match something
     random. All cases of one transform and seed see the same rotation.
 
     Args:
         base: configuration that all rows share.
         tensor: the matrix.
-        names: transforms: `pca` or names of `isojax.transforms`.
+        names: coordinates, see `isojax.recipes`.
         cases: all fixed-rate, or all `ecsq`, or all `gaussian_noise`, or `none` for the shape of
             the coordinates alone; all matching or none.
         seeds: of everything random.
@@ -157,50 +154,47 @@ def jobs(
     first = cases[0]
     make = shape_trial if first.quantizer == "none" else make_trial
     units = first.units | ({} if tensor.inputs is None else {"output_nmse": "1"})
-    once = [name for name in names if name in ("identity", "pca") and not first.matches]
+    drawn = {name for name in names if Coordinates.parse(name).random or first.matches}
+    once = [name for name in names if name not in drawn]
     room = max(1, STACK // (5 * tensor.x.size))  # a reconstruction in fp32 and its codes
 
     def config(point: dict[str, Any]) -> dict[str, Any]:
-        own = {"transform": point["transform"], "block": tensor.block}
-        return {**base, **point["case"].config(), **own}
+        return {**base, **point["case"].config(), "coordinates": point["coordinates"]}
 
     for group, count in ((once, None), ([n for n in names if n not in once], seeds)):
         for start in range(0, len(cases) if group else 0, room):
             some = cases[start : start + room]
             yield Job.sweep(
                 f"{base['tensor']} {first.quantizer}", config, units, jax.random.key(0),
-                make(tensor, some), seeds=count, static={"transform": group},
+                make(tensor, some), seeds=count, static={"coordinates": group},
                 inner={"case": some},
             )  # fmt: skip
 
 
-def make_transform(key: jax.Array, name: str, tensor: Tensor) -> transforms.Transform:
-    """The transform called `name`, for the last axis of the tensor."""
-    if name == "pca":
-        assert tensor.samples is not None
-        return transforms.pca(tensor.samples)
-    return transforms.from_name(key, name, tensor.x.shape[-1], block=tensor.block)
+def fit(key: jax.Array, name: str, tensor: Tensor) -> Transform:
+    """The coordinates called `name`, for the last axis of the tensor."""
+    return Coordinates.parse(name).fit(key, Samples(tensor.samples, size=tensor.x.shape[-1]))
 
 
 def shape_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
-    """`trial(key, *, transform)`: kurtosis and peak of the coordinates, nothing quantized."""
+    """`trial(key, *, coordinates)`: kurtosis and peak of the coordinates, nothing quantized."""
 
-    def trial(key: jax.Array, *, transform: str) -> dict[Case, dict[str, jax.Array]]:
-        y = make_transform(key, transform, tensor).apply(tensor.x)
+    def trial(key: jax.Array, *, coordinates: str) -> dict[Case, dict[str, jax.Array]]:
+        y = fit(key, coordinates, tensor).apply(tensor.x)
         return {cases[0]: {"kurtosis": metrics.kurtosis(y), "peak_to_rms": metrics.peak_to_rms(y)}}
 
     return trial
 
 
 def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
-    """`trial(key, *, transform)`: the metrics of every case in one set of coordinates."""
+    """`trial(key, *, coordinates)`: the metrics of every case in one set of coordinates."""
     x, inputs = tensor.x, tensor.inputs
     per = "channel" if cases[0].quantizer == "ecsq" else "tensor"
     coded = cases[0].quantizer != "gaussian_noise"
 
-    def trial(key: jax.Array, *, transform: str) -> dict[Case, dict[str, jax.Array]]:
+    def trial(key: jax.Array, *, coordinates: str) -> dict[Case, dict[str, jax.Array]]:
         haar = haar_reference(key, tensor, cases[0].bits) if cases[0].matches else {}
-        t = make_transform(key, transform, tensor)
+        t = fit(key, coordinates, tensor)
         y = t.apply(x)
         made = [case.make(key, y, haar) for case in cases]
         codes = [quantizer.encode(y) for quantizer in made]

@@ -43,7 +43,7 @@ def add_published(study: Study) -> None:
     """Record the published numbers, so that the table is made of rows alone."""
     for transform, values in PUBLISHED.items():
         config = {
-            "model": PUBLISHED_MODEL, "tensor": "hidden:final", "transform": transform,
+            "model": PUBLISHED_MODEL, "tensor": "hidden:final", "coordinates": transform,
             "quantizer": "absmax", "bits": 3, "coding": "fixed", "granularity": "tensor",
             "matches": "",
         }  # fmt: skip
@@ -63,7 +63,7 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
     plain = {"quantizer": "absmax", "bits": 3, "granularity": "tensor"}
     head = select([*study.rows(model=PUBLISHED_MODEL), *rows], **plain)
     rest = [r for r in rows if r.config.get("quantizer") in ("zero", "gaussian_noise", "ecsq")]
-    names = ["model", "transform", "quantizer", "bits", "matches"]
+    names = ["model", "coordinates", "quantizer", "bits", "matches"]
     check = summarize(rows, "check_value").mean
     same = abs(check / PUBLISHED_CHECK - 1) < 1e-3
     parts = [
@@ -92,7 +92,7 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
     ]  # fmt: skip
     for name in weights:
         of = study.rows(**(base | {"tensor": name}))
-        keys = ["transform", "quantizer", "bits", "granularity", "group"]
+        keys = ["coordinates", "quantizer", "bits", "granularity", "group"]
         metrics = ["nmse", "outlier_mse", "noise_floor_mse", "false_firing_share", "output_nmse"]
         parts += [
             f"### {name}",
@@ -110,14 +110,14 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
     """The six questions of the study, answered from the rows."""
 
     def value(metric: str, transform: str) -> float:
-        return summarize(rows, metric, transform=transform, **plain).mean
+        return summarize(rows, metric, coordinates=transform, **plain).mean
 
     naive = value("noise_floor_mse", "identity")
     zero = summarize(rows, "noise_floor_mse", quantizer="zero").mean
     near = "is" if abs(naive / zero - 1) < 0.05 else "is not"
     missed = value("missed_firings", "identity"), value("missed_firings", "haar")
     f1 = value("firing_f1", "identity"), value("firing_f1", "haar")
-    false = summarize(rows, "false_firings", transform="haar", **plain)
+    false = summarize(rows, "false_firings", coordinates="haar", **plain)
     noise = summarize(rows, "false_firings", quantizer="gaussian_noise")
     apart = abs(noise.mean / false.mean - 1) if false.mean else 0.0
     lines = [
@@ -132,9 +132,11 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
         f"apart, so they add {'little' if apart < 0.15 else 'something'}.",
     ]
     signs = []
-    for kind in [k for k in ("haar", "hadamard") if select(rows, transform=k)]:
+    for kind in [k for k in ("haar", "hadamard") if select(rows, coordinates=k)]:
         change = _change(select(rows, **plain), kind, "noise_floor_mse")
-        above = [r.value > naive for r in select(rows, "noise_floor_mse", transform=kind, **plain)]
+        above = [
+            r.value > naive for r in select(rows, "noise_floor_mse", coordinates=kind, **plain)
+        ]
         inside = change.low <= 0.115 <= change.high
         signs.append(
             f"{kind} {change.percent()}, up in {sum(above)} of {len(above)} seeds (published "
@@ -157,9 +159,11 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
         "5. **Granularity.** Over all seeds, by what shares an absmax scale at 3 bit, Haar's "
         f"effect on the noise floor: {'; '.join(said)}."
     )
-    if select(rows, transform="pca"):
+    if select(rows, coordinates="pca"):
         coded = select(rows, quantizer="ecsq", bits=3, matches="")
-        three = {t: summarize(coded, "mse", transform=t).mean for t in ("identity", "haar", "pca")}
+        three = {
+            t: summarize(coded, "mse", coordinates=t).mean for t in ("identity", "haar", "pca")
+        }
         order = " < ".join(f"{t} {v:.3g}" for t, v in sorted(three.items(), key=lambda p: p[1]))
         lines.append(
             f"6. **PCA axes.** Fixed rate, one scale a tensor: MSE pca {value('mse', 'pca'):.3g}, "
@@ -169,7 +173,7 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
 
 
 def _change(rows: Sequence[Row], kind: str, metric: str) -> Stat:
-    sides = {"transform": kind}, {"transform": "identity"}
+    sides = {"coordinates": kind}, {"coordinates": "identity"}
     return paired(rows, metric, *sides, relative=True)
 
 
@@ -183,10 +187,10 @@ def _changes(rows: Sequence[Row], kind: str, quantizer: str) -> dict[str, Stat]:
 def changes(rows: Sequence[Row]) -> str:
     """Relative change of the noise floor, a line per quantizer and granularity."""
     at3 = select(rows, "noise_floor_mse", quantizer=FIXED_RATE, bits=3)
-    changed = against(at3, {"transform": "identity"}, relative=True)
-    kinds = [k for k in dict.fromkeys(r.config["transform"] for r in at3) if k != "identity"]
+    changed = against(at3, {"coordinates": "identity"}, relative=True)
+    kinds = [k for k in dict.fromkeys(r.config["coordinates"] for r in at3) if k != "identity"]
     index = {"quantizer": "quantizer", "scale per": shares}
-    return pivot(changed, index, "transform", form=Stat.percent, order=kinds)
+    return pivot(changed, index, "coordinates", form=Stat.percent, order=kinds)
 
 
 def figure(
@@ -199,8 +203,8 @@ def figure(
     for column, metric in enumerate(
         ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings")
     ):
-        draw_lines(axes[0, column], over_bits, metric, "bits", "transform", order=bits)
-        draw_lines(axes[1, column], select(rows, bits=3), metric, shares, "transform",
+        draw_lines(axes[0, column], over_bits, metric, "bits", "coordinates", order=bits)
+        draw_lines(axes[1, column], select(rows, bits=3), metric, shares, "coordinates",
                    order=granularities)  # fmt: skip
         axes[0, column].set_xlabel("bits, one scale a tensor")
         axes[1, column].set_xlabel("what shares a scale, 3 bit")

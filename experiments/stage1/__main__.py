@@ -28,10 +28,10 @@ def main(config: Config) -> None:
     """The tables and the figure."""
     for name in ("seeds", "vectors", "repeats"):
         check_positive(name, getattr(config, name))
-    if len(config.transforms) == 1:
-        raise ValueError("transforms must name another one than identity.")
+    if len(config.coordinates) == 1:
+        raise ValueError("coordinates must name another one than identity.")
     for dim in config.dims:
-        check(config.transforms, dim)
+        check(config.coordinates, dim)
         for bits in config.bits:
             codebook(("sphere", bits), dim)
     assert config.out is not None

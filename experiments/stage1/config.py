@@ -24,10 +24,10 @@ class Config(Common):
         "float16", "float32", "bfloat16",
     )  # fmt: skip
     """Of the synthetic vectors."""
-    transforms: tuple[str, ...] = (
+    coordinates: tuple[str, ...] = (
         "identity", "haar", "hadamard", "rotor", "planar", "quaternion_fast", "quaternion_full",
     )  # fmt: skip
-    """Names of `isojax.transforms`; the identity is always among them."""
+    """Drawn coordinates, see `isojax.recipes`; the identity is always among them."""
     codebooks: tuple[Literal["gaussian", "sphere"], ...] = ("gaussian", "sphere")
     """Lloyd-Max levels of N(0, 1/d), which are always among them, and of the exact law."""
     vectors: int = 8192
@@ -37,13 +37,13 @@ class Config(Common):
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         fewer = {"seeds": 3, "dims": (128,), "dtypes": ("float32",), "vectors": 2048}
-        fewer |= {"transforms": ("identity", "haar", "rotor", "planar", "quaternion_full")}
+        fewer |= {"coordinates": ("identity", "haar", "rotor", "planar", "quaternion_full")}
         return fewer | {"codebooks": ("gaussian",), "windows": 1, "length": 256, "repeats": 31}
 
     def resolved(self) -> Config:  # noqa: D102
         return dataclasses.replace(
             super().resolved(),
-            transforms=tuple(dict.fromkeys(("identity", *self.transforms))),
+            coordinates=tuple(dict.fromkeys(("identity", *self.coordinates))),
             codebooks=tuple(dict.fromkeys(("gaussian", *self.codebooks))),
         )
 

@@ -82,9 +82,9 @@ def unit_vectors(key: jax.Array, n: int, dim: int, dtype: str) -> jax.Array:
 def costs(config: Config) -> Iterator[Job]:
     """Parameters and FMAs of each rotation."""
     for dim in config.dims:
-        for name in config.transforms:
+        for name in config.coordinates:
             t = transforms.from_name(jax.random.key(0), name, dim)
-            on = {"section": "cost", "transform": name, "dim": dim}
+            on = {"section": "cost", "coordinates": name, "dim": dim}
             values = {"params": t.params, "fmas": t.fmas}
             yield Job.one("costs", on, COSTS, lambda values=values: values)
 
@@ -92,14 +92,14 @@ def costs(config: Config) -> Iterator[Job]:
 def synthetic(config: Config) -> Iterator[Job]:
     """Errors on synthetic unit vectors, and what theory says of them."""
 
-    def trial(key: jax.Array, *, dim: int, dtype: str, transform: str) -> dict[Case, Any]:
+    def trial(key: jax.Array, *, dim: int, dtype: str, coordinates: str) -> dict[Case, Any]:
         own, others = jax.random.split(key)
-        t = transforms.from_name(own, transform, dim)
+        t = transforms.from_name(own, coordinates, dim)
         x = unit_vectors(others, config.vectors, dim, dtype)
         return {case: errors(t, x, case) for case in config.cases}
 
     base = {"section": "synthetic", "vectors": config.vectors}
-    static = {"dim": config.dims, "dtype": config.dtypes, "transform": config.transforms}
+    static = {"dim": config.dims, "dtype": config.dtypes, "coordinates": config.coordinates}
     yield Job.sweep(
         "synthetic", named(base, "codebook", "bits"), ERRORS, jax.random.key(0), trial,
         seeds=config.seeds, static=static, inner={"case": config.cases},
@@ -127,7 +127,7 @@ def times(config: Config) -> Iterator[Job]:
 
 def _times(config: Config, dim: int, dtype: str) -> Job:
     base = {"section": "time", "dim": dim, "dtype": dtype, "vectors": config.vectors}
-    cases = [(name, bits) for name in config.transforms for bits in config.bits]
+    cases = [(name, bits) for name in config.coordinates for bits in config.bits]
 
     def measure(entries: Sequence[Entry]) -> Iterator[dict[str, float]]:
         own, others = jax.random.split(jax.random.key(0))
@@ -144,12 +144,12 @@ def _times(config: Config, dim: int, dtype: str) -> Job:
         calls = {("copy", None): lambda: copy(x)} | {case: compiled(*case) for case in cases}
         us = times_in_turn(calls, config.repeats)
         for entry in entries:
-            mine = us[entry.config["transform"], entry.config.get("bits")]
+            mine = us[entry.config["coordinates"], entry.config.get("bits")]
             found = {"time_us": mine, "copy_ratio": mine / us["copy", None]}
             yield {metric: found[metric] for metric in entry.units}
 
-    copied = Entry(base | {"transform": "copy"}, None, {"time_us": "us"})
-    timed = [Entry(base | {"transform": name, "bits": bits}, None, TIMES) for name, bits in cases]
+    copied = Entry(base | {"coordinates": "copy"}, None, {"time_us": "us"})
+    timed = [Entry(base | {"coordinates": name, "bits": bits}, None, TIMES) for name, bits in cases]
     return Job(f"times {dim} {dtype}", [copied, *timed], measure)
 
 
@@ -164,7 +164,7 @@ def real(config: Config) -> tuple[dict[str, Any], Job]:
     model = load_model(config.model)
     ids = windows(encode(model.tokenizer, load_text(config.text)), config.texts, config.tokens)
     layers, size = range(model.config.num_hidden_layers), model.config.head_dim
-    check(config.transforms, size)
+    check(config.coordinates, size)
 
     wanted = [f"{kind}:{layer}" for kind in TENSORS for layer in layers]
     seen = [capture_tensors(model, window, wanted) for window in ids]
@@ -172,8 +172,8 @@ def real(config: Config) -> tuple[dict[str, Any], Job]:
         [jnp.concatenate([one[name].reshape(-1, size) for one in seen]) for name in wanted]
     )  # [keys of all layers, then values; tokens * heads, head_dim]
 
-    def trial(key: jax.Array, *, transform: str) -> dict[Any, Any]:
-        t = transforms.from_name(jax.random.split(key)[0], transform, size)
+    def trial(key: jax.Array, *, coordinates: str) -> dict[Any, Any]:
+        t = transforms.from_name(jax.random.split(key)[0], coordinates, size)
 
         def layer(x: jax.Array) -> dict[Case, Any]:
             return {case: errors(t, x, case) for case in config.cases}
@@ -192,7 +192,7 @@ def real(config: Config) -> tuple[dict[str, Any], Job]:
     }  # fmt: skip
     return base, Job.sweep(
         "real", named(base, "codebook", "bits", "tensor"), ERRORS | {"nmse_worst_layer": "1"},
-        jax.random.key(0), trial, seeds=config.seeds, static={"transform": config.transforms},
+        jax.random.key(0), trial, seeds=config.seeds, static={"coordinates": config.coordinates},
         inner={"case": [(*case, tensor) for case in config.cases for tensor in TENSORS]},
     )  # fmt: skip
 

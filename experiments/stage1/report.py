@@ -55,13 +55,13 @@ def add_published(study: Study) -> None:
     """Record the published numbers, so that the tables are made of rows alone."""
     source = {"source": PUBLISHED}
     for name, (params, fmas) in PUBLISHED_COSTS.items():
-        config = source | {"section": "cost", "transform": name, "dim": 128}
+        config = source | {"section": "cost", "coordinates": name, "dim": 128}
         study.add_published(config, {"params": params, "fmas": fmas}, COSTS)
     for (dtype, bits), by_dim in PUBLISHED_TIMES.items():
         for dim, us in zip((128, 256, 512), by_dim, strict=True):
             for name, value in zip(TIMED, us, strict=True):
                 config = source | {"section": "time", "dim": dim, "dtype": dtype, "vectors": 8192}
-                config |= {"transform": name, "bits": bits}
+                config |= {"coordinates": name, "bits": bits}
                 study.add_published(config, {"time_us": value}, TIMES, CUDA)
 
 
@@ -90,11 +90,11 @@ def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:
             f"sqrt((2 d - 8) / (4 (d + 2))) = {isotropic_cv(base['dim']):.3f} for an isotropic "
             "vector. `saturated share`: "
             "numbers beyond the outermost level. Layers weigh alike.",
-            pivot(real, ["tensor", "codebook", "bits"], "transform", "nmse"),
+            pivot(real, ["tensor", "codebook", "bits"], "coordinates", "nmse"),
             f"At {shown} bit, codebook `gaussian`:",
             pivot(
                 select(real, codebook="gaussian", bits=shown),
-                ["tensor", "transform"],
+                ["tensor", "coordinates"],
                 "metric",
                 order=COLUMNS,
                 count=True,
@@ -130,7 +130,7 @@ def finding(study: Study, base: dict[str, Any], bits: int) -> str:
     largest = 1.0
     for tensor in ("key", "value"):
         rows = study.rows("nmse", tensor=tensor, **base, **plain)
-        means = {n: summarize(rows, "nmse", transform=n).mean for n in names(rows)}
+        means = {n: summarize(rows, "nmse", coordinates=n).mean for n in names(rows)}
         best, worst = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
         largest = max(largest, means[worst] / means[best])
         lines.append(
@@ -148,14 +148,14 @@ def finding(study: Study, base: dict[str, Any], bits: int) -> str:
 
 def names(rows: Sequence[Row]) -> list[str]:
     """The transforms in `rows`, in order."""
-    return list(dict.fromkeys(r.config["transform"] for r in rows))
+    return list(dict.fromkeys(r.config["coordinates"] for r in rows))
 
 
 def changes(rows: Sequence[Row]) -> dict[str, Stat]:
     """Relative change of the NMSE against the identity, by transform, seeds paired."""
-    none = {"transform": "identity"}
+    none = {"coordinates": "identity"}
     return {
-        name: paired(rows, "nmse", {"transform": name}, none, relative=True)
+        name: paired(rows, "nmse", {"coordinates": name}, none, relative=True)
         for name in names(rows)
         if name != "identity"
     }
@@ -165,14 +165,14 @@ def costs(study: Study) -> str:
     """Parameters and FMAs beside the published ones."""
     rows, lines = study.rows(section="cost"), []
     for row in select(rows, "params", source=None):
-        on = {k: row.config[k] for k in ("transform", "dim")}
+        on = {k: row.config[k] for k in ("coordinates", "dim")}
         ours = [r.value for r in select(rows, source=None, **on)]
         theirs = [r.value for r in select(rows, source=PUBLISHED, **on)]
         costs, published = ([f"{v:,.0f}" for v in values] for values in (ours, theirs))
         pairs = zip(costs, published or "--", strict=True)
         same = ("yes" if ours == theirs else "NO") if theirs else "-"
         lines.append([*on.values(), *itertools.chain(*pairs), same])
-    head = ["transform", "d", "params", "published", "FMAs", "published", "reproduced"]
+    head = ["coordinates", "d", "params", "published", "FMAs", "published", "reproduced"]
     return markdown(head, lines)
 
 
@@ -181,14 +181,14 @@ def synthetic(study: Study) -> str:
     rows = study.rows("nmse", section="synthetic")
     dtypes = list(dict.fromkeys(r.config["dtype"] for r in rows))
     theory = [
-        dataclasses.replace(r, config=r.config | {"transform": "theory", "dtype": dtype})
+        dataclasses.replace(r, config=r.config | {"coordinates": "theory", "dtype": dtype})
         for r in study.rows("nmse", section="theory")
         for dtype in dtypes
     ]
     gaussian, exact = {"codebook": "gaussian"}, {"codebook": "sphere", "dtype": dtypes[0]}
     shown = [r for on in (gaussian, exact) for r in select([*rows, *theory], **on)]
     keys = ["codebook", "dim", "dtype", "bits"]
-    return pivot(shown, keys, "transform", order=["theory", *names(rows)])
+    return pivot(shown, keys, "coordinates", order=["theory", *names(rows)])
 
 
 def times(study: Study) -> list[str]:
@@ -197,8 +197,8 @@ def times(study: Study) -> list[str]:
     ours = select(rows, source=None)
     ratios = select(ours, "copy_ratio")
     copies = [
-        dataclasses.replace(r, config=r.config | {"transform": "copy, us", "bits": bits})
-        for r in select(ours, "time_us", transform="copy")
+        dataclasses.replace(r, config=r.config | {"coordinates": "copy, us", "bits": bits})
+        for r in select(ours, "time_us", coordinates="copy")
         for bits in dict.fromkeys(r.config["bits"] for r in ratios)
     ]
     which, keys = names(ratios), ["dim", "dtype", "bits"]
@@ -207,13 +207,13 @@ def times(study: Study) -> list[str]:
         f"Quantize and dequantize {ours[0].config['vectors']} vectors on {ours[0].device} as a "
         "multiple of the time of `x + 1` on the same array, medians of calls in turn, compiled by "
         "XLA.",
-        pivot([*ratios, *copies], keys, "transform", form=forms, order=list(forms)),
+        pivot([*ratios, *copies], keys, "coordinates", form=forms, order=list(forms)),
     ]
     faster = [n for n in TIMED[1:] if n in which]
     if faster and "rotor" in which:
         shared = {"dtype": ("float16", "float32"), "bits": (2, 3, 4), "dim": (128, 256, 512)}
         taken = select([*ours, *select(rows, source=PUBLISHED)], "time_us", **shared)
-        slower = against(taken, {"transform": "rotor"}, relative=True)
+        slower = against(taken, {"coordinates": "rotor"}, relative=True)
         speedups = [dataclasses.replace(r, value=1 / (1 + r.value)) for r in slower]
         index = {"source": lambda r: r.config.get("source", "ours"), "device": "device"}
         parts += [
@@ -221,7 +221,7 @@ def times(study: Study) -> list[str]:
             "that were measured. The published kernels are CUDA, near launch latency, and their "
             "rotor is in multivector form: the two lines answer different questions.",
             pivot(
-                speedups, index, "transform", form=lambda s: s.format(3), order=faster, count=True
+                speedups, index, "coordinates", form=lambda s: s.format(3), order=faster, count=True
             ),
         ]
     return parts
@@ -237,7 +237,7 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
         rows = study.rows("nmse", tensor=tensor, codebook="gaussian", **base)
         panels.append((rows, f"{tensor}s of {base['model']}, d = {base['dim']}"))
     for place, (rows, title) in zip(axes[0], panels, strict=True):
-        draw_lines(place, rows, "nmse", "bits", "transform")
+        draw_lines(place, rows, "nmse", "bits", "coordinates")
         place.set_title(title, fontsize=10)
     values = [r.value for rows, _ in panels for r in rows]
     for place in axes[0]:

@@ -145,5 +145,5 @@ def _fingerprint(params: Any, config: Any, windows: np.ndarray, *rest: Any) -> s
     print_ = hashlib.sha256(repr((config, rest)).encode())
     print_.update(windows.tobytes())
     for leaf in jax.tree.leaves(params):
-        print_.update(np.ascontiguousarray(leaf).view(np.uint8))
+        print_.update(np.ascontiguousarray(leaf).view(np.uint8).data)
     return print_.hexdigest()[:16]

@@ -55,7 +55,8 @@ def turned_inputs(config: ModelConfig, turns: Turns, quantizer: quantizers.Quant
             turn = turns.down
         elif name == "input:o_proj":
             shared = transforms.repeat(
-                layer_of(turns.values, layer), config.num_attention_heads // groups
+                jax.tree.map(lambda a: a[layer], turns.values),
+                config.num_attention_heads // groups,
             )
             turn = transforms.BlockDiagonal(shared, groups)
         return Codec(turn, quantizer).roundtrip(x)
@@ -83,8 +84,8 @@ def divergence(
         quantizer: of the inputs, straight through for gradients.
     """
 
-    def one(here: Any) -> Array:
-        return _kl(params, config, *here, turns, quantizer)
+    def one(here: tuple[Array, Array]) -> Array:
+        return _kl(params, config, here[0], here[1], turns, quantizer)
 
     return jax.lax.map(one, (windows, hidden)).mean()
 
