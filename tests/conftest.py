@@ -55,7 +55,7 @@ def small(tmp_path_factory):
 def call(small, tmp_path_factory):
     def call(module, *arguments, out=None):
         out = out or tmp_path_factory.mktemp("out") / "study"
-        name = module.__name__.rsplit(".", 1)[-1]
+        name = module.__name__.removesuffix(".__main__").rsplit(".", 1)[-1]
         given = ["--model", str(small), "--text", str(small / "text.txt"), "--length", "64"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", [name, *given, "--out", str(out), *map(str, arguments)])
