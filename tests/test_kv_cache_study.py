@@ -1,11 +1,8 @@
 """The study of the KV cache as its users run it, on a small random model."""
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from small_models import small_config
 
-from experiments import kv_cache, kv_trial
+from experiments.kv_cache import __main__ as kv_cache
 from isojax.report import read_rows, select
 
 
@@ -65,22 +62,3 @@ def test_a_cache_study_goes_on_and_says_what_it_found(call, kv):
 )
 def test_the_cache_study_refuses_what_it_does_not_know(refuses, flag, value):
     refuses(str(value), kv_cache, flag, value)
-
-
-def test_what_reads_keys_and_values_is_grouped_as_attention_groups_heads():
-    config = small_config(num_attention_heads=4, num_key_value_heads=2)
-    rng, dim = np.random.default_rng(0), config.head_dim
-    q = rng.standard_normal((2, 1, 5, 4, dim), np.float32)
-    got = kv_trial._query_moment(jnp.asarray(q), 2)
-    kernel = rng.standard_normal((2, 4 * dim, config.hidden_size), np.float32)
-    params = {"layers": {"o_proj": {"kernel": jnp.asarray(kernel)}}}
-    of_values = kv_trial._output_moment(params, config)
-    for layer in range(2):
-        for head in range(2):
-            mine = q[layer, 0, :, 2 * head : 2 * head + 2].reshape(-1, dim)
-            np.testing.assert_allclose(got[layer, head], mine.T @ mine / len(mine), rtol=1e-4)
-            # the error e of a value adds e W to the output, in each of the heads that share it
-            e, parts = rng.standard_normal(dim), kernel[layer].reshape(4, dim, -1)
-            want = sum(np.sum((e @ parts[h]) ** 2) for h in (2 * head, 2 * head + 1))
-            form = e @ np.asarray(of_values[layer, head], float) @ e
-            assert form * 2 * config.hidden_size == pytest.approx(want, rel=1e-4)

@@ -1,7 +1,9 @@
-"""Recipes against an oracle in numpy and torch, written from their description alone."""
+"""Recipes of the cache against an oracle in numpy and torch, written from their description."""
 
 import dataclasses
+import functools
 import importlib.resources
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +11,15 @@ import kv_oracle as oracle
 import numpy as np
 import pytest
 import scipy.linalg
-from experiments.kv_methods import METHODS
 
+from experiments.kv_cache.methods import METHODS, recipes
 from isojax.data import load_text
 from isojax.kvcache import PackedSide
-from isojax.kvcache.recipe import Recipe
+from isojax.kvcache.recipe import StoreRecipe
 from isojax.models import empty_cache, encode, forward, load_model, token_nll
 from isojax.models.hooks import Site
 from isojax.models.rope import rope_frequencies
+from isojax.recipes import Samples
 
 LAYERS, TEXTS, TOKENS, HEADS, DIM, THETA = 2, 3, 24, 2, 16, 1000.0
 FREQUENCY = rope_frequencies(DIM, THETA)
@@ -35,24 +38,24 @@ CALIBRATION, TEXT = keys_like(TEXTS), keys_like(1)
 VALUES = ("kivi", "haar+pre", "pca+pre")
 KEYS = (
     *VALUES, "kivi+sparse", "minmax", "haar+scale", "rotor", "identity", "pca+before",
-    "pca+gaussian", "quaternion_full+pre+massdiff", "learned+pre+sinks",
+    "pca+gaussian", "quaternion_full+pre+mass_diff", "learned+pre+sinks",
     "kvtc-like", "gtq-like",
     *(n for n in METHODS if n.startswith("haar") and n not in VALUES and "sinks" not in n),
 )  # fmt: skip
-RECIPES = {f"K {n}": ("K", METHODS[n][0]) for n in KEYS}
-RECIPES |= {f"V {n}": ("V", METHODS[n][1]) for n in VALUES}
+RECIPES = {f"K {n}": ("K", recipes(n)[0]) for n in KEYS}
+RECIPES |= {f"V {n}": ("V", recipes(n)[1]) for n in VALUES}
 ALIGNED_NAMES = (
     "aligned", "aligned-centre", "aligned-metric", "aligned-bits", "aligned-gain", "aligned+half",
     "smaq-like",
 )  # fmt: skip
 RECIPES |= {
-    f"{side} {n}": (side, dataclasses.replace(METHODS[n]["KV".index(side)], sinks=2))
+    f"{side} {n}": (side, dataclasses.replace(recipes(n)["KV".index(side)], sinks=2))
     for side, names in {"K": (*ALIGNED_NAMES, "haar+pre+sinks"), "V": ("aligned",)}.items()
     for n in names
 }
 UNBIASED = {"K": ("haar+pre", "haar+fitted", "aligned"), "V": ("haar+pre",)}
 RECIPES |= {
-    f"{side} {n} unbiased": (side, dataclasses.replace(recipe, gain="unbiased"))
+    f"{side} {n} unbiased": (side, StoreRecipe.parse(str(recipe).replace(" ", "@unbiased ", 1)))
     for side, names in UNBIASED.items()
     for n in names
     for recipe in [RECIPES[f"{side} {n}"][1]]
@@ -73,22 +76,32 @@ def inner(codec):
 
 def words(recipe, codec, samples, metric=None, theta=None):
     """What the oracle takes: settings, axes and levels; aligned axes are its own, to a sign."""
-    own = dataclasses.asdict(recipe)
-    names = ("codebook", "offset", "scale", "rope", "page", "sparse", "gain", "sinks")
-    known = {name: own[name] for name in names} | {"theta": theta}
+    own, stages = recipe.words, recipe.recipe.coordinates.stages
+    known = {name: own[name] for name in ("offset", "rope", "page", "sinks")} | {"theta": theta}
     if theta is None:
         known["rope"] = "after"
-    if "fitted" in recipe.codebook:
+    if own["quantizer"] == "minmax":
+        known["codebook"] = "minmax" + "_channel" * (own["granularity"] == "channel")
+        known["sparse"] = own.get("sparse", 0.0)
+    else:
+        known["codebook"] = own["codebook"]
+        known["gain"] = "unbiased" if "unbiased" in own else own["gain"]
+    if "fitted" in known["codebook"]:
         known["levels"] = np.asarray(inner(codec).levels, float)
-    matrix = np.asarray(codec.transform.matrix(), float)
-    if recipe.transform != "aligned":
+    transform = codec.transform
+    if stages and stages[0].name == "standardize":
+        known["scale"] = "channel"
+        transform = functools.reduce(operator.matmul, transform.factors[1:])
+    matrix = np.asarray(transform.matrix(), float)
+    if not stages or stages[0].name != "aligned":
         return known | {"matrix": matrix}
+    aligned = stages[0].arguments
     placed = {name: known[name] for name in ("offset", "rope", "theta", "sinks")}
     x, _ = oracle.centre(samples, **placed)
-    if recipe.spectrum == "log":
+    if aligned["spectrum"] == "log":
         metric = np.asarray(metric, float)
         metric = scipy.linalg.logm(np.eye(DIM) + metric / (np.trace(metric) / DIM)).real
-    turn, back = oracle.aligned_axes(x, metric, recipe.power)
+    turn, back = oracle.aligned_axes(x, metric, aligned["power"])
     sign = np.sign(np.sum(turn * matrix, axis=0))
     return known | {"matrix": turn * sign, "inverse": sign[:, None] * back}
 
@@ -104,7 +117,7 @@ def reread(store, x, frequency):
     return jax.vmap(layer)(store, x)
 
 
-fit = jax.jit(Recipe.fit, static_argnums=(0, 3))
+fit = jax.jit(StoreRecipe.fit, static_argnums=(0, 3))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -133,7 +146,8 @@ def distortion(column, levels):
 
 @pytest.mark.parametrize("codebook", ["fitted", "fitted_channel"])
 def test_fitted_levels_are_as_good_as_the_oracle_s(codebook):
-    store = fit(Recipe("haar", codebook=codebook), jax.random.key(1), CALIBRATION, 2, FREQUENCY)
+    recipe = StoreRecipe.parse(f"haar/lloyd_max:{codebook}")
+    store = fit(recipe, jax.random.key(1), CALIBRATION, 2, FREQUENCY)
     codec = at(store.codec, 0, 0)
     y = np.asarray(codec.rotate(CALIBRATION[0, :, :, 0].reshape(-1, DIM)), float)
     y /= np.sqrt((y**2).mean(-1, keepdims=True))
@@ -155,13 +169,14 @@ def test_aligned_widths_and_levels_are_the_oracle_s(name):
         for head in range(HEADS):
             codec, samples = at(store.codec, layer, head), MANY[layer, :, :, head]
             known = words(recipe, codec, samples, METRIC[layer, head], theta)
-            x, _ = oracle.centre(samples, offset=recipe.offset, theta=theta, sinks=recipe.sinks)
+            placed = {"offset": known["offset"], "theta": theta, "sinks": recipe.sinks}
+            x, _ = oracle.centre(samples, **placed)
             y = x @ known["matrix"]
             widths = [3] * DIM
-            if recipe.allocation == "greedy":
+            if recipe.words["allocation"] == "greedy":
                 widths = oracle.greedy_widths(y.var(0), 3)
                 assert np.asarray(inner(codec).widths).tolist() == widths
-            y = y if recipe.gain == "none" else oracle.unit_rms(y)
+            y = y if known["gain"] == "none" else oracle.unit_rms(y)
             assert np.isfinite(known["levels"]).sum(-1).tolist() == [2**w for w in widths]
             ours, theirs = (
                 np.mean([distortion(*pair) for pair in zip(y.T, levels, strict=True)])
@@ -170,7 +185,7 @@ def test_aligned_widths_and_levels_are_the_oracle_s(name):
             assert ours < 1.02 * theirs
 
 
-ALIGNED = METHODS["aligned"][0]
+ALIGNED = recipes("aligned")[0]
 
 
 def logit_error(recipe, bits=2):
@@ -182,15 +197,15 @@ def logit_error(recipe, bits=2):
 
 
 def test_aligned_axes_with_all_ingredients_keep_logits_best():
-    best, rotation = logit_error(ALIGNED), logit_error(METHODS["haar+pre"][0])
+    best, rotation = logit_error(ALIGNED), logit_error(recipes("haar+pre")[0])
     for left_out in ("aligned-metric", "aligned-bits"):
-        assert best < 0.7 * logit_error(METHODS[left_out][0])
+        assert best < 0.7 * logit_error(recipes(left_out)[0])
     assert best < 0.3 * rotation
 
 
 def test_learned_rotations_lose_less_than_random_ones_of_keys_they_have_not_seen():
     def error(transform):
-        recipe = Recipe(transform, offset="channel_pre_rope")
+        recipe = StoreRecipe.parse(f"{transform}/lloyd_max offset=pre_rope")
         store = fit(recipe, jax.random.key(1), MANY, 2, FREQUENCY, METRIC)
         return float(jnp.mean((reread(store, TEXT[:, 0], FREQUENCY) - TEXT[:, 0]) ** 2))
 
@@ -198,15 +213,16 @@ def test_learned_rotations_lose_less_than_random_ones_of_keys_they_have_not_seen
 
 
 def test_methods_like_published_ones_are_what_they_say():
-    kvtc, (keys, values) = METHODS["kvtc-like"][0], METHODS["gtq-like"]
-    assert (kvtc.transform, kvtc.rope, kvtc.allocation) == ("pca", "before", "greedy")
-    assert (keys.transform, keys.allocation, values.transform) == ("identity", "greedy", "haar")
+    kvtc, (keys, values) = recipes("kvtc-like")[0].words, [r.words for r in recipes("gtq-like")]
+    assert (kvtc["coordinates"], kvtc["rope"], kvtc["allocation"]) == ("pca", "before", "greedy")
+    assert (keys["coordinates"], keys["allocation"]) == ("identity", "greedy")
+    assert (values["coordinates"], values["codebook"]) == ("haar", "sphere")
 
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_a_greedy_allocation_takes_the_bytes_of_an_even_one(bits):
     stores = [
-        fit(METHODS[name][0], jax.random.key(1), CALIBRATION, bits, FREQUENCY, METRIC)
+        fit(recipes(name)[0], jax.random.key(1), CALIBRATION, bits, FREQUENCY, METRIC)
         for name in ("aligned", "aligned-bits")
     ]
     mixed, even = (
@@ -219,18 +235,25 @@ def test_a_greedy_allocation_takes_the_bytes_of_an_even_one(bits):
 
 
 def test_aligned_axes_need_a_metric_and_a_greedy_allocation_its_codebook():
-    for recipe, message in (
-        (ALIGNED, "metric must be given for aligned axes"),
-        (Recipe("pca", allocation="greedy"), "codebook of a greedy allocation must be"),
-        (Recipe("pca", gain="channel"), "gain must be"),
-        (Recipe(codebook="minmax", gain="unbiased"), "unbiased gain must have a norm"),
-        (Recipe("block_hadamard:0"), "name must be one of"),
-        (Recipe("planar:4", permutation="mass_diff"), "transform of a permutation must be"),
-        (Recipe("pca:3"), "transform must be one of .*; got 'pca:3'"),
-        (Recipe("pca", spectrum="log"), "spectrum without aligned axes must be"),
+    for text, message in (
+        ("aligned/lloyd_max", "metric must be given for aligned axes"),
+        ("pca/lloyd_max:allocation=greedy", "codebook of a greedy allocation must be"),
+        ("pca/lloyd_max:gain=channel", "gain must be"),
+        ("pca/lloyd_max:gaussian:gain=none", "gain of gaussian levels must be"),
+        ("pca/minmax@unbiased", "quantizer must be a Codebook"),
+        ("block_hadamard:0/lloyd_max", "block must be .* at least 1"),
+        ("mass_diff@haar/lloyd_max", "mass_diff must stand before blocks"),
+        ("aligned:spectrum=cube/lloyd_max", "spectrum must be one of|metric must be given"),
     ):
         with pytest.raises(ValueError, match=message):
-            recipe.fit(jax.random.key(0), CALIBRATION, 2, FREQUENCY)
+            StoreRecipe.parse(text).fit(jax.random.key(0), CALIBRATION, 2, FREQUENCY)
+
+
+def test_every_method_is_read_as_it_prints_and_can_be_fitted():
+    for name in METHODS:
+        for recipe in recipes(name):
+            assert StoreRecipe.parse(str(recipe)) == recipe
+            assert recipe.recipe.needs <= {"x", "metric"}
 
 
 @pytest.fixture(scope="module")
@@ -271,11 +294,11 @@ def test_perplexity_through_the_cache_is_the_oracle_s(tiny, name):
     config, folder = model.config, importlib.resources.files("isojax.models") / "tiny"
     frequency = rope_frequencies(config.head_dim, config.rope_theta)
     # the oracle knows a range for a whole vector only
-    recipes = [dataclasses.replace(recipe, group=0) for recipe in METHODS[name]]
+    pair = [StoreRecipe.parse(str(r).replace(":group:32", "")) for r in recipes(name)]
     metric = metrics(model, seen)
     sides = [
-        (recipes[0], seen["key"], frequency, config.rope_theta, metric[0]),
-        (recipes[1], seen["value"], None, None, metric[1]),
+        (pair[0], seen["key"], frequency, config.rope_theta, metric[0]),
+        (pair[1], seen["value"], None, None, metric[1]),
     ]
     stores = [fit(r, jax.random.key(2), x, 2, f, m) for r, x, f, _, m in sides]
     named = dict(zip(("keys", "values"), stores, strict=True))
