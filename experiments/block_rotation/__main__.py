@@ -8,9 +8,9 @@
 A Hadamard rotation in front of down_proj spreads the outliers of its input. In blocks it is cheaper
 and spreads less; MixQuant (2601.22347) permutes the channels first, so that all blocks carry equal
 l1 mass. Here the input of down_proj alone is quantized to 4 bit (A4-down), or all inputs of linear
-layers (W16A4), all their weights (W4A16), or both (W4A4), weights to nearest or by GPTQ. Where more than
-down_proj's input is quantized, the residual stream and the values are rotated too, by full Hadamard
-matrices merged into the weights. Permutations are fitted on calibration text and merged as well;
+layers (W16A4), all their weights (W4A16), or both (W4A4), weights to nearest or by GPTQ.
+Where more than down_proj's input is quantized, the residual stream and the values are rotated too,
+by full Hadamard matrices merged into the weights. Permutations are fitted on calibration text and merged as well;
 the rotation before down_proj alone is left to run.
 Every window of text is read with signs and random permutations of one seed, in turn, so that all
 methods share text and seed; `delta_nll` is against the model as it is.
@@ -37,6 +37,7 @@ from isojax.report import Entry, Job, Study, fill
 
 from .measure import LOOK, NLL, SCORED, TAILS, Reader
 from .points import (
+    FITTED,
     FORMATS,
     PERMUTATIONS,
     ROUNDINGS,
@@ -116,7 +117,7 @@ def main(config: Config) -> None:
     study = Study("block_rotation", config.out, config, grows=grows)
     groups = settings(config.settings, config.rounding)
     fitted = config.calibration_windows
-    gptq = any("gptq" in setting for group in groups for setting in group)
+    gptq = any(s.split()[1] in FITTED for group in groups for s in group)
     most = max(fitted, config.gptq_windows if gptq else 0)
     model, texts, fit_on, base = dataclasses.replace(config, calibration_windows=most).load()
     width, sizes = model.config.intermediate_size, {model.config.intermediate_size}
