@@ -16,7 +16,8 @@ from isojax.quantizers import (
     sparse,
     straight_through,
 )
-from isojax.transforms import NAMES, Diagonal, Identity, Oblique, from_name, haar
+from isojax.recipes import COORDINATES
+from isojax.transforms import Diagonal, Identity, Oblique, from_name, haar
 
 DIM = 16
 X = jax.random.t(jax.random.key(0), 4.0, (6, DIM))
@@ -148,21 +149,27 @@ def views(codec, x, query):
 
 def transform_called(name, key, dim):
     if name not in ("diagonal", "oblique"):
-        return from_name(key, name, dim, block=4)
+        return from_name(key, name, dim)
     scale, turn = jnp.geomspace(0.3, 3, dim), haar(key, dim).entries
     if name == "diagonal":
         return Diagonal(scale)
     return Oblique(turn * scale, turn.T / scale[:, None])
 
 
+DRAWN = [
+    name + ":4" * (name == "block_hadamard")
+    for name, member in COORDINATES.members.items()
+    if not member.facts["fitted"]
+]
+CALLED = [*DRAWN, "random_permutation@quaternion_full", "diagonal", "oblique"]
+
+
 # Without an offset and a scale a codec does less, whatever its transform: a few will do.
+FEW = ("identity", "haar", "rotor", "random_permutation@quaternion_full", "oblique")
+
+
 @pytest.mark.parametrize(
-    "name, shifted",
-    [(name, True) for name in (*NAMES, "permutation@quaternion_full", "diagonal", "oblique")]
-    + [
-        (name, False)
-        for name in ("identity", "haar", "rotor", "permutation@quaternion_full", "oblique")
-    ],
+    "name, shifted", [(name, True) for name in CALLED] + [(name, False) for name in FEW]
 )
 def test_products_in_rotated_coordinates_are_those_with_what_is_loaded(name, shifted):
     dim = 20  # no multiple of the rotor's blocks

@@ -7,18 +7,26 @@ from pathlib import Path
 
 import pytest
 
+from isojax.recipes import COORDINATES, LEVELS, ROUNDINGS, WRAPPERS
+
 ROOT = Path(__file__).parents[1]
 # a module may import from its own layer's name and from every layer below
 LAYERS = [
     {"_core"},
     {"transforms", "quantizers", "metrics"},
     {"codec"},
-    {"bitstream", "kernels", "kvcache", "learn", "sweep", "report"},
+    {"bitstream", "learn", "sweep", "report"},
+    {"recipes"},
+    {"kernels", "kvcache"},
     {"models", "data"},
+    {"quantize"},
 ]
+ABOVE = 6  # the layer of models
 LIGHT = {"jax", "numpy", "jaxtyping", "isojax"}
 ONLY_ABOVE = {"flax", "transformers", "datasets", "safetensors", "gguf", "tokenizers"}
 FILES = sorted((ROOT / "isojax").rglob("*.py"))
+STUDIES = sorted(p.parent for p in (ROOT / "experiments").glob("*/__main__.py"))
+PARTS = sorted(p for study in STUDIES for p in study.glob("*.py"))
 
 
 def imported(path):
@@ -47,7 +55,7 @@ def test_imports_point_down_only(path):
             assert below == own or layer_of(below) <= level, f"{path}: {name}"
         elif level < 3 and top not in sys.stdlib_module_names:
             assert top in LIGHT, f"{path}: {name}"
-        elif level < 4:
+        elif level != ABOVE:
             assert top not in ONLY_ABOVE, f"{path}: {name}"
 
 
@@ -59,7 +67,6 @@ def test_transforms_and_quantizers_do_not_know_each_other():
             assert not (part == "quantizers" and name.startswith("isojax.transforms"))
 
 
-STUDIES = sorted(path.parent for path in (ROOT / "experiments").glob("*/__main__.py"))
 SHARED = {"common", "timing"}
 
 
@@ -76,6 +83,66 @@ def test_a_study_imports_no_other_and_its_measurements_no_report(study):
                 assert node.module != "__main__", path
             elif isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").startswith("experiments"), path
+
+
+MEMBERS = {
+    name
+    for family in (COORDINATES, LEVELS, WRAPPERS, ROUNDINGS)
+    for name in family.members
+    if name != "none"  # a word of many settings
+}
+# what stands for nothing; forms of members, not members; colours of lines; names of configurations
+KNOWN = {
+    "isojax/transforms/coordinates.py": {"identity"},
+    "isojax/transforms/butterfly.py": {"planar"},
+    "isojax/report/figure.py": {"identity", "haar", "hadamard", "pca", "zero"},
+    "isojax/quantizers/named.py": set(LEVELS.members),
+}
+TABLES = {"methods.py", "points.py"}  # of studies
+
+
+def names_compared(tree):
+    """Names of members that are compared with, or are keys of a dictionary or cases of a match."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare):
+            parts = [node.left, *node.comparators]
+        elif isinstance(node, ast.Dict):
+            parts = [key for key in node.keys if key is not None]
+        elif isinstance(node, ast.MatchValue):
+            parts = [node.value]
+        else:
+            continue
+        for part in parts:
+            items = part.elts if isinstance(part, ast.Tuple | ast.List | ast.Set) else [part]
+            for item in items:
+                if isinstance(item, ast.Constant) and item.value in MEMBERS:
+                    yield item.value
+
+
+@pytest.mark.parametrize("path", FILES + PARTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_code_knows_members_by_name(path):
+    if path.name in TABLES:
+        return
+    found = set(names_compared(ast.parse(path.read_text(encoding="utf-8"))))
+    assert found <= KNOWN.get(str(path.relative_to(ROOT)), set())
+
+
+def test_names_that_are_compared_are_found():
+    text = "{'haar': 1}; x == 'gptq'; x in ('pca', 'absmax'); 'sparse' in x; f('planar')"
+    assert set(names_compared(ast.parse(text))) == {"haar", "gptq", "pca", "absmax", "sparse"}
+
+
+def test_models_are_scored_and_looked_into_by_the_library():
+    defined = [
+        (node.name.lstrip("_"), path)
+        for path in FILES + PARTS
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    ]
+    names = [name for name, _ in defined]
+    assert "Trial" not in names
+    assert names.count("capture") <= 1 and names.count("calibrate") == 1
+    assert [p.parent.name for name, p in defined if name == "token_scores"] == ["models"]
 
 
 def test_import_is_quick_and_light():

@@ -37,6 +37,7 @@ from isojax.report import Entry, Job, Study, fill
 from ..common import Calibrated, run
 from .measure import LOOK, NLL, SCORED, TAILS, Reader
 from .points import (
+    FITTED,
     FORMATS,
     PERMUTATIONS,
     ROUNDINGS,
@@ -117,7 +118,7 @@ def main(config: Config) -> None:
     study = Study("block_rotation", config.out, config, grows=grows)
     groups = settings(config.settings, config.rounding)
     fitted = config.calibration_windows
-    gptq = any(rounding == "gptq" for group in groups for _, rounding in group)
+    gptq = any(rounding in FITTED for group in groups for _, rounding in group)
     most = max(fitted, config.gptq_windows if gptq else 0)
     model, texts, fit_on, base = dataclasses.replace(config, calibration_windows=most).load()
     width, sizes = model.config.intermediate_size, {model.config.intermediate_size}

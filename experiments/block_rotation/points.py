@@ -15,6 +15,7 @@ WEIGHTS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
 SETTINGS = ("A4-down", "W16A4", "W4A16", "W4A4")
 LABELS = ("A4-down", "W16A4", "W4A16", "W4A16, gptq", "W4A4", "W4A4, gptq")
 ROUNDINGS = ("nearest", "gptq")
+FITTED = ("gptq",)  # roundings that take Hessians
 PERMUTATIONS = (
     "none", "random_permutation", "mass_diff", "co_activation", "zigzag", "absmax_order",
 )  # fmt: skip
@@ -29,6 +30,16 @@ FORMATS = {
     "fp4": ("fp4", "fp4"),
     "mxfp4": ("mxfp4", "mxfp4"),
     "nvfp4": ("nvfp4", "nvfp4"),
+}
+# Llama-3.2-1B-Instruct, INT4 weights and activations, WikiText-2 (MixQuant, 2601.22347)
+PUBLISHED = {
+    "model": "Llama-3.2-1B-Instruct (published)", "text": "wikitext-2", "setting": "W4A4",
+    "format": "int4",
+}  # fmt: skip
+PUBLISHED_BLOCKS = (16, 32, 64, 128, 256, 512)
+PUBLISHED_PERPLEXITY = {
+    "none": (37.6, 26.5, 22.7, 21.0, 18.7, 17.5),
+    "mass_diff": (18.0, 17.2, 16.9, 15.9, 16.1, 16.0),
 }
 
 

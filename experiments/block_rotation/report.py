@@ -21,18 +21,17 @@ from isojax.report import (
 )
 
 from .answers import answers, losses, share
-from .points import LABELS, Point, coordinates_of, parts
+from .points import (
+    FITTED,
+    LABELS,
+    PUBLISHED,
+    PUBLISHED_BLOCKS,
+    PUBLISHED_PERPLEXITY,
+    Point,
+    coordinates_of,
+    parts,
+)
 
-# Llama-3.2-1B-Instruct, INT4 weights and activations, WikiText-2 (MixQuant, 2601.22347)
-PUBLISHED = {
-    "model": "Llama-3.2-1B-Instruct (published)", "text": "wikitext-2", "setting": "W4A4",
-    "format": "int4",
-}  # fmt: skip
-PUBLISHED_BLOCKS = (16, 32, 64, 128, 256, 512)
-PUBLISHED_PERPLEXITY = {
-    "none": (37.6, 26.5, 22.7, 21.0, 18.7, 17.5),
-    "mass_diff": (18.0, 17.2, 16.9, 15.9, 16.1, 16.0),
-}
 LOOKS = {
     "relative_error": "relative error",
     "peak_before": "max before",
@@ -64,8 +63,8 @@ def by_parts(rows: Sequence[Row]) -> list[Row]:
         if "coordinates" in config:
             block, permutation = parts(config["coordinates"])
             config |= {"block": block, "permutation": permutation}
-        if config.get("rounding") == "gptq":
-            config["setting"] += ", gptq"
+        if config.get("rounding") in FITTED:
+            config["setting"] += f", {config['rounding']}"
         found.append(dataclasses.replace(row, config=config))
     return found
 

@@ -115,16 +115,16 @@ def answers(rows: Sequence[Row]) -> list[str]:
         if select(rows, "delta_nll", method=name)
     }
     said = []
-    haar = summarize(rows, "delta_nll", method="haar") if "haar" in loss else None
+    haar = summarize(rows, "delta_nll", method=DENSE) if DENSE in loss else None
     if haar and haar.mean > 2 * haar.sem:
-        ranked = [f"{b} {_ratio(loss[b], loss['haar'])}" for b in BLOCKWISE if b in loss]
+        ranked = [f"{b} {_ratio(loss[b], loss[DENSE])}" for b in BLOCKWISE if b in loss]
         also = [n for n in ("identity", "hadamard", "kivi") if n in loss]
-        ranked += [f"{n} {_ratio(loss[n], loss['haar'])}" for n in also]
+        ranked += [f"{n} {_ratio(loss[n], loss[DENSE])}" for n in also]
         if ranked:
             said.append(
-                f"Loss against a dense rotation's ({loss['haar']:.4f}): {', '.join(ranked)}."
+                f"Loss against a dense rotation's ({loss[DENSE]:.4f}): {', '.join(ranked)}."
             )
-    for family in ("haar", "quaternion_full"):
+    for family in (DENSE, "quaternion_full"):
         repaired = {n: v for n, v in loss.items() if n.startswith(family + "+")}
         if family in loss and repaired:
             each = ", ".join(

@@ -255,7 +255,8 @@ COORDINATES = Family("coordinates", 2)
 """`(key, samples) -> Transform`. Facts: `fitted`, what of the samples it needs; `random`, whether
 the key counts; `block`, the length of its blocks, or a function of its arguments."""
 LEVELS = Family("levels", 2)
-"""`(samples, bits) -> Quantizer`. Facts: `fitted`; `bits`, those that it has, where fixed."""
+"""`(samples, bits) -> Quantizer`. Facts: `fitted`; `bits`, those that it has, where fixed, and
+none where it takes none; `exact`, whether it leaves vectors as they are."""
 WRAPPERS = Family("a wrapper of levels", 1)
 """`(quantizer) -> Quantizer`."""
 ROUNDINGS = Family("rounding", 3)

@@ -178,9 +178,9 @@ class _Maker:
             self.refuse_rounded(f"input:{site}", *readers)
             for name in readers:
                 self.read(name, codec.transform)
-        # the scale of the norm has what merged into it
+        # the scale of the norm already has what merged into it
         self.through[site] = online if site in NORMS else codec.transform
-        if not isinstance(online, Identity) or part.recipe.levels.member.name != "none":
+        if not isinstance(online, Identity) or not part.recipe.levels.exact:
             self.inputs[f"input:{site}"] = dataclasses.replace(codec, transform=online)
 
     def merge(self, site: str, transform: Transform) -> None:

@@ -25,6 +25,7 @@ CACHES = ("cache:keys", "cache:values")
 PLACES = (*TURNS, *INPUT_PLACES, *WEIGHT_PLACES, *TABLES, *CACHES)
 GROUPS = {"input": INPUT_PLACES, "weight": WEIGHT_PLACES, "cache": CACHES}
 """Places that may be named together."""
+NEAREST = ROUNDINGS.parse("nearest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +70,10 @@ class Weight:
 
     recipe: Recipe
     bits: int | float = 0
-    rounding: Stage = dataclasses.field(default_factory=lambda: ROUNDINGS.parse("nearest"))
+    rounding: Stage = NEAREST
 
     def __str__(self) -> str:
-        shown = {} if self.rounding.name == "nearest" else {"rounding": self.rounding}
+        shown = {} if self.rounding == NEAREST else {"rounding": self.rounding}
         return _words(self.recipe, bits=self.bits, **shown)
 
 
@@ -130,8 +131,10 @@ def parse_part(place: str, text: str) -> Part:
         return Input(recipe, bits)
     rounding = ROUNDINGS.parse(settings.pop("rounding", "nearest"))
     _only(place, settings, ("bits", "rounding"))
-    if place in TABLES:  # nothing is known of what meets them
-        check_choice(f"rounding of {place}", rounding.name, ("nearest",))
+    if place in TABLES and rounding.member.facts.get("fitted", ("moment",)):
+        raise ValueError(
+            f"rounding of {place} must need no statistics, as nearest; got {rounding}."
+        )
     return Weight(recipe, bits, rounding)
 
 
@@ -147,7 +150,7 @@ def _bits(place: str, recipe: Recipe, text: str) -> int | float:
     member = recipe.levels.member
     allowed = member.member.facts.get("bits")
     if not text:
-        if member.name in ("none", "zero"):
+        if allowed == ():
             return 0
         if allowed is not None and len(allowed) == 1:
             return allowed[0]
@@ -156,6 +159,8 @@ def _bits(place: str, recipe: Recipe, text: str) -> int | float:
         bits = int(text) if text.isdecimal() else float(text)
     except ValueError:
         raise ValueError(f"{place}: bits must be a number, got {text!r}.") from None
+    if allowed == ():
+        raise ValueError(f"{place}: {recipe.levels} takes no bits, got bits={text}.")
     if allowed is not None:
         check_choice(f"{place}: bits of {recipe.levels}", bits, allowed)
     if not bits > 0:

@@ -63,6 +63,11 @@ class Levels:
         """Attributes of `Samples` that they are fitted on; vectors for members from outside."""
         return frozenset(self.member.member.facts.get("fitted", ("x",)))
 
+    @property
+    def exact(self) -> bool:
+        """Whether they leave vectors as they are."""
+        return self.member.member.facts.get("exact", False)
+
     def fit(self, samples: Samples, bits: int | float) -> Quantizer:
         """The quantizer for vectors like those of `samples`.
 
@@ -75,7 +80,7 @@ class Levels:
                 do not return a quantizer.
         """
         allowed = self.member.member.facts.get("bits")
-        if allowed is not None:
+        if allowed:
             check_choice(f"bits of {self.member.name}", bits, allowed)
         made = self.member(samples, bits)
         for wrapper in self.wrappers:
@@ -101,12 +106,12 @@ def group_of(granularity: str, group: int, dim: int) -> int:
     return math.gcd(group, dim)
 
 
-@LEVELS.member("none", fitted=())
+@LEVELS.member("none", fitted=(), bits=(), exact=True)
 def _none(samples: Samples, bits: Any) -> Quantizer:
     return none()
 
 
-@LEVELS.member("zero", fitted=())
+@LEVELS.member("zero", fitted=(), bits=())
 def _zero(samples: Samples, bits: Any) -> Quantizer:
     return zero()
 
