@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def save_checkpoint(
         ValueError: `dtype` is another, or the family has no `config.json` for this model.
     """
     check_choice("dtype", dtype, DTYPES)
-    fields = config_to_hf(config) | {"dtype": dtype, "torch_dtype": dtype}
+    config_to_hf(config)  # before anything is written
     tensors = {}
     for leaf in leaves(config):
         value: Any = params
@@ -83,19 +82,41 @@ def save_checkpoint(
         for layer in range(leaf.tensors):
             tensor = array[layer] if leaf.stacked else array
             tensor = tensor.T if leaf.transposed else tensor
-            tensors[leaf.file_name(layer, HF)] = np.ascontiguousarray(tensor)
+            tensors[leaf.file_name(layer, HF)] = tensor
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / WEIGHTS_FILE, tensors)
+    save_description(folder, config, dtype, like)
+
+
+def save_description(
+    folder: Path, config: ModelConfig, dtype: str, like: LanguageModel | None = None
+) -> list[str]:
+    """Write all of a checkpoint but its tensors, `config.json` last; see `save_checkpoint`.
+
+    Returns:
+        The names of the files.
+    """
+    fields = config_to_hf(config) | {"dtype": dtype, "torch_dtype": dtype}
+    files: dict[str, bytes] = {}
     if like is not None:
         fields |= like.sidecar.fields
-        for name, content in like.sidecar.files.items():
-            (folder / name).write_bytes(content)
-        (folder / "tokenizer.json").write_text(like.tokenizer.to_str(pretty=True), "utf-8")
+        files |= like.sidecar.files
+        files["tokenizer.json"] = like.tokenizer.to_str(pretty=True).encode()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     partial = folder / "config.json.partial"
     partial.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    shutil.copymode(partial, folder / WEIGHTS_FILE)  # safetensors makes files for the owner alone
     os.replace(partial, folder / "config.json")
+    return [*files, "config.json"]
+
+
+def save_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write arrays to a safetensors file."""
+    path.write_bytes(b"")  # safetensors makes files for the owner alone
+    mode = path.stat().st_mode
+    save_file({n: np.ascontiguousarray(a) for n, a in tensors.items()}, path, {"format": "pt"})
+    path.chmod(mode)
 
 
 def _with_prefix(entries: dict[str, Entry]) -> dict[str, Entry]:
@@ -135,7 +156,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 def _entries(folder: Path, optional: tuple[str, ...]) -> dict[str, Entry]:
     """The tensors of all files of a checkpoint; of those that an index names, some may lack."""
     if (folder / WEIGHTS_FILE).is_file():
-        return _file_entries(folder / WEIGHTS_FILE)
+        return file_entries(folder / WEIGHTS_FILE)
     index = folder / INDEX_FILE
     if not index.is_file():
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES)
@@ -147,7 +168,7 @@ def _entries(folder: Path, optional: tuple[str, ...]) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     shards: dict[str, dict[str, Entry]] = {}
     for shard in sorted(set(map(str, places.values()))):
-        shards[shard] = _file_entries(_shard(folder, index, shard))
+        shards[shard] = file_entries(_shard(folder, index, shard))
         entries |= shards[shard]
     for name, shard in places.items():
         if name in shards[str(shard)]:
@@ -176,7 +197,7 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
     return folder / name
 
 
-def _file_entries(path: Path) -> dict[str, Entry]:
+def file_entries(path: Path) -> dict[str, Entry]:
     """The tensors of one file, which is mapped anew for each so that read pages are given back."""
 
     def read(name: str) -> np.ndarray:

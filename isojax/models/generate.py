@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -10,11 +12,19 @@ from isojax._core.checks import check_positive
 from isojax.kvcache import Cache
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params, forward, logits
+from isojax.models.hooks import Hooks
 from isojax.models.inputs import check_room, check_tokens
 
 
 def generate(
-    params: Params, config: ModelConfig, prompt: Int[Array, "b t"], steps: int, cache: Cache
+    params: Params,
+    config: ModelConfig,
+    prompt: Int[Array, "b t"],
+    steps: int,
+    cache: Cache,
+    *,
+    hooks: Hooks = Hooks(),  # noqa: B008
+    end: Sequence[int] = (),
 ) -> tuple[Int[Array, "b steps"], Cache]:
     """The `steps` most likely tokens after a prompt, one after the other.
 
@@ -27,6 +37,8 @@ def generate(
         steps: tokens to generate.
         cache: plain or packed, with room for `t + steps - 1` tokens; if it holds some, the
             prompt comes after them.
+        hooks: as for `forward`.
+        end: tokens that end a text: those generated after one are the same token.
 
     Returns:
         The tokens, and the cache with all but the last of them. A token is -1 where nothing can
@@ -42,7 +54,7 @@ def generate(
     check_room(cache, prompt.shape[1] + steps - 1)
 
     def read(cache: Cache, tokens: Int[Array, "b t"]) -> tuple[Cache, Int[Array, " b"]]:
-        out = forward(params, config, tokens, cache=cache)
+        out = forward(params, config, tokens, cache=cache, hooks=hooks)
         assert out.cache is not None
         scores = logits(params, out.hidden[:, -1])
         known = ~jnp.isnan(scores).any(axis=-1)
@@ -50,6 +62,8 @@ def generate(
 
     def step(carry: tuple[Cache, Array], _: None) -> tuple[tuple[Cache, Array], Array]:
         cache, token = read(carry[0], carry[1][:, None])
+        ended = jnp.isin(carry[1], jnp.asarray(end, carry[1].dtype))
+        token = jnp.where(ended, carry[1], token)
         return (cache, token), token
 
     cache, first = read(cache, prompt)

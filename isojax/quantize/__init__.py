@@ -4,16 +4,23 @@ plan = Plan.parse("input: hadamard/absmax bits=4; weight: absmax bits=4 rounding
 stats = calibrate(model, windows, plan)
 quantized = quantize(key, model, plan, stats)
 summary(score(quantized, windows, reference(model, windows)))
+generate(quantized, [prompt], 64)
+save(quantized, "folder", plan, model=model)
 """
 
 from isojax.quantize.calibrate import calibrate as calibrate
+from isojax.quantize.generate import generate as generate
 from isojax.quantize.parts import PLACES as PLACES
 from isojax.quantize.plan import Plan as Plan
 from isojax.quantize.plan import Rule as Rule
 from isojax.quantize.quantize import quantize as quantize
 from isojax.quantize.quantize import unquantized as unquantized
 from isojax.quantize.quantized import Quantized as Quantized
+from isojax.quantize.save import load_quantized as load_quantized
+from isojax.quantize.save import save as save
 from isojax.quantize.score import reference as reference
 from isojax.quantize.score import score as score
 from isojax.quantize.score import summary as summary
 from isojax.quantize.stats import Stats as Stats
+from isojax.quantize.stored import Size as Size
+from isojax.quantize.stored import size as size

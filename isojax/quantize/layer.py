@@ -65,6 +65,7 @@ class Made:
         inputs: by input, the codec that it passes through.
         through: by input, all transforms behind the norm, or behind what writes it.
         codes: of weights, by name.
+        codecs: what these are decoded by.
         turned: of values, for each key head, merged.
         turn: of queries and keys.
         keys: how they are stored.
@@ -75,6 +76,7 @@ class Made:
     inputs: dict[str, Codec] = dataclasses.field(default_factory=dict)
     through: dict[str, Transform] = dataclasses.field(default_factory=dict)
     codes: dict[str, Codes] = dataclasses.field(default_factory=dict)
+    codecs: dict[str, Codec] = dataclasses.field(default_factory=dict)
     turned: Any = None
     turn: Transform | None = None
     keys: Any = None
@@ -121,8 +123,8 @@ def make_layer(
     through = {site: t for site, t in maker.through.items() if f"input:{site}" in at}
     turn = maker.turn if "queries_keys" in at else None
     return Made(
-        maker.changed, maker.inputs, through, maker.rounded, maker.turned, turn, maker.keys,
-        maker.stored_values,
+        maker.changed, maker.inputs, through, maker.rounded, maker.codecs, maker.turned, turn,
+        maker.keys, maker.stored_values,
     )  # fmt: skip
 
 
@@ -137,6 +139,7 @@ class _Maker:
         self.inputs: dict[str, Codec] = {}
         self.through: dict[str, Transform] = dict(past.through)
         self.rounded: dict[str, Codes] = {}
+        self.codecs: dict[str, Codec] = {}
         self.turned = self.keys = self.stored_values = None
 
     def turn_values(self, key: Array, part: Any) -> None:
@@ -205,11 +208,10 @@ class _Maker:
             moment = self.statistic(f"moment:input:{site}")
             for transform in (self.before(site), self.through.get(site)):
                 moment = moment if transform is None else _conjugated(transform, moment)
-        rows, codes = rounded(key, self.kernel(name).T, moment, part)
-        kernel = self.layer[name]["kernel"]
-        self.put(name, self.layer[name] | {"kernel": rows.T.astype(kernel.dtype)})
-        if codes is not None:
-            self.rounded[name] = codes
+        codec, codes = rounded(key, self.kernel(name).T, moment, part)
+        kernel = decoded(codec, codes).T.astype(self.layer[name]["kernel"].dtype)
+        self.put(name, self.layer[name] | {"kernel": kernel})
+        self.codecs[name], self.rounded[name] = codec, codes
 
     def turn_keys(self, key: Array, part: Any) -> None:
         """Make the turn of queries and keys, one for all heads; it runs online."""
@@ -249,7 +251,7 @@ class _Maker:
         """How o_proj measures an error in the values of each key head: W W^T, a mean over heads."""
         kernel = self.kernel("o_proj")
         if "o_proj" in self.through:
-            kernel = _read_through(self.through["o_proj"].inverse, kernel)
+            kernel = read_through(self.through["o_proj"].inverse, kernel)
         return _output_moment(kernel, self.groups, self.config.head_dim)
 
     def before(self, site: str) -> Transform | None:
@@ -292,7 +294,7 @@ class _Maker:
 
     def read(self, name: str, transform: Transform) -> None:
         """Undo a transform in what a projection reads."""
-        kernel = _read_through(transform, self.layer[name]["kernel"])
+        kernel = read_through(transform, self.layer[name]["kernel"])
         self.put(name, self.layer[name] | {"kernel": kernel})
 
     def refuse_rounded(self, place: str, *names: str) -> None:
@@ -303,8 +305,8 @@ class _Maker:
 
 def rounded(
     key: Array, rows: Float[Array, "o i"], moment: Float[Array, "i i"] | None, part: Weight
-) -> tuple[Float[Array, "o i"], Codes]:
-    """Rows of a weight as their codes have them, and the codes.
+) -> tuple[Codec, Codes]:
+    """The codec of the rows of a weight, and their codes; see `decoded`.
 
     Args:
         key: draws the coordinates.
@@ -315,15 +317,20 @@ def rounded(
     return (_rounded if _concrete(part) else _round)(key, rows, moment, part)
 
 
-def _round(key: Array, rows: Array, moment: Any, part: Weight) -> tuple[Array, Codes]:
+def _round(key: Array, rows: Array, moment: Any, part: Weight) -> tuple[Codec, Codes]:
     codec = part.recipe.fit(key, Samples(rows, moment), part.bits)
     if moment is not None:
         moment = _conjugated(codec.transform.dual, moment)
-    codes = part.rounding(codec.transform.apply(rows).T, moment, codec.quantizer)
-    return codec.transform.inverse.apply(codec.quantizer.decode(codes)), codes
+    return codec, part.rounding(codec.transform.apply(rows).T, moment, codec.quantizer)
 
 
 _rounded = functools.partial(jax.jit, static_argnames="part")(_round)
+
+
+@jax.jit
+def decoded(codec: Codec, codes: Codes) -> Float[Array, "o i"]:
+    """Rows of a weight as their codes have them; one program, so that bits are always the same."""
+    return codec.decode(codes)
 
 
 def _fitted(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool = False) -> Codec:
@@ -399,7 +406,7 @@ def _turned(transform: Transform, x: Array) -> Array:
 
 
 @jax.jit
-def _read_through(transform: Transform, kernel: Float[Array, "i o"]) -> Float[Array, "i o"]:
+def read_through(transform: Transform, kernel: Float[Array, "i o"]) -> Float[Array, "i o"]:
     """A kernel that reads what a transform returns."""
     return transform.dual.apply(kernel.T.astype(jnp.float32)).T.astype(kernel.dtype)
 
@@ -433,4 +440,7 @@ def _by_head(x: Float[Array, "w t g d"]) -> Float[Array, "g n d"]:
 @jax.jit
 def _reordered(codes: Any, permutation: Permutation) -> Any:
     """Codes of a weight [out, in] whose outputs are permuted."""
-    return jax.tree.map(lambda a: a[permutation.indices] if a.ndim > 1 else a, codes)
+    number = permutation.dim
+    return jax.tree.map(
+        lambda a: a[permutation.indices] if a.ndim > 1 and len(a) == number else a, codes
+    )

@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Key
 
 from isojax.models import LanguageModel, fold_norms, rotate_residual
-from isojax.quantize.layer import Made, Past, keeps_length, make_layer, pooled, rounded
+from isojax.quantize.layer import Made, Past, decoded, keeps_length, make_layer, pooled, rounded
 from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import Quantized, by_layer, layer_of, stacked
@@ -64,7 +64,7 @@ def quantize(
 
 def unquantized(model: LanguageModel) -> Quantized:
     """The model as it is: that of an empty plan."""
-    return Quantized(model.params, {}, None, None, None, {}, {}, model.config)
+    return Quantized(model.params, {}, None, None, None, {}, {}, {}, model.config)
 
 
 def _check(plan: Plan, base: Quantized) -> None:
@@ -123,10 +123,12 @@ def _joined(base: Quantized, made: list[Made]) -> Quantized:
         joined = by_layer([m.inputs.get(site) for m in made])
         assert joined is not None
         inputs[site] = joined
-    codes = dict(base.codes)
+    codes, codecs = dict(base.codes), dict(base.codecs)
     for name in sorted(set().union(*(m.codes for m in made))):
-        before = codes.get(name, (None,) * len(made))
-        codes[name] = tuple(m.codes.get(name, before[i]) for i, m in enumerate(made))
+        nothing = (None,) * len(made)
+        before = codes.get(name, nothing), codecs.get(name, nothing)
+        codes[name] = tuple(m.codes.get(name, before[0][i]) for i, m in enumerate(made))
+        codecs[name] = tuple(m.codecs.get(name, before[1][i]) for i, m in enumerate(made))
     shared = dict(base.shared)
     if any(m.turned is not None for m in made):
         shared["values"] = tuple(m.turned for m in made)
@@ -139,8 +141,8 @@ def _joined(base: Quantized, made: list[Made]) -> Quantized:
         if any(s is not None for s in each):
             sides[side] = _stores(f"cache:{side}", each)
     return dataclasses.replace(
-        base, params=base.params | {"layers": layers}, inputs=inputs, codes=codes, shared=shared,
-        turn=base.turn if turn is None else turn, **sides,
+        base, params=base.params | {"layers": layers}, inputs=inputs, codes=codes, codecs=codecs,
+        shared=shared, turn=base.turn if turn is None else turn, **sides,
     )  # fmt: skip
 
 
@@ -158,7 +160,7 @@ def _stores(place: str, each: list[Any]) -> Any:
 
 def _tables(keys: Any, model: Quantized, plan: Plan) -> Quantized:
     """The model with its embedding and head as the plan has them."""
-    params, codes = dict(model.params), dict(model.codes)
+    params, codes, codecs = dict(model.params), dict(model.codes), dict(model.codecs)
     for place in TABLES:
         part = plan.whole(place)
         if not isinstance(part, Weight):
@@ -166,7 +168,8 @@ def _tables(keys: Any, model: Quantized, plan: Plan) -> Quantized:
         if place not in params:
             raise ValueError("head is the embedding in this model: quantize that, or turn neither.")
         rows = params[place] if place == "embedding" else params[place].T
-        hat, found = rounded(keys[place], rows, None, part)
-        params[place] = (hat if place == "embedding" else hat.T).astype(params[place].dtype)
-        codes[place] = (found,)
-    return dataclasses.replace(model, params=params, codes=codes)
+        codec, found = rounded(keys[place], rows, None, part)
+        hat = decoded(codec, found).astype(params[place].dtype)
+        params[place] = hat if place == "embedding" else hat.T
+        codes[place], codecs[place] = (found,), (codec,)
+    return dataclasses.replace(model, params=params, codes=codes, codecs=codecs)

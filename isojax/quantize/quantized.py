@@ -93,6 +93,7 @@ class Quantized:
         keys: how keys are stored, or None to keep them as they are.
         values: how values are stored.
         codes: of the weights that are quantized, by name, [layers] each.
+        codecs: what these are decoded by, likewise.
         shared: transforms that weights are turned by: `residual`, and of each layer `values` and
             inputs, these behind the norm or what writes them.
         config: of the decoder.
@@ -104,6 +105,7 @@ class Quantized:
     keys: Store | None
     values: Store | None
     codes: dict[str, tuple[Codes | None, ...]]
+    codecs: dict[str, tuple[Codec | None, ...]]
     shared: dict[str, Any]
     config: ModelConfig = static()
 

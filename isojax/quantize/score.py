@@ -56,7 +56,7 @@ def score(
     Raises:
         ValueError: as `token_scores`.
     """
-    running = _running(model)
+    bare = running(model)
     if reference is not None and len(reference.hidden) != len(windows):
         raise ValueError(
             f"reference must be of the {len(windows)} windows, got {len(reference.hidden)}."
@@ -64,7 +64,7 @@ def score(
     found = []
     for i, ids in enumerate(windows):
         exact = None if reference is None else reference._replace(hidden=reference.hidden[i][None])
-        found.append(_score(running, jnp.asarray(ids)[None], exact, chunk))
+        found.append(_score(bare, jnp.asarray(ids)[None], exact, chunk))
     return jax.tree.map(lambda *a: jnp.concatenate(a), *found)
 
 
@@ -76,10 +76,10 @@ def summary(scores: Scores) -> dict[str, float]:
 _summary = jax.jit(models.summary)
 
 
-def _running(model: LanguageModel | Quantized) -> Quantized:
+def running(model: LanguageModel | Quantized) -> Quantized:
     """What a forward pass needs of a model."""
     quantized = unquantized(model) if isinstance(model, LanguageModel) else model
-    return dataclasses.replace(quantized, codes={}, shared={})
+    return dataclasses.replace(quantized, codes={}, codecs={}, shared={})
 
 
 @functools.partial(jax.jit, static_argnames="chunk")

@@ -1,0 +1,179 @@
+"""Quantized models on disk: in codes, bit for bit, or dequantized for other programs.
+
+A packed folder holds
+
+- `quantized.safetensors`: codes of weights as their quantizers pack them, scales in fp32, and all
+  that is not in codes: other parameters, transforms and quantizers of inputs, stores of the cache;
+- `structure.json`: which array stands where, see `isojax.quantize.tree_json`;
+- `config.json`, the tokenizer and what else belongs to a checkpoint, and `plan.txt`;
+- `quantized.json`: format, version, and a checksum of each of these files.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isojax._core.checks import check_choice
+from isojax.models import LanguageModel, Params, config_from_hf, save_checkpoint
+from isojax.models.assemble import DTYPES
+from isojax.models.checkpoint import file_entries, save_description, save_tensors
+from isojax.models.hooks import INPUTS
+from isojax.models.json_file import read_json
+from isojax.quantize.layer import decoded, read_through
+from isojax.quantize.parts import TABLES
+from isojax.quantize.plan import Plan
+from isojax.quantize.quantized import Quantized, layer_of
+from isojax.quantize.sealed import check_sealed, seal, unseal
+from isojax.quantize.stored import StoredWeight, kernel_of, store_weight
+from isojax.quantize.tree_json import describe, rebuild
+from isojax.transforms import Identity
+
+TENSORS = "quantized.safetensors"
+STRUCTURE = "structure.json"
+PLAN = "plan.txt"
+FORMS = ("packed", "dequantized")
+
+
+def save(
+    quantized: Quantized,
+    folder: str | Path,
+    plan: Plan,
+    *,
+    form: str = "packed",
+    model: LanguageModel | None = None,
+) -> None:
+    """Write a quantized model; makes the folder.
+
+    Args:
+        quantized: the model.
+        folder: what is there of an earlier one is overwritten.
+        plan: what it was made by, written as `plan.txt`.
+        form: `packed`, for `load_quantized`. Or `dequantized`, a checkpoint that transformers and
+            `load_model` read: weights as their codes have them, times the inverse of what inputs
+            pass through online. It computes what `quantized.weights_only()` does; quantizers of
+            inputs and of the cache have no place in it.
+        model: what it was made of: its tokenizer and the small files beside it are written too.
+
+    Raises:
+        ValueError: another form; a weight is not what its codes decode to, bit for bit, as when
+            `quantize` was compiled into a larger program; or something is neither an array nor a
+            dataclass.
+    """
+    check_choice("form", form, FORMS)
+    folder = Path(folder)
+    dtype = str(jnp.result_type(quantized.params["embedding"]))
+    if form == "dequantized":
+        params = _without_online(quantized)
+        dtype = dtype if dtype in DTYPES else "float32"
+        save_checkpoint(folder, quantized.config, params, dtype, model)
+        (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
+        return
+    structure, arrays = describe(_packed(quantized))
+    folder.mkdir(parents=True, exist_ok=True)
+    unseal(folder)
+    files = save_description(folder, quantized.config, dtype, model)
+    save_tensors(folder / TENSORS, arrays)
+    (folder / STRUCTURE).write_text(json.dumps(structure) + "\n", encoding="utf-8")
+    (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
+    seal(folder, [*files, TENSORS, STRUCTURE, PLAN])
+
+
+def load_quantized(folder: str | Path) -> Quantized:
+    """The model that `save` packed: bit for bit on the kind of device that it was saved on.
+
+    On others a weight with dense coordinates of its own is as near as they multiply matrices.
+    Classes from outside are found where their module is imported. The tokenizer is read by
+    `isojax.models.load_tokenizer`, the plan by `Plan.load`.
+
+    Raises:
+        ValueError: a file is missing, cut, altered or of another version; names it.
+    """
+    folder = Path(folder)
+    check_sealed(folder, ("config.json", TENSORS, STRUCTURE, PLAN))
+    path = folder / "config.json"
+    config = config_from_hf(read_json(path), str(path))
+    entries = file_entries(folder / TENSORS)
+    try:
+        tree = rebuild(read_json(folder / STRUCTURE), lambda name: entries[name].read())
+    except ValueError as error:
+        raise ValueError(f"{folder / STRUCTURE}: {error}") from None
+    except KeyError as error:
+        raise ValueError(f"{folder / TENSORS}: must hold {error}, got none such.") from None
+    params = tree["params"] | {"layers": dict(tree["params"]["layers"])}
+    codes, codecs = {}, {}
+    for name, weights in tree["weights"].items():
+        packed = [w if isinstance(w, StoredWeight) else None for w in weights]
+        codecs[name] = tuple(None if w is None else w.codec for w in packed)
+        codes[name] = tuple(None if w is None else w.codes for w in packed)
+        each = [
+            kernel if codec is None else _kernel(name, codec, found, tree["dtype"])
+            for kernel, codec, found in zip(weights, codecs[name], codes[name], strict=True)
+        ]
+        if name in TABLES:
+            (params[name],) = each
+        else:
+            params["layers"][name] |= {"kernel": jnp.stack(each)}
+    parts = {name: tree[name] for name in ("inputs", "turn", "keys", "values", "shared")}
+    return Quantized(params, codes=codes, codecs=codecs, config=config, **parts)
+
+
+def _packed(quantized: Quantized) -> dict[str, Any]:
+    """The tree that a folder holds: `quantized`, with bytes in place of codes and weights."""
+    q = quantized
+    params = q.params | {"layers": dict(q.params["layers"])}
+    dtype = str(jnp.result_type(q.params["embedding"]))
+    weights: dict[str, tuple[Any, ...]] = {}
+    for name, codes in q.codes.items():
+        each = []
+        for i, (codec, found) in enumerate(zip(q.codecs[name], codes, strict=True)):
+            kernel = weight = kernel_of(q, name, i)
+            if codec is not None and found is not None:
+                weight = store_weight(codec, found)
+                again = _kernel(name, codec, weight.codes, dtype)
+                if not np.array_equal(_bits(again), _bits(kernel)):
+                    raise ValueError(
+                        f"weight {name} of layer {i} must be what its codes decode to, got other "
+                        "numbers: quantize outside of jit."
+                    )
+            each.append(weight)
+        weights[name] = tuple(each)
+        if name in TABLES:
+            del params[name]
+        else:
+            rest = dict(params["layers"][name])
+            del rest["kernel"]
+            params["layers"][name] = rest
+    parts = {name: getattr(q, name) for name in ("inputs", "turn", "keys", "values", "shared")}
+    return {"params": params, "weights": weights, "dtype": dtype, **parts}
+
+
+def _kernel(name: str, codec: Any, codes: Any, dtype: str) -> jax.Array:
+    """A weight as the model has it."""
+    rows = decoded(codec, codes)
+    return (rows if name == "embedding" else rows.T).astype(dtype)
+
+
+def _bits(x: Any) -> np.ndarray:
+    return np.ascontiguousarray(x).view(np.uint8)
+
+
+def _without_online(quantized: Quantized) -> Params:
+    """Parameters that read inputs as they are: transforms of these multiplied back."""
+    layers = dict(quantized.params["layers"])
+    for place, inputs in quantized.inputs.items():
+        for name in (n for n, site in INPUTS.items() if f"input:{site}" == place):
+            kernels = list(layers[name]["kernel"])
+            for i, (group, at) in enumerate(zip(inputs.group, inputs.place, strict=True)):
+                if group < 0:
+                    continue
+                transform = layer_of(inputs.stacks[group], at).transform
+                if not isinstance(transform, Identity):
+                    kernels[i] = read_through(transform.inverse, kernels[i])
+            layers[name] = layers[name] | {"kernel": jnp.stack(kernels)}
+    return quantized.params | {"layers": layers}

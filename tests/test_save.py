@@ -1,0 +1,300 @@
+"""Quantized models on disk: bit for bit in codes, dequantized for transformers, refused if cut."""
+
+import dataclasses
+import functools
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from small_models import edit_json, random_tokens, small_model, tokenizer, torch_model
+
+from isojax.bitstream import encode_codes
+from isojax.models import Sidecar, forward, load_model, load_tokenizer, logits
+from isojax.quantize import Plan, calibrate, load_quantized, quantize, save, score, size
+from isojax.quantize.sealed import MANIFEST
+from isojax.quantizers import rate_bits
+
+KEY = jax.random.key(7)
+TOKENS = random_tokens(2, 24)
+QUAROT = """
+residual: hadamard
+values: hadamard
+input: absmax bits=4
+input:down_proj: hadamard/absmax bits=4
+weight: absmax:range=mse bits=4 rounding=gptq
+"""
+PLANS = {
+    "quarot": QUAROT,
+    "smooth": "input: smooth/absmax bits=8; weight: absmax:group:16 bits=4",
+    "mass_diff": "input:down_proj: mass_diff@block_hadamard:16/minmax bits=4; "
+    "input:gate_proj: block_hadamard:8/absmax bits=4; weight: minmax bits=3",
+    "own": "weight: haar/lloyd_max bits=3",
+    "greedy": "weight: pca/lloyd_max:fitted_channel:greedy bits=2; residual: haar",
+    "sparse": "weight: absmax@sparse:0.05 bits=3; embedding: absmax bits=8",
+    "mxfp4": "residual: hadamard; input: mxfp4; weight: mxfp4 rounding=gptq; head: mxfp4",
+    "nvfp4": "input: nvfp4; weight: nvfp4",
+    "narrowed": "weight[0,-1]: absmax bits=4; weight:q_proj[1]: haar/lloyd_max bits=2; "
+    "input:down_proj[1]: haar/absmax bits=4; input:o_proj[0]: hadamard; input:o_proj[2]: haar",
+    "cache": "queries_keys: hadamard; cache:keys: aligned/lloyd_max bits=3 sinks=2 recent=3; "
+    "cache:values: centre@haar/lloyd_max:fitted bits=2",
+    "pages": "cache:keys: minmax:channel bits=2 page=4 offset=pre_rope sinks=1; "
+    "cache:values[:]: minmax:group:4 bits=2 recent=5; weight:down_proj: absmax bits=4",
+    "entropy": "weight: ecsq bits=2.5; weight:o_proj: haar/e8 bits=2; weight:q_proj: none",
+    "exact": "",
+}
+FORMS = ("qwen2-tied", "qwen3-tied-bias", "llama-tied-bias")
+
+
+@functools.cache
+def model_of(form, folder=None):
+    """What is loaded of a model whose every parameter is random."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch_model(form).save_pretrained(folder)
+        tokenizer().save(f"{folder}/tokenizer.json")
+        model = load_model(folder)
+    sidecar = Sidecar({"eos_token_id": 260}, {"generation_config.json": b'{"do_sample": false}'})
+    return dataclasses.replace(model, sidecar=sidecar)
+
+
+@functools.cache
+def quantized_of(name, form=FORMS[0]):
+    model, plan = model_of(form), Plan.parse(PLANS[name])
+    return quantize(KEY, model, plan, calibrate(model, TOKENS, plan))
+
+
+def save_small(folder, name="narrowed", form=FORMS[0]):
+    made = quantized_of(name, form)
+    save(made, folder, Plan.parse(PLANS[name]), model=model_of(form))
+    return made
+
+
+def assert_same_bits(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    paths = jax.tree_util.tree_leaves_with_path(want)
+    for (path, there), here in zip(paths, jax.tree.leaves(got), strict=True):
+        where = jax.tree_util.keystr(path)
+        assert jax.typeof(here) == jax.typeof(there), where  # shapes, dtypes and weak types
+        assert np.asarray(here).tobytes() == np.asarray(there).tobytes(), where
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_is_loaded_is_what_was_saved_bit_for_bit(name, tmp_path):
+    made = save_small(tmp_path, name)
+    loaded = load_quantized(tmp_path)
+    assert_same_bits(loaded, made)
+    assert loaded.config == made.config
+    assert_same_bits(score(loaded, TOKENS), score(made, TOKENS))
+    assert Plan.load(tmp_path / "plan.txt") == Plan.parse(PLANS[name])
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_families_are_saved_bit_for_bit(form, tmp_path):
+    made = save_small(tmp_path, "quarot", form)
+    assert_same_bits(load_quantized(tmp_path), made)
+
+
+def test_bfloat16_is_saved_bit_for_bit(tmp_path):
+    model = model_of(FORMS[0])
+    model = dataclasses.replace(
+        model, params=jax.tree.map(lambda x: x.astype(jnp.bfloat16), model.params)
+    )
+    plan = Plan.parse("residual: hadamard; weight: haar/lloyd_max bits=3; embedding: absmax bits=8")
+    made = quantize(KEY, model, plan)
+    save(made, tmp_path, plan)
+    assert_same_bits(load_quantized(tmp_path), made)
+
+
+def test_a_loaded_model_goes_on_to_be_quantized(tmp_path):
+    made = save_small(tmp_path, "quarot")
+    more = Plan.parse("cache: haar/lloyd_max bits=3; head: absmax bits=8")
+    assert_same_bits(quantize(KEY, load_quantized(tmp_path), more), quantize(KEY, made, more))
+
+
+def test_the_tokenizer_and_the_files_beside_the_model_are_saved(tmp_path):
+    model = model_of(FORMS[0])
+    for form in ("packed", "dequantized"):
+        folder = tmp_path / form
+        save(quantized_of("smooth"), folder, Plan.parse(PLANS["smooth"]), form=form, model=model)
+        assert load_tokenizer(folder).to_str() == model.tokenizer.to_str()
+        assert (folder / "generation_config.json").read_bytes() == b'{"do_sample": false}'
+        assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 260
+        assert Plan.load(folder / "plan.txt") == Plan.parse(PLANS["smooth"])
+
+
+@jax.jit
+def run(quantized, ids):
+    hidden = forward(quantized.params, quantized.config, ids, hooks=quantized.hooks).hidden
+    return logits(quantized.params, hidden)
+
+
+DEQUANTIZED = [(name, FORMS[0]) for name in PLANS] + [("quarot", form) for form in FORMS[1:]]
+
+
+@pytest.mark.parametrize(("name", "form"), DEQUANTIZED)
+def test_transformers_computes_what_the_weights_do(name, form, tmp_path):
+    made = quantized_of(name, form)
+    save(made, tmp_path, Plan.parse(PLANS[name]), form="dequantized")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.no_grad():
+        got = model(torch.from_numpy(TOKENS).long()).logits.numpy()
+    want = np.asarray(run(made.weights_only(), jnp.asarray(TOKENS)))
+    assert np.abs(got - want).max() < 1e-3 * np.abs(want).max()
+    assert model.config.tie_word_embeddings == ("residual" not in PLANS[name])
+
+
+def bits_of(codes):
+    """Bits of the codes of a weight with scales in fp32, counted apart from `save`."""
+    if codes.bits is not None:
+        return float(rate_bits(codes, scale_bits=32, offset_bits=32)) * codes.values.size
+    if not jnp.issubdtype(codes.values.dtype, jnp.integer):
+        return 32 * codes.values.size
+    side = 0 if codes.scale is None else 32 * codes.scale.size
+    return 8 * len(encode_codes(np.asarray(codes.values))) + side
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_bytes_on_disk_are_those_that_are_counted(name, tmp_path):
+    made = save_small(tmp_path, name)
+    counted = size(made)
+    every = [codes for each in made.codes.values() for codes in each if codes is not None]
+    assert counted.weights == sum(codes.values.size for codes in every)
+    assert 8 * (counted.codes + counted.scales) == pytest.approx(sum(map(bits_of, every)), rel=1e-5)
+    whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(made.params))
+    assert counted.exact == whole - 4 * counted.weights
+    data = (tmp_path / "quantized.safetensors").read_bytes()
+    assert len(data) - 8 - int.from_bytes(data[:8], "little") == counted.total
+
+
+def test_a_folder_is_as_large_as_its_bits(tmp_path):
+    sizes = {"hidden_size": 256, "intermediate_size": 768, "head_dim": 32, "vocab_size": 2000}
+    model = small_model(num_hidden_layers=4, num_attention_heads=8, **sizes)
+    for text, most in (("weight: absmax bits=4; embedding: absmax bits=4", 4.5), (QUAROT, 4.2)):
+        plan = Plan.parse(text)
+        made = quantize(KEY, model, plan, calibrate(model, TOKENS, plan))
+        save(made, tmp_path, plan)
+        counted, codes = size(made), jax.tree.leaves(made.codes)
+        disk = sum(file.stat().st_size for file in tmp_path.iterdir())
+        assert 1 < disk / counted.total < 1.02
+        assert 4 < counted.bits_per_weight < most
+        assert size(made, "float16").scales < counted.scales <= 4 * sum(c.size for c in codes)
+        assert counted.total < size(quantize(KEY, model, Plan())).total
+
+
+def test_weights_that_are_not_what_their_codes_say_are_refused(tmp_path):
+    made = quantized_of("quarot")
+    params = jax.tree.map(lambda x: x * (1 + 1e-6), made.params)
+    with pytest.raises(ValueError, match=r"weight q_proj of layer 0 must be what its codes"):
+        save(dataclasses.replace(made, params=params), tmp_path, Plan())
+
+
+def refused(folder, *words):
+    with pytest.raises(ValueError) as caught:
+        load_quantized(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    save_small(folder)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+NAMES = (
+    "quantized.safetensors", "structure.json", "config.json", "plan.txt", "tokenizer.json",
+    "generation_config.json",
+)  # fmt: skip
+
+
+def test_all_files_are_known_by_their_checksums(files):
+    assert set(files) == {*NAMES, MANIFEST}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("change", ["cut", "altered", "missing"])
+def test_a_file_that_is_not_as_it_was_saved_is_refused(name, change, files, tmp_path):
+    for other, content in files.items():
+        (tmp_path / other).write_bytes(content)
+    content = files[name]
+    middle = len(content) // 2
+    changed = {
+        "cut": content[:middle],
+        "altered": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    }
+    (tmp_path / name).unlink()
+    if change in changed:
+        (tmp_path / name).write_bytes(changed[change])
+        refused(tmp_path, f"{tmp_path / name}: must be as {MANIFEST} says", f"{len(content)} bytes")
+    else:
+        refused(tmp_path, f"{tmp_path / name}: must be there", "got no file")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": 0}, ("version must be 1, got 0",)),
+        ({"version": 2}, ("version must be 1, got 2",)),
+        ({"format": "gguf"}, ("format must be isojax.quantized, got 'gguf'",)),
+        ({"files": ...}, ("files must name config.json",)),
+        ({"files": {}}, ("files must name config.json",)),
+    ],
+)
+def test_another_version_is_refused(changes, words, files, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    edit_json(tmp_path / MANIFEST, **changes)
+    refused(tmp_path, f"{tmp_path / MANIFEST}: ", *words)
+
+
+def test_a_manifest_that_is_missing_or_no_json_is_refused(files, tmp_path):
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / MANIFEST).write_bytes(files[MANIFEST][:50])
+    refused(tmp_path, f"{tmp_path / MANIFEST}: must be JSON")
+    (tmp_path / MANIFEST).unlink()
+    refused(tmp_path, f"{tmp_path / MANIFEST}: must be there")
+
+
+OWN = """
+import isojax
+
+
+@isojax.pytree
+class Flip(isojax.Transform):
+    size: int = isojax.static()
+
+    dim = property(lambda self: self.size)
+    T = property(lambda self: self)
+    params = fmas = 0
+
+    def forward(self, x):
+        return -x
+
+
+def flip(key, samples):
+    return Flip(samples.dim)
+"""
+
+
+def test_a_class_from_outside_must_be_imported_before(tmp_path):
+    (tmp_path / "own_flip.py").write_text(OWN)
+    plan = Plan.parse("weight:up_proj: none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        plan = Plan.parse("weight:up_proj: own_flip:flip/absmax bits=4")
+        made = quantize(KEY, model_of(FORMS[0]), plan)
+        save(made, tmp_path / "saved", plan)
+        assert_same_bits(load_quantized(tmp_path / "saved"), made)
+        sys.modules.pop("own_flip")
+        refused(tmp_path / "saved", "structure.json", "own_flip:Flip", "import own_flip first")
