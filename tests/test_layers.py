@@ -97,8 +97,11 @@ KNOWN = {
     "isojax/transforms/butterfly.py": {"planar"},
     "isojax/report/figure.py": {"identity", "haar", "hadamard", "pca", "zero"},
     "isojax/quantizers/named.py": set(LEVELS.members),
+    "experiments/isotropic_tradeoff/measure.py": {"absmax", "minmax", "lloyd_max", "ecsq"},
+    "experiments/compare/measure.py": {"pca", "zero"},  # bits by component; a control
+    "experiments/end_to_end/__main__.py": {"learned"},  # a key of rows
 }
-TABLES = {"methods.py", "points.py"}  # of studies
+TABLES = {"methods.py", "points.py", "report.py"}  # of studies; what their rows say
 
 
 def names_compared(tree):
