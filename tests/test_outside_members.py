@@ -43,7 +43,7 @@ def own(tmp_path_factory):
 
 
 def test_a_whole_plan_is_of_members_from_outside():
-    turn, levels = TURN, "outside_own:coarse:0.8"
+    turn, levels = TURN, "outside_own:coarse:0.99"
     plan = Plan.parse(
         f"residual: {turn}; values: {turn}; queries_keys: {turn}; input: {turn}/{levels} bits=8; "
         f"weight: {turn}/{levels} bits=8 rounding=gptq; cache: {turn}/{levels} bits=8 sinks=2"
