@@ -10,13 +10,13 @@ and spreads less; MixQuant (2601.22347) permutes the channels first, so that all
 l1 mass. Here the input of down_proj alone is quantized to 4 bit (A4-down), or all inputs of linear
 layers (W16A4), all their weights (W4A16), or both (W4A4), weights to nearest or by GPTQ.
 Where more than down_proj's input is quantized, the residual stream and the values are rotated too,
-by full Hadamard matrices merged into the weights. Permutations are fitted on calibration text and merged as well;
-the rotation before down_proj alone is left to run.
+by full Hadamard matrices merged into the weights. Permutations are fitted on calibration text and
+merged as well; the rotation before down_proj alone is left to run.
 Every window of text is read with signs and random permutations of one seed, in turn, so that all
 methods share text and seed; `delta_nll` is against the model as it is.
 Expected, A4-down and INT4, 8 windows of 2048 of WikiText-2, nat a token: SmolLM2-135M none 1.39,
-full 0.10, blocks of 16 none 0.39, mass_diff 0.32, random 0.36. A point takes about 40 s there on 2 CPU
-cores.
+full 0.10, blocks of 16 none 0.39, mass_diff 0.32, random 0.36. A point takes about 40 s there on 2
+CPU cores.
 """
 
 from __future__ import annotations
