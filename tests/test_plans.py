@@ -427,3 +427,56 @@ def test_gptq_loses_less_than_rounding_to_nearest():
         for rounding in ("nearest", "gptq")
     }  # fmt: skip
     assert lost["gptq"] < lost["nearest"]
+
+
+def rounded_rows(x):
+    """Each row on 15 levels, multiples of its largest size over 7."""
+    step = np.abs(x).max(-1, keepdims=True) / 7
+    return np.clip(np.rint(x / step), -7, 7) * step
+
+
+def oracle_nll(model, ids):
+    """W4A4 to nearest of a decoder of one layer, from the definition, in fp64."""
+    config = model.config
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), model.params)
+    layer = jax.tree.map(lambda a: a[0], wide["layers"])
+    heads, groups, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_norm_eps) * scale
+
+    def linear(name, x):
+        weight = rounded_rows(layer[name]["kernel"].T)
+        return rounded_rows(x) @ weight.T + layer[name].get("bias", 0)
+
+    def turned(x):  # [t, heads, dim]
+        angle = np.arange(len(x))[:, None] * config.rope_theta ** (-2 * np.arange(dim // 2) / dim)
+        cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+        a, b = x[..., : dim // 2], x[..., dim // 2 :]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    x = wide["embedding"][ids]
+    h = norm(x, layer["input_norm"]["scale"])
+    q, k, v = (linear(f"{n}_proj", h).reshape(len(ids), -1, dim) for n in "qkv")
+    q, k, v = turned(q), *(np.repeat(a, heads // groups, 1) for a in (turned(k), v))
+    logit = np.einsum("thd,shd->hts", q, k) / dim**0.5
+    logit = np.where(np.tril(np.ones(logit.shape[1:], bool)), logit, -np.inf)
+    weight = np.exp(logit - logit.max(-1, keepdims=True))
+    weight /= weight.sum(-1, keepdims=True)
+    x = x + linear("o_proj", np.einsum("hts,shd->thd", weight, v).reshape(len(ids), -1))
+    h = norm(x, layer["post_norm"]["scale"])
+    gate = linear("gate_proj", h)
+    x = x + linear("down_proj", gate / (1 + np.exp(-gate)) * linear("up_proj", h))
+    out = norm(x, wide["norm"]["scale"]) @ wide["head"]
+    out -= out.max(-1, keepdims=True)
+    out -= np.log(np.exp(out).sum(-1, keepdims=True))
+    return -out[np.arange(len(ids) - 1), ids[1:]]
+
+
+def test_w4a4_is_that_of_an_oracle():
+    model = model_of("llama", 1)
+    got = quantize(KEY, model, Plan.parse("input: absmax bits=4; weight: absmax bits=4"))
+    want = oracle_nll(model, TOKENS[0])
+    assert_allclose(score(got, TOKENS[:1]).nll[0], want, rtol=1e-3)
+    exact = np.asarray(score(model, TOKENS[:1]).nll[0])
+    assert np.abs(want - exact).mean() > 0.01

@@ -12,7 +12,6 @@ from isojax.quantize.parts import Cached
 ROTATIONS = (
     "identity", "haar", "hadamard", "quaternion_full", "quaternion_fast", "planar", "rotor",
 )  # fmt: skip
-DENSE = "haar"  # what others are measured against
 BLOCKWISE = ("quaternion_full", "quaternion_fast", "planar")
 # What is done beside a rotation.
 REPAIRS = {

@@ -24,6 +24,7 @@ ALWAYS = (
     "kivi", "identity", "haar", "quaternion_full", "planar", "haar+pre", "haar+pre+sinks",
     "aligned", "aligned+haar",
 )  # fmt: skip
+DENSE = "haar"  # what others are measured against
 BLOCKWISE = ("quaternion_full", "quaternion_fast", "planar", "rotor")
 POINT = ("method", "bits", "target")
 COLUMNS = {
