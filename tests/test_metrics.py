@@ -267,6 +267,30 @@ def test_entropy_wraps_codes_by_the_number_of_bins():
     assert_array_equal(m.code_entropy_bits(codes + 77), m.code_entropy_bits(codes))
 
 
+def test_cross_entropy_is_that_of_smoothed_frequencies():
+    rng = np.random.default_rng(0)
+    seen, codes = (rng.integers(-low, 6, (50, 3)) for low in (2, 5))
+    bits = []
+    for column, own in zip(seen.T, codes.T, strict=True):
+        count = np.array([np.sum(column == c) for c in own])
+        bits.append(-np.log2((count + 2 / 16) / (50 + 2)))
+    got = m.cross_entropy_bits(jnp.asarray(codes), jnp.asarray(seen), bins=16, prior=2)
+    assert_allclose(got, np.mean(bits), rtol=1e-5)
+
+
+def test_a_code_with_tables_of_its_own_takes_the_entropy_and_with_others_more():
+    rng = np.random.default_rng(0)
+    own, other = (jnp.asarray(np.round(s * rng.standard_normal((9000, 2)))) for s in (3, 5))
+    own, other = own.astype(int), other.astype(int)
+    entropy = m.code_entropy_bits(own, "channel")
+    assert_allclose(m.cross_entropy_bits(own, own), entropy, atol=0.01)
+    # KL of two Gaussians, in bits: log2(5 / 3) - (1 - (3 / 5)^2) / (2 ln 2)
+    more = np.log2(5 / 3) - (1 - 0.36) / (2 * np.log(2))
+    assert_allclose(m.cross_entropy_bits(own, other) - entropy, more, atol=0.02)
+    with pytest.raises(ValueError, match="prior"):
+        m.cross_entropy_bits(own, other, prior=0)
+
+
 @pytest.mark.parametrize(
     "call", [lambda: m.kurtosis(X, "row"), lambda: m.code_entropy_bits(X.astype(int), "row")]
 )

@@ -158,7 +158,8 @@ def _unit(key: Array, x: Array, z: Array, *, name: str, bits: tuple[int, ...]) -
     for rate in bits:
         for coding, levels in CODINGS.items():
             entropy = coding in ("entropy", "lattice")
-            quantizer = levels.fit(Samples(y[:FEW] if entropy else y), rate)
+            fitted = (Samples(y[:FEW]), float(rate)) if entropy else (Samples(y), rate)
+            quantizer = levels.fit(*fitted)
             codes = quantizer.encode(w)
             spent = _entropy(quantizer, y, codes.values) if entropy else rate + 16 / w.shape[-1]
             w_hat = quantizer.decode(codes)

@@ -45,7 +45,7 @@ def cross_entropy_bits(
     codes: Integer[Array, "m d"],
     seen: Integer[Array, "n d"],
     bins: int = BINS,
-    prior: float = 4.0,
+    prior: int | float = 4,
 ) -> Float[Array, ""]:
     """Bits per element of `codes` in an entropy code with fixed tables, those of `seen`.
 
