@@ -115,7 +115,9 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write arrays to a safetensors file."""
     path.write_bytes(b"")  # safetensors makes files for the owner alone
     mode = path.stat().st_mode
-    save_file({n: np.ascontiguousarray(a) for n, a in tensors.items()}, path, {"format": "pt"})
+    save_file(
+        {name: np.asarray(a, order="C") for name, a in tensors.items()}, path, {"format": "pt"}
+    )
     path.chmod(mode)
 
 

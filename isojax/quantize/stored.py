@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from isojax._core.pytree import pytree
 from isojax.bitstream import decode_codes, encode_codes
@@ -26,11 +26,11 @@ class EntropyCoded:
 
     Attributes:
         data: the bitstream.
-        rest: the codes without their values.
+        scale: as in `Codes`.
     """
 
     data: UInt8[Array, " n"]
-    rest: Codes
+    scale: Float[Array, "..."] | None
 
 
 @pytree
@@ -39,8 +39,8 @@ class StoredWeight:
 
     Attributes:
         codec: of its rows [out, in].
-        data: codes as packed by its quantizer; entropy-coded where they are unbounded; as they are
-            where they are no integers (levels `none`).
+        data: codes as packed by its quantizer; entropy-coded where they are unbounded integers;
+            else as they are (levels `none`).
     """
 
     codec: Codec
@@ -54,7 +54,7 @@ class StoredWeight:
             return self.codec.quantizer.unpack(data)
         if isinstance(data, EntropyCoded):
             values = jnp.asarray(decode_codes(np.asarray(data.data).tobytes()))
-            return dataclasses.replace(data.rest, values=values)
+            return Codes(values, data.scale)
         return data
 
 
@@ -62,11 +62,11 @@ def store_weight(codec: Codec, codes: Codes, dtype: Any = jnp.float32) -> Stored
     """A weight as bytes, with scales, offsets and outliers in `dtype`."""
     if codes.bits is not None:
         return StoredWeight(codec, codec.quantizer.pack(codes, dtype))
-    if not jnp.issubdtype(codes.values.dtype, jnp.integer):
+    beside = (codes.offset, codes.outliers, codes.tensor_scale)
+    if beside != (None,) * 3 or not jnp.issubdtype(codes.values.dtype, jnp.integer):
         return StoredWeight(codec, codes)
     data = np.frombuffer(encode_codes(np.asarray(codes.values)), np.uint8)
-    rest = dataclasses.replace(codes, values=None)
-    return StoredWeight(codec, EntropyCoded(jnp.asarray(data), rest))
+    return StoredWeight(codec, EntropyCoded(jnp.asarray(data), codes.scale))
 
 
 def kernel_of(quantized: Quantized, name: str, layer: int) -> Array:
