@@ -13,6 +13,8 @@ from isojax.quantize.generate import generate as generate
 from isojax.quantize.parts import PLACES as PLACES
 from isojax.quantize.plan import Plan as Plan
 from isojax.quantize.plan import Rule as Rule
+from isojax.quantize.presets import find_plan as find_plan
+from isojax.quantize.presets import preset as preset
 from isojax.quantize.quantize import quantize as quantize
 from isojax.quantize.quantize import unquantized as unquantized
 from isojax.quantize.quantized import Quantized as Quantized
