@@ -9,6 +9,10 @@ save(quantized, "folder", plan, model=model)
 """
 
 from isojax.quantize.calibrate import calibrate as calibrate
+from isojax.quantize.costs import Costs as Costs
+from isojax.quantize.costs import costs as costs
+from isojax.quantize.describe import Description as Description
+from isojax.quantize.describe import describe as describe
 from isojax.quantize.generate import generate as generate
 from isojax.quantize.parts import PLACES as PLACES
 from isojax.quantize.plan import Plan as Plan
