@@ -46,9 +46,9 @@ class Config(Calibrated):
     """Settings."""
 
     methods: tuple[str, ...] = DEFAULT
-    """Of kivi, kivi+lean, kivi+sparse, minmax, pca+pre, pca+before, pca+gaussian, aligned (axes
-    and bits for what reads them) or that with one ingredient left out (aligned-centre, -metric,
-    -bits, -gain, -sinks), with half the power of the metric (aligned+half), scales without
+    """Of kivi, kivi+lean, kivi+sparse, kvquant, minmax, pca+pre, pca+before, pca+gaussian, aligned
+    (axes and bits for what reads them) or that with one ingredient left out (aligned-centre,
+    -metric, -bits, -gain, -sinks), with half the power of the metric (aligned+half), scales without
     shrinkage too (aligned+unbiased), and values rotated in place of aligned (aligned+haar; not
     centred: aligned+haar-centre; by learned rotations: aligned+learned); smaq-like (the logarithm
     of the metric), kvtc-like (principal axes before RoPE, bits where they matter), gtq-like (bits

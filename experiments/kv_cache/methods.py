@@ -1,4 +1,7 @@
-"""The methods that are compared: recipes for keys and for values."""
+"""The methods that are compared: recipes for keys and for values.
+
+Those of `isojax.quantize.presets` are taken from there.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Sequence
 from isojax.kvcache.recipe import StoreRecipe
 from isojax.quantize import Plan, Rule
 from isojax.quantize.parts import Cached
+from isojax.quantize.presets import CACHES, GREEDY
 
 ROTATIONS = (
     "identity", "haar", "hadamard", "quaternion_full", "quaternion_fast", "planar", "rotor",
@@ -33,19 +37,12 @@ REPAIRS = {
 }
 # In the metric of the queries, or of the output projection; bits where they matter; and the same
 # with one ingredient left out.
-GREEDY = "lloyd_max:fitted_channel:greedy"
 ALIGNED = f"aligned/{GREEDY} offset=pre_rope sinks=4"
-# Half the power of the metric, and scales without shrinkage; then values flattened, since what is
-# read in sums wants errors that average out.
-UNBIASED = f"aligned:0.5/{GREEDY}@unbiased offset=pre_rope sinks=4"
-FLAT = REPAIRS["+pre+sinks+unbiased"].format("haar")
+UNBIASED, FLAT = CACHES["aligned"]
 LEARNED = REPAIRS["+pre+sinks+unbiased"].format("learned_rotation")
 FITTED = "pca/lloyd_max:fitted_channel offset=pre_rope"
 METHODS: dict[str, tuple[str, ...]] = {
-    # Keys have a range for each channel of 32 tokens, and those whose page is not full stay exact;
-    # values have one for 32 elements of a token, and the last 32 tokens stay exact (KIVI, residual
-    # 32).
-    "kivi": ("identity/minmax:channel page=32", "identity/minmax:group:32 recent=32"),
+    "kivi": CACHES["kivi"],
     # The same with less aside: pages of 64 tokens, of which the last one stays exact while it is
     # not full (longer pages have fewer ranges, and more exact keys: of 1024 tokens 64 cost least);
     # one range for each token of the values, none exact.
@@ -72,20 +69,12 @@ METHODS: dict[str, tuple[str, ...]] = {
         f"learned{name}": (REPAIRS[name].format("learned_rotation"),)
         for name in ("+pre+sinks", "+pre+sinks+unbiased")
     },
-    # Like published systems, as far as codes of one head and whole bits go; centred before RoPE,
-    # and with exact sinks, as all that they stand beside. SMAQ: the logarithm of the metric. KVTC
-    # (arXiv 2511.01815): principal axes before the rotary embedding, bits where they matter, no
-    # norm; there across heads, deflated, and with 128 recent tokens. Block-GTQ (arXiv 2606.24033):
-    # keys as they are, with bits by the variance of each channel after RoPE, there of each pair;
-    # values rotated.
-    "smaq-like": (f"aligned:spectrum=log/{GREEDY} offset=pre_rope sinks=4",),
-    "kvtc-like": (f"pca/{GREEDY}:none offset=pre_rope rope=before sinks=4",),
-    "gtq-like": (
-        f"identity/{GREEDY} offset=pre_rope sinks=4", REPAIRS["+pre+sinks"].format("haar"),
-    ),
+    # Like published systems; the last three centred before RoPE and with exact sinks, as all that
+    # they stand beside.
+    **{name: CACHES[name] for name in ("kvquant", "smaq-like", "kvtc-like", "gtq-like")},
     "aligned+half": (f"aligned:0.5/{GREEDY} offset=pre_rope sinks=4",),
     "aligned+unbiased": (UNBIASED,),
-    "aligned+haar": (UNBIASED, FLAT),
+    "aligned+haar": CACHES["aligned"],
     "aligned+haar-centre": (UNBIASED, FLAT.replace(" offset=pre_rope", "")),
     "aligned+learned": (UNBIASED, LEARNED),
     "pca+pre": (FITTED,),

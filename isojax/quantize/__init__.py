@@ -9,10 +9,16 @@ save(quantized, "folder", plan, model=model)
 """
 
 from isojax.quantize.calibrate import calibrate as calibrate
+from isojax.quantize.costs import Costs as Costs
+from isojax.quantize.costs import costs as costs
+from isojax.quantize.describe import Description as Description
+from isojax.quantize.describe import describe as describe
 from isojax.quantize.generate import generate as generate
 from isojax.quantize.parts import PLACES as PLACES
 from isojax.quantize.plan import Plan as Plan
 from isojax.quantize.plan import Rule as Rule
+from isojax.quantize.presets import find_plan as find_plan
+from isojax.quantize.presets import preset as preset
 from isojax.quantize.quantize import quantize as quantize
 from isojax.quantize.quantize import unquantized as unquantized
 from isojax.quantize.quantized import Quantized as Quantized

@@ -95,6 +95,15 @@ class Cached:
 
 
 Part = Turn | Input | Weight | Cached
+
+
+def recipe_of(part: Part) -> Recipe:
+    """Its coordinates and levels."""
+    if isinstance(part, Turn):
+        return Recipe(part.coordinates)
+    return part.recipe.recipe if isinstance(part, Cached) else part.recipe
+
+
 for _part, _leaves, _fixed in (
     (Turn, ["coordinates"], []), (Input, ["recipe"], ["bits"]),
     (Weight, ["recipe", "rounding"], ["bits"]), (Cached, ["recipe"], ["bits"]),

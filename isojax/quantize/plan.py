@@ -24,7 +24,7 @@ from typing import Any
 import jax
 
 from isojax.models.hooks import INPUTS
-from isojax.quantize.parts import GROUPS, PLACES, TABLES, Part, parse_part
+from isojax.quantize.parts import GROUPS, PLACES, TABLES, Part, parse_part, recipe_of
 
 _LINE = re.compile(r"\s*([a-z_:]+?)\s*(\[[^\]]*\])?\s*:\s+(.*?)\s*")
 _LAYERS = "as in [0,-1] or [2:5]"
@@ -154,6 +154,11 @@ class Plan:
     def whole(self, place: str) -> Any:
         """What stands at a place that all layers share, or None."""
         return self.at(place, 1)[0]
+
+    @property
+    def random(self) -> bool:
+        """Whether the key of `quantize` changes the model."""
+        return any(r.part is not None and recipe_of(r.part).random for r in self.rules)
 
     @property
     def places(self) -> set[str]:

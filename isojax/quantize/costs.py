@@ -1,0 +1,137 @@
+"""What a quantized model costs: bits of its weights and cache, and what runs online."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from isojax._core.checks import check_positive
+from isojax.quantize.parts import TABLES
+from isojax.quantize.quantized import Quantized
+from isojax.quantizers import Codes, rate_bits
+from isojax.quantizers.codes import nbytes
+
+EXACT = 16.0  # bits of what is not quantized
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Costs of a quantized model; made by `costs`.
+
+    Attributes:
+        weight_bits: bits per element of the projections of all layers, scales counted; 16 for what
+            is exact.
+        weight_bytes: of all parameters: projections, embedding and head as they are coded, what is
+            exact (norms and biases too) at 16 bits.
+        cache_bits: bits per element of keys and values, scales and exact tokens counted, in a cache
+            with room for `tokens`.
+        cache_bytes: bytes per token of the same, all layers.
+        side_bytes: bytes of what is stored once, in fp32: transforms that run online, means, and
+            the codebooks of inputs and of the cache.
+        online_fmas: multiply-adds per token of the transforms that run online, all layers.
+        tokens: see above.
+    """
+
+    weight_bits: float
+    weight_bytes: float
+    cache_bits: float
+    cache_bytes: float
+    side_bytes: int
+    online_fmas: int
+    tokens: int
+
+
+def costs(
+    quantized: Quantized, tokens: int, asked: Mapping[str, Sequence[float]] | None = None
+) -> Costs:
+    """Costs of a quantized model; see `Costs`.
+
+    Shapes suffice, as `jax.eval_shape` of `quantize` gives them.
+
+    Args:
+        quantized: the model.
+        tokens: that the cache has room for.
+        asked: of weights in unbounded codes, the bits per element that stand for their entropy
+            where shapes are all that is known, by name and layer.
+
+    Raises:
+        ValueError: `tokens` is not a whole number of at least 1.
+    """
+    check_positive("tokens", tokens)
+    config, params = quantized.config, quantized.params
+    layers = config.num_hidden_layers
+
+    def stored(name: str, array: Any) -> float:
+        codes = quantized.codes.get(name, (None,))
+        rates = (asked or {}).get(name, (math.nan,) * len(codes))
+        return array.size * statistics.fmean(map(code_bits, codes, rates))
+
+    kernels = {n: each["kernel"] for n, each in params["layers"].items() if "kernel" in each}
+    tables = {n: params[n] for n in TABLES if n in params}
+    weights, others = ([stored(*item) for item in d.items()] for d in (kernels, tables))
+    number = sum(a.size for a in kernels.values())
+    rest = sum(a.size for a in jax.tree.leaves(params)) - number
+    rest -= sum(a.size for a in tables.values())
+    cache = jax.eval_shape(lambda q: q.cache(1, tokens, jnp.float16), quantized)
+    elements = 2 * layers * config.num_key_value_heads * config.head_dim
+    return Costs(
+        weight_bits=sum(weights) / number,
+        weight_bytes=(sum(weights) + sum(others) + EXACT * rest) / 8,
+        cache_bits=8 * cache.nbytes / tokens / elements,
+        cache_bytes=cache.nbytes / tokens,
+        side_bytes=nbytes((quantized.inputs, quantized.turn)) + cache.side_bytes,
+        online_fmas=sum(sum(online_fmas(quantized, i).values()) for i in range(layers)),
+        tokens=tokens,
+    )
+
+
+def code_bits(codes: Codes | None, asked: float = math.nan) -> float:
+    """Bits per element of one array, its scales included; the entropy of unbounded codes.
+
+    These are taken to have an entropy code for each channel, its table not counted.
+
+    Args:
+        codes: of the array, or None where it is exact.
+        asked: the rate of unbounded codes of which only the shape is known.
+    """
+    if codes is None or jnp.issubdtype(codes.values.dtype, jnp.floating):
+        return EXACT
+    if codes.bits is not None:
+        return float(rate_bits(codes))
+    if isinstance(codes.values, jax.ShapeDtypeStruct):
+        return asked
+    return float(rate_bits(codes, "entropy", per="channel"))
+
+
+def online_fmas(quantized: Quantized, layer: int) -> dict[str, int]:
+    """Multiply-adds per token of the transforms that run online in a layer, by place.
+
+    Queries and keys are turned head by head. A cache turns what it stores, and queries, or what was
+    read of the values, once per token, as attention in the coordinates of the codes does.
+    """
+    config = quantized.config
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    found = {}
+    for place, each in quantized.inputs.items():
+        if each.group[layer] >= 0:
+            found[place] = each.stacks[each.group[layer]].transform.fmas
+    turn = quantized.turn
+    if turn is not None and turn.group[layer] >= 0:
+        found["queries_keys"] = _both(turn.stacks[turn.group[layer]], heads, groups)
+    for side in ("keys", "values"):
+        store = getattr(quantized, side)
+        if store is not None:
+            found[f"cache:{side}"] = _both(store.codec.transform, heads, groups)
+    return found
+
+
+def _both(transform: Any, heads: int, groups: int) -> int:
+    """Of a transform on key heads, and of its dual (or inverse, which costs as much) on heads."""
+    dual = jax.eval_shape(lambda t: t.dual, transform)
+    return groups * transform.fmas + heads * dual.fmas

@@ -1,0 +1,239 @@
+"""Published methods as plans, by name.
+
+    plan = preset("quarot", bits=4)
+    plan = find_plan("quarot:3")      # the same notation as that of recipes
+    plan = find_plan("my.plan")       # a file
+    plan = find_plan("weight: minmax bits=4 rounding=gptq; cache: haar/lloyd_max bits=3")
+    plan = find_plan("mypackage.mymodule:name")
+
+A preset says what stands where, as its paper does. What the papers have beside that (clipped
+ranges, order of channels, kernels, group lengths of a family of models) is not in it. The first
+argument of all is the number of bits, of everything that the method quantizes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from isojax._core.members import Family
+from isojax.quantize.plan import Plan
+
+PLANS = Family("plan", 0)
+"""`(bits, ...) -> Plan`."""
+
+GREEDY = "lloyd_max:fitted_channel:greedy"
+"""Levels of each channel, with bits where they lower the error most."""
+CACHES: dict[str, tuple[str, ...]] = {
+    # Keys have a range for each channel of 32 tokens, and those whose page is not full stay exact;
+    # values have one for 32 elements of a token, and the last 32 tokens stay exact.
+    "kivi": ("identity/minmax:channel page=32", "identity/minmax:group:32 recent=32"),
+    "kvquant": (
+        "identity/lloyd_max:fitted_channel:gain=none@sparse rope=before sinks=1",
+        "identity/lloyd_max:fitted@sparse sinks=1",
+    ),
+    "isoquant": ("quaternion_full/lloyd_max",),
+    "kvtc-like": (f"pca/{GREEDY}:none offset=pre_rope rope=before sinks=4",),
+    "smaq-like": (f"aligned:spectrum=log/{GREEDY} offset=pre_rope sinks=4",),
+    "gtq-like": (
+        f"identity/{GREEDY} offset=pre_rope sinks=4", "haar/lloyd_max offset=pre_rope sinks=4",
+    ),
+    # Half the power of the metric, and scales without shrinkage; then values flattened, since what
+    # is read in sums wants errors that average out.
+    "aligned": (
+        f"aligned:0.5/{GREEDY}@unbiased offset=pre_rope sinks=4",
+        "haar/lloyd_max@unbiased offset=pre_rope sinks=4",
+    ),
+}  # fmt: skip
+"""Recipes of keys and of values, or one of both, without bits."""
+
+
+def preset(name: str, **arguments: Any) -> Plan:
+    """The plan of a published method.
+
+    Args:
+        name: of `PLANS`.
+        arguments: of the method, such as `bits`.
+
+    Raises:
+        ValueError: there is no such method (the nearest names are given), or it has no such
+            argument.
+    """
+    return _made(PLANS.parse(name).member.stage(**arguments))
+
+
+def find_plan(text: str) -> Plan:
+    """The plan that `text` names, or is.
+
+    Args:
+        text: rules (see `isojax.quantize.plan`); or the path of a file of rules; or a name and its
+            arguments, as in `quarot:bits=3`; or `package.module:name`, a function of your own that
+            returns a plan.
+
+    Raises:
+        ValueError: it is none of these; in one line, with the nearest names.
+        OSError: the file cannot be read.
+    """
+    text = text.strip()
+    if ": " in text or "\n" in text:
+        return Plan.parse(text)
+    path = Path(text).expanduser()
+    if path.is_file():
+        return Plan.load(path)
+    if ":" not in text and (len(path.parts) > 1 or path.suffix):
+        raise ValueError(f"plan {text}: no such file.")
+    return _made(PLANS.parse(text))
+
+
+def _made(stage: Any) -> Plan:
+    plan = stage()
+    if not isinstance(plan, Plan):
+        raise ValueError(f"plan {stage} must return a Plan, got {type(plan).__name__}.")
+    return plan
+
+
+@PLANS.member("quarot")
+def _quarot(bits: int = 4) -> Plan:
+    """QuaRot (Ashkboos et al. 2024, arXiv 2404.00456).
+
+    Random Hadamard matrices, merged into the residual stream and the values of each head, and run
+    online on queries and keys and before o_proj (there across heads; here of the whole width) and
+    down_proj. Weights by GPTQ, inputs with a scale per token, the cache in groups.
+    """
+    return Plan.parse(f"""
+        residual: hadamard
+        values: hadamard
+        queries_keys: hadamard
+        input: identity/absmax bits={bits}
+        input:o_proj: hadamard/absmax bits={bits}
+        input:down_proj: hadamard/absmax bits={bits}
+        weight: identity/absmax:range=mse bits={bits} rounding=gptq
+        cache: identity/minmax:group:128 bits={bits}
+    """)
+
+
+@PLANS.member("spinquant")
+def _spinquant(bits: int = 4) -> Plan:
+    """SpinQuant (Liu et al. 2024, arXiv 2405.16406).
+
+    As QuaRot, with rotations of the residual stream and of values that are learned by the loss of
+    the model: statistics must hold them, see `isojax.quantize.learned`. Nothing runs before o_proj.
+    """
+    return Plan.parse(f"""
+        residual: learned
+        values: learned
+        queries_keys: hadamard
+        input: identity/minmax bits={bits}
+        input:down_proj: hadamard/minmax bits={bits}
+        weight: identity/absmax:range=mse bits={bits} rounding=gptq
+        cache: identity/minmax:group:128 bits={bits}
+    """)
+
+
+@PLANS.member("smoothquant")
+def _smoothquant(bits: int = 8, alpha: float = 0.5) -> Plan:
+    """SmoothQuant (Xiao et al. 2022, arXiv 2211.10438).
+
+    Part of the range of the inputs behind norms is moved into the weights that read them; nothing
+    runs online. Scales per token and per output channel.
+    """
+    return Plan.parse(f"""
+        input: identity/absmax bits={bits}
+        input:q_proj: smooth:{alpha}/absmax bits={bits}
+        input:gate_proj: smooth:{alpha}/absmax bits={bits}
+        weight: identity/absmax bits={bits}
+    """)
+
+
+@PLANS.member("mixquant")
+def _mixquant(bits: int = 4, block: int = 32) -> Plan:
+    """MixQuant (arXiv 2601.22347), weights by GPTQ.
+
+    Channels before down_proj are permuted so that all blocks carry equal mass, which merges; then
+    each block is rotated online. The residual stream and values are rotated as in QuaRot.
+    """
+    return Plan.parse(f"""
+        residual: hadamard
+        values: hadamard
+        input: identity/absmax bits={bits}
+        input:down_proj: mass_diff@block_hadamard:{block}/absmax bits={bits}
+        weight: identity/absmax:range=mse bits={bits} rounding=gptq
+    """)
+
+
+@PLANS.member("gptq")
+def _gptq(bits: int = 4, group: int = 0) -> Plan:
+    """GPTQ (Frantar et al. 2022, arXiv 2210.17323): weights alone.
+
+    A range per output channel, or for each `group` of its inputs.
+    """
+    levels = f"minmax:group:{group}" if group else "minmax"
+    return Plan.parse(f"weight: identity/{levels} bits={bits} rounding=gptq")
+
+
+@PLANS.member("kivi")
+def _kivi(bits: int = 2) -> Plan:
+    """KIVI (Liu et al. 2024, arXiv 2402.02750): keys by channel, values by token."""
+    return _cache("kivi", bits)
+
+
+@PLANS.member("kvquant")
+def _kvquant(bits: int = 3) -> Plan:
+    """KVQuant (Hooper et al. 2024, arXiv 2401.18079).
+
+    Levels fitted offline, of keys for each channel before the rotary embedding; the 1% that fit
+    worst and the first token are exact. Outliers of keys are those of a token, there of a channel.
+    """
+    return _cache("kvquant", bits)
+
+
+@PLANS.member("isoquant")
+def _isoquant(bits: int = 3) -> Plan:
+    """IsoQuant (arXiv 2603.28430): pairs of quaternions rotate blocks of four."""
+    return _cache("isoquant", bits)
+
+
+@PLANS.member("kvtc-like")
+def _kvtc_like(bits: int = 3) -> Plan:
+    """After KVTC (arXiv 2511.01815), as far as codes of one head and whole bits go.
+
+    Principal axes before the rotary embedding, bits where they matter, no norm; there across heads,
+    deflated, and with 128 recent tokens exact.
+    """
+    return _cache("kvtc-like", bits)
+
+
+@PLANS.member("smaq-like")
+def _smaq_like(bits: int = 3) -> Plan:
+    """After SMAQ (Spectral Metric-Aware Quantization, 2026): the logarithm of the metric.
+
+    Scalar levels with bits where they matter; there codebooks of vectors.
+    """
+    return _cache("smaq-like", bits)
+
+
+@PLANS.member("gtq-like")
+def _gtq_like(bits: int = 3) -> Plan:
+    """After Block-GTQ (arXiv 2606.24033): keys with bits by channel, values rotated.
+
+    Bits by the variance of each channel after the rotary embedding; there of each pair.
+    """
+    return _cache("gtq-like", bits)
+
+
+@PLANS.member("aligned")
+def _aligned(bits: int = 3) -> Plan:
+    """Keys in the metric of their queries at half its power, values rotated.
+
+    The best of `experiments.kv_cache` at 2 bits, there `aligned+haar`; see docs/findings.md.
+    Unbiased scales are those of EDEN (Vargaftik et al. 2022, arXiv 2108.08842).
+    """
+    return _cache("aligned", bits)
+
+
+def _cache(name: str, bits: int) -> Plan:
+    recipes = [recipe.partition(" ") for recipe in CACHES[name]]
+    return Plan.parse("\n".join(
+        f"cache:{side}: {codec} bits={bits} {settings}"
+        for side, (codec, _, settings) in (("keys", recipes[0]), ("values", recipes[-1]))
+    ))  # fmt: skip

@@ -1,0 +1,138 @@
+"""`quantize` on shapes: no weights, no statistics, nothing computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from isojax.models import ModelConfig, param_shapes
+from isojax.models.hooks import INPUTS
+from isojax.quantize.parts import SITES, TABLES
+from isojax.quantize.plan import Plan, Rule
+from isojax.quantize.quantize import quantize
+from isojax.quantize.quantized import ByLayer, Quantized
+from isojax.quantize.stats import Stats
+from isojax.recipes import Samples
+from isojax.transforms import Dense
+
+SAMPLES = 1024  # vectors, of which only the shape counts
+
+
+def no_weights(config: ModelConfig) -> Quantized:
+    """The model as it is, of shapes."""
+    return Quantized(param_shapes(config), {}, None, None, None, {}, {}, {}, config)
+
+
+def quantized_shapes(plan: Plan, model: ModelConfig | Quantized, stats: Stats) -> Quantized:
+    """What `quantize` makes of a model, its leaves shapes.
+
+    Layers of a configuration that are alike are made once.
+
+    Args:
+        plan: what stands where.
+        model: a configuration, or a quantized model, of arrays or shapes, to add to.
+        stats: of `statistics_shapes`.
+
+    Raises:
+        ValueError: as `quantize`, save for statistics.
+    """
+    if isinstance(model, Quantized):
+        return _shapes(plan, model, stats)
+    number = model.num_hidden_layers
+    kinds: dict[str, list[int]] = {}
+    for i, given in enumerate(stats.layers):
+        learned = {n: jax.eval_shape(lambda x: x, x) for n, x in given.items() if "learned" in n}
+        kinds.setdefault(repr((plan.layer(i, number), learned)), []).append(i)
+    rules = [Rule(p, plan.whole(p)) for p in ("residual", *TABLES) if p in plan.places]
+    for kind, (first, *_) in enumerate(kinds.values()):
+        parts = plan.layer(first, number)
+        rules += [Rule(place, part, str(kind)) for place, part in parts.items()]
+    few = no_weights(dataclasses.replace(model, num_hidden_layers=len(kinds)))
+    layers = tuple(stats.layers[first] for first, *_ in kinds.values())
+    made = _shapes(Plan(tuple(rules)), few, dataclasses.replace(stats, layers=layers))
+    kind_of = {i: kind for kind, where in enumerate(kinds.values()) for i in where}
+    return _expanded(made, [kind_of[i] for i in range(number)])
+
+
+def _shapes(plan: Plan, base: Quantized, stats: Stats) -> Quantized:
+    make = functools.partial(quantize, plan=plan)
+    return jax.eval_shape(make, jax.random.key(0), base, stats=stats)
+
+
+def _expanded(made: Quantized, like: Sequence[int]) -> Quantized:
+    """The shapes of a model of more layers, of which layer i is like layer `like[i]` of another."""
+    number = len(like)
+
+    def again(tree: Any, count: int) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype), tree)
+
+    def by_layer(each: ByLayer) -> ByLayer:
+        group = tuple(each.group[i] for i in like)
+        place = tuple(group[:i].count(own) for i, own in enumerate(group))
+        stacks = tuple(again(stack, group.count(i)) for i, stack in enumerate(each.stacks))
+        return ByLayer(stacks, group, place)
+
+    def of_layers(name: str, each: Any) -> Any:
+        return each if name in TABLES or name == "residual" else tuple(each[i] for i in like)
+
+    return dataclasses.replace(
+        made,
+        params=made.params | {"layers": again(made.params["layers"], number)},
+        inputs={place: by_layer(each) for place, each in made.inputs.items()},
+        turn=None if made.turn is None else by_layer(made.turn),
+        keys=again(made.keys, number),
+        values=again(made.values, number),
+        codes={name: of_layers(name, each) for name, each in made.codes.items()},
+        codecs={name: of_layers(name, each) for name, each in made.codecs.items()},
+        shared={name: of_layers(name, each) for name, each in made.shared.items()},
+        config=dataclasses.replace(made.config, num_hidden_layers=number),
+    )
+
+
+def statistics_shapes(config: ModelConfig, stats: Stats | None = None) -> Stats:
+    """Shapes of all statistics that there may be; what is given in place of those.
+
+    What was learned is taken to be a dense matrix.
+    """
+    width, dim, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
+    sizes = dict.fromkeys(SITES, width)
+    sizes |= {"o_proj": config.num_attention_heads * dim, "down_proj": config.intermediate_size}
+    layer: dict[str, Any] = {
+        "moment:query": _shape(groups, dim, dim),
+        "learned:values": _dense(groups, dim, dim),
+        "learned:queries_keys": _dense(dim, dim),
+    }
+    layer |= {f"samples:{side}": _shape(1, SAMPLES, groups, dim) for side in ("key", "value")}
+    for site, size in sizes.items():
+        layer[f"samples:input:{site}"] = _shape(1, SAMPLES, size)
+        layer[f"moment:input:{site}"] = _shape(size, size)
+        layer[f"learned:input:{site}"] = _dense(size, size)
+    given = Stats(({},) * config.num_hidden_layers) if stats is None else stats
+    whole = {"learned:residual": _dense(width, width)} | given.whole
+    return Stats(tuple(layer | own for own in given.layers), whole)
+
+
+def input_samples(site: str, made: Quantized, stats: Mapping[str, Any]) -> Samples:
+    """Shapes of what the coordinates of an input are fitted on."""
+    layers = made.params["layers"]
+    shapes = [layers[name]["kernel"].shape for name, read in INPUTS.items() if read == site]
+    width, outputs = shapes[0][1], sum(shape[2] for shape in shapes)
+
+    def make(x: Any, metric: Any, weight: Any, learned: Any) -> Samples:
+        return Samples(x, metric, weight, learned, size=width)
+
+    arrays = (_shape(SAMPLES, width), _shape(width, width), _shape(width, outputs))
+    return jax.eval_shape(make, *arrays, stats[f"learned:input:{site}"])
+
+
+def _shape(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def _dense(*shape: int) -> Any:
+    return jax.eval_shape(Dense, _shape(*shape))
