@@ -12,7 +12,7 @@ what becomes of outliers and of the noise floor. In the model: the loss, and the
 model as it is, with a KV cache of 3 bits and with weights and activations of 4 bits; there each
 layer and key head has coordinates of its own, save the residual stream. And what it costs.
 Everything fitted, frequencies of the entropy coder included, is fitted on the calibration text.
-Controls: a zero predictor, and Gaussian noise of the error of haar. `--quick` takes about a minute
+Controls: a zero predictor, and Gaussian noise of the error of haar. `--quick` takes two minutes
 on 2 CPU cores.
 Sources: The Isotropic Tradeoff, IsoQuant (2603.28430), MixQuant (2601.22347), Goyal 2001.
 """
