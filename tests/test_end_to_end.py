@@ -8,9 +8,11 @@ from numpy.testing import assert_allclose
 from small_models import small_model
 
 from experiments import end_to_end
-from experiments.block_points import quantizer_of
-from experiments.end_to_end_trial import Trial, rotated_inputs
+from experiments.end_to_end.measure import SETTINGS, Reader
+from isojax import quantizers
 from isojax.models import Hooks, forward, logits, token_kl, token_nll
+from isojax.quantize import quantize, score
+from isojax.quantize.learned import turned_inputs
 from isojax.report import read_rows, select
 
 TOKENS = np.random.default_rng(0).integers(0, 60, (3, 24))
@@ -18,20 +20,23 @@ GIVEN = ("--starts", "haar", "--seeds", 2, "--steps", 10, "--rate", 0.02, "--win
          "--calibration-windows", 2)  # fmt: skip
 
 
+INT4 = quantizers.absmax(4, "token")
+
+
 @pytest.fixture(scope="module")
-def trial():
-    return Trial(small_model(num_hidden_layers=2), TOKENS[:2], TOKENS[2:])
+def reader():
+    return Reader(small_model(num_hidden_layers=2), TOKENS[:2], TOKENS[2:])
 
 
-def test_divergence_is_that_of_the_whole_distributions(trial):
+def test_divergence_is_that_of_the_whole_distributions(reader):
     def shift(name, layer, x):
         return x + 0.3 * jnp.sin(jnp.arange(x.shape[-1])) if name == "input:q_proj" else x
 
     ids, hooks = jnp.asarray(TOKENS), Hooks(activation=shift)
-    args = (trial.params, trial.config)
+    args = (reader.params, reader.config)
     exact = forward(*args, ids).hidden
     p, q = (
-        np.asarray(jax.nn.log_softmax(logits(trial.params, h)), float)
+        np.asarray(jax.nn.log_softmax(logits(reader.params, h)), float)
         for h in (exact, forward(*args, ids, hooks=hooks).hidden)
     )
     got = token_kl(*args, exact, ids, hooks, chunk=7)
@@ -42,29 +47,30 @@ def test_divergence_is_that_of_the_whole_distributions(trial):
         token_kl(*args, exact[..., 1:], ids)
 
 
-def test_merged_rotations_read_as_the_hooks_they_were_learned_by(trial):
-    rotations, inputs = trial.start("haar", 0), quantizer_of("int4", False)
-    hooks = rotated_inputs(trial.config, rotations, inputs)
-    want = token_nll(trial.params, trial.config, jnp.asarray(TOKENS[2:]), hooks).mean()
-    (got,) = trial.quantized(rotations, "W16A4")
-    assert abs(float(want) - trial.nll(0)) > 1e-4
-    # in fp32 a number may fall on the other side of a border
-    assert got == pytest.approx(float(want), abs=0.1 * abs(float(want) - trial.nll(0)))
+def test_merged_rotations_read_as_the_hooks_they_were_learned_by(reader):
+    turns = reader.start("haar", 0)
+    hooks = turned_inputs(reader.config, turns, INT4)
+    want = token_nll(reader.params, reader.config, jnp.asarray(TOKENS[2:]), hooks).mean()
+    made = quantize(jax.random.key(0), reader.model, SETTINGS["W16A4"], turns.stats(2))
+    got = float(score(made, TOKENS[2:]).nll.mean())
+    assert abs(float(want) - reader.exact[0]) > 1e-4
+    # in fp32 an element may fall on the other side of a border
+    assert got == pytest.approx(float(want), abs=0.1 * abs(float(want) - reader.exact[0]))
 
 
-def test_learning_lowers_the_divergence_and_keeps_rotations(trial):
-    start, told = trial.start("haar", 1), []
-    learned = trial.learned(start, 1, 20, 0.02, lambda step, kl: told.append(float(kl)))
-    assert len(told) == 10
-    quantizer, ids = quantizer_of("int4", False), jnp.asarray(TOKENS[:2])
-    exact = forward(trial.params, trial.config, ids).hidden
+def test_learning_lowers_the_divergence_and_keeps_rotations(reader):
+    start = reader.start("haar", 1)
+    learned, told = reader.learned(start, 1, 20, 0.02)
+    assert [*told] == [0, *range(2, 21, 2)]
+    ids = jnp.asarray(TOKENS[:2])
+    exact = forward(reader.params, reader.config, ids).hidden
     before, after = (
-        float(token_kl(trial.params, trial.config, exact, ids, hooks).mean())
-        for hooks in (rotated_inputs(trial.config, r, quantizer) for r in (start, learned))
+        float(token_kl(reader.params, reader.config, exact, ids, hooks).mean())
+        for hooks in (turned_inputs(reader.config, r, INT4) for r in (start, learned))
     )
     assert after < 0.9 * before
-    assert after == pytest.approx(min(told), rel=0.02)
-    assert before == pytest.approx(trial.divergence(start), rel=0.02)
+    assert after == pytest.approx(min(told.values()), rel=0.02)
+    assert before == pytest.approx(reader.divergence(start), rel=0.02)
     for turned, first in zip(learned[:2], start[:2], strict=True):
         m = np.asarray(turned.entries, float)
         eye = np.broadcast_to(np.eye(m.shape[-1]), m.shape)
@@ -76,8 +82,9 @@ def test_the_study_compares_each_start_with_what_it_became_and_resumes(call):
     out = call(end_to_end, *GIVEN)
     rows = read_rows(out / "rows.jsonl")
     scored = select(rows, "delta_nll")
+    descent = [r for r in select(rows, "kl_mean") if "step" in r.config]
     assert len(scored) == 2 * 2 * 2 * 2  # seeds, settings, before and after, windows
-    assert sorted(r.config["step"] for r in select(rows, "kl") if r.seed == 1) == [*range(11)]
+    assert sorted(r.config["step"] for r in descent if r.seed == 1) == [*range(11)]
     lines = (out / "rows.jsonl").read_text().splitlines(keepends=True)
     (out / "rows.jsonl").write_text("".join(lines[:-3]))  # as a killed run leaves it
     call(end_to_end, *GIVEN, out=out)
@@ -85,7 +92,7 @@ def test_the_study_compares_each_start_with_what_it_became_and_resumes(call):
     assert again[:-3] == rows[:-3] and [r.identity for r in again] == [r.identity for r in rows]
     assert_allclose([r.value for r in again], [r.value for r in rows], rtol=1e-4)
     for seed in (0, 1):
-        first, *later = [r.value for r in select(rows, "kl") if r.seed == seed]
+        first, *later = [r.value for r in descent if r.seed == seed]
         assert min(later) < first, (first, later)
     assert "W4A4, learned" in (out / "table.md").read_text()
     assert (out / "figure.png").stat().st_size > 10_000
@@ -95,7 +102,7 @@ def test_the_study_compares_each_start_with_what_it_became_and_resumes(call):
     "words, arguments",
     [
         ("steps must be a multiple of 10, got 15", ("--steps", 15)),
-        ("starts must be one of identity, hadamard, haar", ("--starts", "pca")),
+        ("pca is fitted on samples", ("--starts", "pca")),
         ("rate must be above 0", ("--rate", 0)),
     ],
 )
