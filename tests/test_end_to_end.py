@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 from small_models import small_model
 
-from experiments import end_to_end
+import experiments.end_to_end.__main__ as end_to_end
 from experiments.end_to_end.measure import SETTINGS, Reader
 from isojax import quantizers
 from isojax.models import Hooks, forward, logits, token_kl, token_nll
