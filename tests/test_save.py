@@ -26,7 +26,7 @@ from isojax.quantize import (
     size,
     unquantized,
 )
-from isojax.quantize.sealed import MANIFEST
+from isojax.quantize.sealed import MANIFEST, seal
 from isojax.quantizers import rate_bits
 
 KEY = jax.random.key(7)
@@ -263,6 +263,31 @@ def test_another_version_is_refused(changes, words, files, tmp_path):
         (tmp_path / name).write_bytes(content)
     edit_json(tmp_path / MANIFEST, **changes)
     refused(tmp_path, f"{tmp_path / MANIFEST}: ", *words)
+
+
+UNIFORM = "isojax.quantizers.uniform:Uniform"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"steps"', '"rounds"', f"structure.json: {UNIFORM} must have the fields clip, bits"),
+        (UNIFORM, "isojax.quantizers.uniform:absmax", "structure.json: class must be a dataclass"),
+        (UNIFORM, "isojax.gone:Uniform", "structure.json: class must be one of isojax"),
+        (UNIFORM, "subprocess_of:Popen", "import subprocess_of first"),
+        ('{"array"', '{"pickle"', "structure.json: a node must be an array"),
+        ("norm/scale", "norm/gain", "quantized.safetensors: must hold 'params/"),
+    ],
+)
+def test_a_structure_of_other_classes_is_refused(old, new, words, files, tmp_path):
+    """As of a version that forgot to say that it is another one."""
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    structure = (tmp_path / "structure.json").read_text()
+    assert old in structure
+    (tmp_path / "structure.json").write_text(structure.replace(old, new))
+    seal(tmp_path, NAMES)
+    refused(tmp_path, words)
 
 
 def test_a_manifest_that_is_missing_or_no_json_is_refused(files, tmp_path):

@@ -13,7 +13,7 @@ from isojax.kvcache import Cache
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params, forward, logits
 from isojax.models.hooks import Hooks
-from isojax.models.inputs import check_room, check_tokens
+from isojax.models.inputs import check_room, check_tokens, check_window
 
 
 def generate(
@@ -47,11 +47,12 @@ def generate(
 
     Raises:
         ValueError: the prompt is empty or has a token out of range, or the cache has no room for
-            that many tokens or is of another model.
+            that many tokens or is of another model, or the window of the model has none.
     """
     check_positive("steps", steps)
     check_tokens(config, prompt, least=1)
     check_room(cache, prompt.shape[1] + steps - 1)
+    check_window(config, prompt.shape[1] + steps - 1, cache)
 
     def read(cache: Cache, tokens: Int[Array, "b t"]) -> tuple[Cache, Int[Array, " b"]]:
         out = forward(params, config, tokens, cache=cache, hooks=hooks)

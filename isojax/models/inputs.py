@@ -24,18 +24,10 @@ def check_inputs(config: ModelConfig, tokens: Any, cache: Cache | None) -> None:
             than the window of the model, or the cache is of another model or batch or too small.
     """
     check_tokens(config, tokens, least=1)
-    end = tokens.shape[1]
     if cache is not None:
         _check_cache(config, len(tokens), cache)
-        check_room(cache, end)
-        stored = stored_tokens(cache)
-        end = end if stored is None else stored + end
-    window = config.sliding_window
-    if window is not None and end > window:
-        raise ValueError(
-            f"tokens must be at most sliding_window={window} with those in the cache: attention is "
-            f"over the whole text; got {end}."
-        )
+        check_room(cache, tokens.shape[1])
+    check_window(config, tokens.shape[1], cache)
 
 
 def check_tokens(config: ModelConfig, tokens: Any, least: int) -> None:
@@ -59,6 +51,17 @@ def check_tokens(config: ModelConfig, tokens: Any, least: int) -> None:
                 f"tokens must be from 0 to {config.vocab_size - 1} (vocab_size="
                 f"{config.vocab_size}), got {number}."
             )
+
+
+def check_window(config: ModelConfig, tokens: int, cache: Cache | None) -> None:
+    """Refuse so many tokens more than the window of the model has room for."""
+    end = tokens if cache is None else tokens + (stored_tokens(cache) or 0)
+    window = config.sliding_window
+    if window is not None and end > window:
+        raise ValueError(
+            f"tokens must be at most sliding_window={window} with those in the cache: attention is "
+            f"over the whole text; got {end}."
+        )
 
 
 def check_room(cache: Cache, tokens: int) -> None:

@@ -40,7 +40,8 @@ def generate(
         end: a token that ends a text, or several. All that follow it are the same token.
 
     Raises:
-        ValueError: there are no prompts, one is empty, or a token is out of range.
+        ValueError: there are no prompts, one is empty, a token is out of range, or a text becomes
+            longer than the window of the model.
     """
     check_positive("steps", steps)
     texts = [np.asarray(prompt) for prompt in prompts]

@@ -31,7 +31,7 @@ from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import Quantized, layer_of
 from isojax.quantize.sealed import check_sealed, seal, unseal
 from isojax.quantize.stored import StoredWeight, kernel_of, store_weight
-from isojax.quantize.tree_json import describe, rebuild
+from isojax.quantize.tree_json import from_json, to_json
 from isojax.transforms import Identity
 
 TENSORS = "quantized.safetensors"
@@ -74,7 +74,7 @@ def save(
         save_checkpoint(folder, quantized.config, params, dtype, model)
         (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
         return
-    structure, arrays = describe(_packed(quantized))
+    structure, arrays = to_json(_packed(quantized))
     folder.mkdir(parents=True, exist_ok=True)
     unseal(folder)
     files = save_description(folder, quantized.config, dtype, model)
@@ -100,7 +100,7 @@ def load_quantized(folder: str | Path) -> Quantized:
     config = config_from_hf(read_json(path), str(path))
     entries = file_entries(folder / TENSORS)
     try:
-        tree = rebuild(read_json(folder / STRUCTURE), lambda name: entries[name].read())
+        tree = from_json(read_json(folder / STRUCTURE), lambda name: entries[name].read())
     except ValueError as error:
         raise ValueError(f"{folder / STRUCTURE}: {error}") from None
     except KeyError as error:

@@ -24,7 +24,7 @@ _SCALARS = (type(None), bool, int, float, str)
 _INTEGERS = {1: np.uint8, 2: np.uint16}  # in which a file holds floats that NumPy does not have
 
 
-def describe(tree: Any) -> tuple[Any, dict[str, np.ndarray]]:
+def to_json(tree: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """A tree as JSON, and its arrays by their paths, such as `weights/q_proj/0/codes/data`.
 
     Raises:
@@ -67,8 +67,8 @@ def describe(tree: Any) -> tuple[Any, dict[str, np.ndarray]]:
     return node(tree, ()), arrays
 
 
-def rebuild(node: Any, read: Callable[[str], np.ndarray]) -> Any:
-    """The tree that `describe` made JSON of; `read` gives an array by its name.
+def from_json(node: Any, read: Callable[[str], np.ndarray]) -> Any:
+    """The tree that `to_json` made JSON of; `read` gives an array by its name.
 
     Classes of other packages than this one are found only where their module is imported already,
     so that a file cannot choose what code runs.
@@ -83,13 +83,13 @@ def rebuild(node: Any, read: Callable[[str], np.ndarray]) -> Any:
             array = read(name)
             return jnp.asarray(array.view(jnp.dtype(rest["dtype"])) if rest else array)
         case {"dict": dict(items)}:
-            return {name: rebuild(item, read) for name, item in items.items()}
+            return {name: from_json(item, read) for name, item in items.items()}
         case {"tuple": list(items)}:
-            return tuple(rebuild(item, read) for item in items)
+            return tuple(from_json(item, read) for item in items)
         case {"list": list(items)}:
-            return [rebuild(item, read) for item in items]
+            return [from_json(item, read) for item in items]
         case {"class": str(name), "fields": dict(fields)}:
-            return _instance(name, {n: rebuild(item, read) for n, item in fields.items()})
+            return _instance(name, {n: from_json(item, read) for n, item in fields.items()})
     raise ValueError(f"a node must be an array, a container or a class, got {str(node)[:80]}.")
 
 
