@@ -48,7 +48,7 @@ class Costs:
 
 
 def costs(
-    quantized: Quantized, tokens: int, asked: Mapping[str, Sequence[float]] | None = None
+    quantized: Quantized, tokens: int, asked: Mapping[str, Sequence[int | float]] | None = None
 ) -> Costs:
     """Costs of a quantized model; see `Costs`.
 
@@ -91,7 +91,7 @@ def costs(
     )
 
 
-def code_bits(codes: Codes | None, asked: float = math.nan) -> float:
+def code_bits(codes: Codes | None, asked: int | float = math.nan) -> float:
     """Bits per element of one array, its scales included; the entropy of unbounded codes.
 
     These are taken to have an entropy code for each channel, its table not counted.

@@ -89,6 +89,12 @@ class Description:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        notes = [line for note in (*self.notes, COUNTED) for line in textwrap.wrap(note, 100)]
+        return "\n".join([self.table, "", *notes])
+
+    @property
+    def table(self) -> str:
+        """A line per entry, and the costs."""
         head = ("place", "layers", "merged", "online", "FMAs", "bits", "rule")
         lines = [head, *(self._line(e) for e in self.entries)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -103,8 +109,7 @@ class Description:
             f"online: {cost.online_fmas:,} multiply-adds per token, {share:.2%} of the projections'"
             f"; {cost.side_bytes:,} bytes of transforms, means and codebooks",
         ]
-        rest = [line for note in (*self.notes, COUNTED) for line in textwrap.wrap(note, 100)]
-        return "\n".join([*table, "", *total, "", *rest])
+        return "\n".join([*table, "", *total])
 
     def _line(self, entry: Entry) -> tuple[str, ...]:
         every = len(entry.layers) in (0, self.layers)

@@ -1,0 +1,1 @@
+"""Study: whole models quantized by plans."""

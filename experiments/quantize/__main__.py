@@ -1,0 +1,143 @@
+"""Whole models quantized by plans: what does each lose, and what does it cost?
+
+    python -m experiments.quantize
+    python -m experiments.quantize --plans quarot aligned my.plan "weight: absmax bits=4" \
+        --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 --save results/models --errors
+
+A plan is a published method by name (`quarot`, `quarot:3` for 3 bits; see
+`isojax.quantize.presets`), a file of rules, the rules themselves, or `package.module:name`. One
+table has, for each, the loss and its difference from the model as it is, the divergence from what
+that predicts (mean, 99% quantile, share of tokens with the same most likely one), bits per weight
+and per element of the cache, bytes, multiply-adds per token of what runs online, and the peak
+memory of the process from quantizing to the last window. Plans are fitted on the calibration text.
+Every window is read with one of the seeds, in turn, where a plan is drawn. Where a plan stores the
+cache in codes, every token reads all before it from these.
+At the end a short text goes on as each quantized model has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from isojax._core.checks import check_positive
+from isojax.quantize import Plan, calibrate, find_plan
+from isojax.quantize.shapes import quantized_shapes
+from isojax.report import Entry, Job, Study, fill
+
+from ..common import Calibrated, run
+from .measure import COSTS, ERROR, NLL, PEAK, SCORED, TAILS, Reader
+from .report import figure, text
+
+DEFAULT = (
+    "gptq", "smoothquant", "quarot", "mixquant", "kivi", "isoquant", "kvtc-like", "aligned",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Calibrated):
+    """Settings."""
+
+    plans: tuple[str, ...] = DEFAULT
+    """Names (gptq smoothquant quarot mixquant kivi kvquant isoquant kvtc-like smaq-like gtq-like
+    aligned; with arguments as in quarot:3 or mixquant:bits=3:block=16), files, rules, or
+    package.module:name. spinquant needs rotations that were learned, which is not done here."""
+    seeds: int = 2
+    """Seeds of what is drawn; window i has seed i modulo this."""
+    errors: bool = False
+    """Show the error behind each layer too: of the hidden state, relative to that of the model as
+    it is, mean over the tokens of the first window. It has all that came before, the cache in codes
+    too; where it jumps, a layer needs more bits."""
+    prompt: str = ""
+    """Text that goes on at the end; by default the first 16 tokens of the text."""
+    continuation: int = 24
+    """Tokens by which it goes on; 0 for none."""
+    save: Path | None = None
+    """Folder for the quantized models of seed 0, a folder each, as `isojax.quantize.save` packs
+    them."""
+
+    windows: int = 4
+    """Windows of text, one after the other from its start."""
+    length: int | None = None
+    """Tokens per window; by default 1024, or 512 with the tiny model."""
+
+    @property
+    def tokens(self) -> int:  # noqa: D102
+        return (512 if self.model == "tiny" else 1024) if self.length is None else self.length
+
+    def quickened(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "plans": ("gptq", "quarot", "aligned"), "seeds": 1, "windows": 2, "length": 256,
+            "calibration_windows": 4,
+        }  # fmt: skip
+
+
+def main(config: Config) -> None:
+    """Quantize, score, and write what the record does not hold yet."""
+    assert config.out is not None
+    if not config.plans:
+        raise ValueError("plans must name at least one, got none.")
+    check_positive("seeds", config.seeds)
+    if config.continuation < 0:
+        raise ValueError(f"continuation must be at least 0, got {config.continuation}.")
+    plans = {_name(given): find_plan(given) for given in config.plans}
+    if len(plans) < len(config.plans):
+        raise ValueError(f"plans must have names of their own, got {', '.join(config.plans)}.")
+    grows = ("plans", "errors", "prompt", "continuation", "save")
+    # without a text of their own, the windows to fit on come after those to test on
+    grows += ("windows",) if config.calibration_text else ()
+    study = Study("quantize", config.out, config, grows=grows)
+    model, texts, fit_on, base = config.load()
+    stats = calibrate(model, fit_on, list(plans.values()))
+    for name, plan in plans.items():
+        try:
+            quantized_shapes(plan, model.config, stats)
+        except ValueError as error:
+            raise ValueError(f"plan {name}: {error}") from None
+    reader = Reader(model, texts, stats, config.prompt, config.continuation, config.save)
+    fill(study, jobs(config, reader, base, plans))
+    study.finish(*(
+        make(study, base, plans, config.texts, model.config) for make in (text, figure)
+    ))  # fmt: skip
+    print((config.out / "table.md").read_text(encoding="utf-8"))
+    print(reader.go_on("unquantized", None))
+    for name, plan in plans.items():
+        print(reader.go_on(name, plan))
+
+
+def jobs(
+    config: Config, reader: Reader, base: dict[str, Any], plans: dict[str, Plan]
+) -> Iterator[Job]:
+    """The model as it is, and each plan with one seed."""
+    exact = base | {"plan": "unquantized", "rules": ""}
+    entries = [Entry(exact | {"window": i}, None, NLL) for i in range(config.texts)]
+    entries.append(Entry(exact, None, COSTS))
+    yield Job("unquantized", entries, reader.unquantized)
+    layers = range(reader.model.config.num_hidden_layers)
+    for name, plan in plans.items():
+        own = base | {"plan": name, "rules": "; ".join(str(plan).splitlines())}
+        seeds = min(config.seeds, config.texts) if plan.random else 1
+        for number in range(seeds):
+            seed = number if plan.random else None
+            read = range(number, config.texts, seeds)
+            entries = [Entry(own | {"window": i}, seed, SCORED) for i in read]
+            whole = own | {"windows": config.texts, "seeds": seeds}
+            entries += [Entry(whole, seed, TAILS)]
+            entries += [Entry(own, seed, COSTS)] if not number else []
+            if config.errors and not number:
+                entries += [Entry(own | {"layer": i}, seed, ERROR) for i in layers]
+            entries.append(Entry(whole, seed, PEAK))  # after all that it is of
+            title = name if seed is None else f"{name}, seed {seed}"
+            yield Job(title, entries, functools.partial(reader.values, name, plan, number))
+
+
+def _name(given: str) -> str:
+    """Of a plan in rows: a file's own, and rules in one line."""
+    return Path(given).name if Path(given).suffix else "; ".join(given.split("\n"))
+
+
+if __name__ == "__main__":
+    run(main, Config, "quantize", __doc__)

@@ -1,0 +1,192 @@
+"""What is measured of a plan: scores of texts, costs, errors behind layers, memory."""
+
+from __future__ import annotations
+
+import functools
+import re
+import resource
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from isojax import metrics
+from isojax.models import LanguageModel, Site, encode, forward
+from isojax.quantize import (
+    Plan,
+    Quantized,
+    Stats,
+    costs,
+    generate,
+    quantize,
+    reference,
+    save,
+    score,
+    summary,
+    unquantized,
+)
+from isojax.quantize.score import running
+from isojax.report import Entry
+
+NLL = {"nll": "nats per token"}
+SCORED = NLL | {
+    "delta_nll": "nats per token", "kl_mean": "nats per token", "same_top1": "share of tokens",
+    "rms_dp": "probability",
+}  # fmt: skip
+TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
+COSTS = {
+    "weight_bits": "bits per element", "weight_bytes": "bytes", "cache_bits": "bits per element",
+    "bytes_per_token": "bytes per token", "side_bytes": "bytes", "online_fmas": "count",
+}  # fmt: skip
+ERROR = {"relative_error": "1"}
+PEAK = {"peak_rss_bytes": "bytes"}
+PROMPT = 16  # tokens
+
+
+class Reader:
+    """A model, statistics to fit on, texts to test on, and one that goes on."""
+
+    def __init__(
+        self, model: LanguageModel, texts: np.ndarray, stats: Stats, prompt: str, steps: int,
+        folder: Path | None,
+    ) -> None:  # fmt: skip
+        """Take texts [n, tokens], and what becomes of each quantized model: text, a folder."""
+        self.model, self.texts, self.stats = model, texts, stats
+        ids = encode(model.tokenizer, prompt) if prompt else texts[0, :PROMPT]
+        self.prompt, self.steps, self.folder = np.asarray(ids), steps, folder
+        self.told: dict[str, str] = {}
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """What the exact model makes of the texts."""
+        return reference(self.model, self.texts)
+
+    @functools.cached_property
+    def exact(self) -> list[float]:
+        """Mean nll of each text, nothing quantized, nats per token."""
+        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
+
+    @functools.cached_property
+    def hidden(self) -> np.ndarray:
+        """What leaves each layer of the exact model on the first text."""
+        return np.asarray(_hidden(running(self.model), jnp.asarray(self.texts[0])))
+
+    def unquantized(self, todo: Sequence[Entry]) -> Iterator[dict[str, float]]:
+        """Values of the entries of the model as it is."""
+        for entry in todo:
+            if "window" in entry.config:
+                yield {"nll": self.exact[entry.config["window"]]}
+            else:
+                yield self.costs(unquantized(self.model))
+
+    def values(
+        self, name: str, plan: Plan, seed: int, todo: Sequence[Entry]
+    ) -> Iterator[dict[str, float]]:
+        """Values of the entries of a plan with one seed; the last one is the peak of memory."""
+        reference, _ = self.reference, self.exact  # not counted
+        reset_peak()
+        made = self.quantized(plan, seed)
+        read: dict[int, Any] = {}
+
+        def scores(i: int) -> Any:
+            if i not in read:
+                exact = reference._replace(hidden=reference.hidden[i : i + 1])
+                read[i] = score(made, self.texts[i : i + 1], exact)
+            return read[i]
+
+        @functools.cache
+        def errors() -> np.ndarray:
+            return np.asarray(_errors(made, jnp.asarray(self.texts[0]), jnp.asarray(self.hidden)))
+
+        for entry in todo:
+            on = entry.config
+            if entry.units == COSTS:
+                yield self.costs(made)
+            elif entry.units == ERROR:
+                yield {"relative_error": float(errors()[on["layer"]])}
+            elif entry.units == PEAK:
+                yield {"peak_rss_bytes": peak()}
+            elif "window" in on:
+                found = summary(scores(on["window"]))
+                found["delta_nll"] = found["nll"] - self.exact[on["window"]]
+                yield {metric: found[metric] for metric in entry.units}
+            else:
+                every = [scores(i) for i in range(seed, len(self.texts), on["seeds"])]
+                found = summary(jax.tree.map(lambda *a: jnp.concatenate(a), *every))
+                yield {metric: found[metric] for metric in entry.units}
+        if not seed:
+            self.finish(name, plan, made)
+
+    def quantized(self, plan: Plan, seed: int) -> Quantized:
+        """The model of a plan."""
+        return quantize(jax.random.key(seed), self.model, plan, self.stats)
+
+    def costs(self, made: Quantized) -> dict[str, float]:
+        """Bits, bytes and multiply-adds, the cache of one window."""
+        found = costs(made, self.texts.shape[1])
+        return {
+            "weight_bits": found.weight_bits, "weight_bytes": found.weight_bytes,
+            "cache_bits": found.cache_bits, "bytes_per_token": found.cache_bytes,
+            "side_bytes": found.side_bytes, "online_fmas": found.online_fmas,
+        }  # fmt: skip
+
+    def go_on(self, name: str, plan: Plan | None) -> str:
+        """A text as a model has it go on."""
+        if name not in self.told:
+            self.finish(name, plan, None)
+        return self.told[name]
+
+    def finish(self, name: str, plan: Plan | None, made: Quantized | None) -> None:
+        """Save a model and let the text go on, where that is asked for."""
+        self.told[name], saves = "", self.folder is not None and plan is not None
+        if not self.steps and not saves:
+            return
+        if made is None:
+            made = unquantized(self.model) if plan is None else self.quantized(plan, 0)
+        if self.folder is not None and plan is not None:
+            save(made, self.folder / re.sub(r"[^\w.=-]+", "_", name), plan, model=self.model)
+        if self.steps:
+            new = generate(made, [self.prompt], self.steps)[0]
+            texts = (self.model.tokenizer.decode(list(map(int, ids))) for ids in (self.prompt, new))
+            self.told[name] = "{}: {!r} -> {!r}".format(name, *texts)
+
+
+@jax.jit
+def _hidden(model: Quantized, ids: Int[Array, " t"]) -> Float[Array, "layers t d"]:
+    """What leaves each layer, in the model's own coordinates."""
+    cache = model.cache(1, len(ids)) if model.stores else None
+    sites = tuple(Site("hidden", i + 1) for i in range(model.config.num_hidden_layers))
+    given = {"hooks": model.hooks, "cache": cache, "capture": sites}
+    return forward(model.params, model.config, ids[None], **given).captured["hidden"][:, 0]
+
+
+@jax.jit
+def _errors(
+    made: Quantized, ids: Int[Array, " t"], exact: Float[Array, "layers t d"]
+) -> Float[Array, " layers"]:
+    """Relative error of what leaves each layer, mean over tokens."""
+    x = _hidden(made, ids)
+    if "residual" in made.shared:
+        x = made.shared["residual"].inverse.apply(x)
+    return jax.vmap(jax.vmap(metrics.relative_error))(exact, x).mean(-1)
+
+
+def reset_peak() -> None:
+    """Let `peak` begin anew, on Linux."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def peak() -> int:
+    """Peak resident bytes of this process since `reset_peak`; where that cannot be, of all time."""
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    if found:
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

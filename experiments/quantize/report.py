@@ -1,0 +1,131 @@
+"""What `quantize` says about its rows: one table, errors by layer, what stands where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from isojax.models import ModelConfig
+from isojax.quantize import Plan, describe
+from isojax.report import (
+    Row,
+    Stat,
+    Study,
+    complete,
+    draw_lines,
+    new_figure,
+    pivot,
+    select,
+    summarize,
+)
+
+COLUMNS = {
+    "nll": "nll",
+    "delta_nll": "delta nll ± se",
+    "kl_mean": "KL",
+    "kl_p99": "KL 99%",
+    "same_top1": "same top token",
+    "weight_bits": "bits per weight",
+    "weight_bytes": "MB",
+    "cache_bits": "cache bits",
+    "bytes_per_token": "bytes per token",
+    "online_fmas": "online FMAs",
+    "peak_rss_bytes": "peak MB",
+}
+
+
+def _mean(digits: int) -> Any:
+    return lambda stat: f"{stat.mean:.{digits}f}"
+
+
+def _count(stat: Stat) -> str:
+    return f"{stat.mean:,.0f}"
+
+
+def _megabytes(stat: Stat) -> str:
+    return f"{stat.mean / 1e6:,.1f}"
+
+
+FORMS = {
+    "nll": _mean(4),
+    "delta_nll": lambda stat: f"{stat.mean:.4f} ± {stat.sem:.4f}",
+    "kl_mean": _mean(4),
+    "kl_p99": _mean(3),
+    "same_top1": lambda stat: f"{stat.mean:.1%}",
+    "weight_bits": _mean(2),
+    "weight_bytes": _megabytes,
+    "cache_bits": _mean(2),
+    "bytes_per_token": _count,
+    "online_fmas": _count,
+    "peak_rss_bytes": _megabytes,
+}
+
+
+def rows_of(
+    study: Study, base: Mapping[str, Any], plans: Mapping[str, Plan], windows: int
+) -> list[Row]:
+    """Rows of these plans as they are now, in their order, those that have read all windows."""
+    rules = {"unquantized": ""} | {n: "; ".join(str(p).splitlines()) for n, p in plans.items()}
+    rows = [
+        row
+        for name, rule in rules.items()
+        for row in study.rows(**base, plan=name, rules=rule)
+        if row.config.get("windows", windows) == windows
+    ]
+    return complete(rows, windows, ("plan",))
+
+
+def text(
+    study: Study, base: Mapping[str, Any], plans: Mapping[str, Plan], windows: int,
+    config: ModelConfig,
+) -> str:  # fmt: skip
+    """The report in Markdown."""
+    rows = rows_of(study, base, plans, windows)
+    parts = [
+        f"# {base['model']} quantized by plans",
+        f"{windows} windows of {base['length']} tokens of {base['text']}, plans fitted on "
+        f"{base['calibration']}. Losses and divergences in nats per token; delta nll and KL are "
+        "against the same window unquantized, ± the standard error over windows (and seeds). Bits "
+        "per weight are those of the projections, MB all parameters (what is exact at 16 bits); "
+        f"cache bits and bytes those of {base['length']} tokens, exact ones counted; online FMAs "
+        "are per token, all layers. Peak MB: resident memory of the process from quantizing to the "
+        "last window; weights are held in floating point here.",
+        pivot(rows, ["plan"], "metric", form=FORMS, order=COLUMNS),
+    ]
+    errors = select(rows, "relative_error")
+    if errors:
+        parts += [
+            "## Relative error of the hidden state behind each layer",
+            "Mean over the tokens of the first window.",
+            pivot(errors, ["plan"], "layer", form=_mean(3)),
+        ]
+    parts.append("## What stands where")
+    for name, plan in plans.items():
+        said = describe(plan, config, tokens=base["length"])
+        parts.append(f"**{name}**\n\n```\n{said.table}\n```")
+        parts += said.notes
+    return "\n\n".join(parts)
+
+
+def figure(
+    study: Study, base: Mapping[str, Any], plans: Mapping[str, Plan], windows: int,
+    config: ModelConfig,
+) -> Any:  # fmt: skip
+    """The loss of each plan, and its error behind each layer."""
+    rows = rows_of(study, base, plans, windows)
+    errors = select(rows, "relative_error")
+    chart, axes = new_figure(1, 1 + bool(errors), f"{base['model']} quantized by plans")
+    panel = axes[0, 0]
+    names = dict.fromkeys(r.config["plan"] for r in select(rows, "delta_nll"))
+    for place, name in enumerate(names):
+        loss = summarize(rows, "delta_nll", plan=name)
+        panel.errorbar([loss.mean], [place], xerr=[loss.sem], fmt="o", ms=4, capsize=2)
+    panel.set_yticks(range(len(names)), [n[:24] for n in names], fontsize=7)
+    panel.invert_yaxis()
+    panel.set_xscale("symlog", linthresh=0.01)
+    panel.set_xlabel("delta nll ± se, nats per token")
+    if errors:
+        draw_lines(axes[0, 1], errors, "relative_error", "layer", "plan")
+        axes[0, 1].set_ylabel("relative error of the hidden state")
+        axes[0, 1].legend(fontsize=6, frameon=False)
+    return chart
