@@ -15,7 +15,7 @@ from experiments.isotropic_tradeoff.measure import FIXED_RATE, Case
 from experiments.perplexity import __main__ as perplexity
 from isojax.report import read_rows, select
 
-SMALL = ("--windows", 2, "--seeds", 3, "--bits", 3, "--quantizers", "absmax", "--transforms",
+SMALL = ("--windows", 2, "--seeds", 3, "--bits", 3, "--quantizers", "absmax", "--coordinates",
          "identity", "haar", "pca", "--granularities", "tensor", "group:8", "--weight-quantizers",
          "absmax", "--weights", "weight:q_proj:middle")  # fmt: skip
 
@@ -56,19 +56,19 @@ def test_the_tradeoff_answers_its_six_questions(tradeoff):
 
 def test_the_tradeoff_has_a_row_for_every_case_and_seed(tradeoff):
     haar = select(
-        rows(tradeoff), "mse", transform="haar", quantizer="absmax", tensor="hidden:final"
+        rows(tradeoff), "mse", coordinates="haar", quantizer="absmax", tensor="hidden:final"
     )
     assert sorted(r.seed for r in haar) == [0, 0, 1, 1, 2, 2]
     assert {r.config["group"] for r in haar} == {0, 8}
 
 
 def test_weights_are_measured_with_the_quantizers_and_bits_asked_for(call):
-    few = {"--seeds": 1, "--windows": 1, "--transforms": "haar", "--granularities": "tensor"}
+    few = {"--seeds": 1, "--windows": 1, "--coordinates": "haar", "--granularities": "tensor"}
     arguments = [x for pair in few.items() for x in pair]
     asked = ("--weight-bits", 2, 4, "--weight-quantizers", "minmax", "absmax_percentile")
     asked += ("--bits", 3, "--quantizers", "absmax")
     out = call(isotropic_tradeoff, *arguments, *asked, "--weights", "weight:q_proj:1")
-    of_weight = select(rows(out), "nmse", tensor="weight:q_proj:1", transform="haar")
+    of_weight = select(rows(out), "nmse", tensor="weight:q_proj:1", coordinates="haar")
     assert {(r.config["quantizer"], r.config["bits"]) for r in of_weight} == {
         ("minmax", 2), ("minmax", 4), ("absmax_percentile", 2), ("absmax_percentile", 4),
     }  # fmt: skip
@@ -101,13 +101,13 @@ def test_a_text_too_short_for_pca_says_so_and_for_others_does_not(call, capsys, 
     for kind, windows, said in (
         ("haar", fits + 1, f"at most {fits}:"),
         ("pca", fits + 1, f"at most {fits}:"),
-        ("pca", fits, f"at most {fits // 2} with pca"),
+        ("pca", fits, f"at most {fits // 2} with axes that are fitted"),
         ("pca", -1, "at least 1, got -1"),
     ):
         with pytest.raises(SystemExit):
-            call(isotropic_tradeoff, "--windows", windows, "--transforms", kind)
+            call(isotropic_tradeoff, "--windows", windows, "--coordinates", kind)
         error = capsys.readouterr().err
-        assert said in error and ("fitted" in error) == ("with pca" in said)
+        assert said in error and ("fitted" in error) == ("fitted" in said)
 
 
 @pytest.mark.parametrize("module", [perplexity, isotropic_tradeoff])
@@ -147,7 +147,7 @@ def test_the_controls_are_what_they_claim(tradeoff):
     (check,) = select(found, "check_value")
     (floor,) = select(found, "noise_floor_mse", quantizer="zero")
     assert check.value == pytest.approx(floor.value, rel=1e-4)
-    haar = select(found, "noise_floor_mse", transform="haar", quantizer="absmax",
+    haar = select(found, "noise_floor_mse", coordinates="haar", quantizer="absmax",
                   granularity="tensor", tensor="hidden:final")  # fmt: skip
     noise = {r.seed: r.value for r in select(found, "mse", quantizer="gaussian_noise")}
     target = {r.seed: r.value for r in haar if r.seed is not None}
@@ -205,7 +205,7 @@ def test_bad_input_ends_in_one_clear_line_and_code_2(refuses, module, arguments,
     "arguments, message",
     [
         (["--tensor", "hidden:99"], "hidden:99"),
-        (["--transforms", "haar", "fourier"], "fourier"),
+        (["--coordinates", "haar", "fourier"], "fourier"),
         (["--granularities", "group:7"], "7"),
         (["--granularities", "group:x"], "group:x"),
         (["--bits", "1"], "bits must be one of 2, 3"),
@@ -215,7 +215,7 @@ def test_bad_input_ends_in_one_clear_line_and_code_2(refuses, module, arguments,
         (["--skip-tokens", "64"], "below length=64, got 64"),
         (["--quantizers", "absmin"], "absmin"),
         (["--weights", "q_proj"], "q_proj"),
-        (["--transforms", "pca@haar"], "pca"),
+        (["--coordinates", "haar:3"], "haar takes no arguments"),
         (["--quantizers", "ecsq"], "ecsq"),
         (["--tensor", "weight:q_proj:0"], "--weights"),
         (["--top", "99"], "top"),
@@ -252,7 +252,7 @@ def test_a_dry_run_leaves_no_setting_open(monkeypatch, capsys, name):
 def test_config_json_says_what_was_run(tradeoff):
     settings = json.loads((tradeoff / "config.json").read_text())
     found = [r for r in rows(tradeoff) if r.device != "published"]
-    for setting, key in (("transforms", "transform"), ("quantizers", "quantizer")):
+    for setting, key in (("coordinates", "coordinates"), ("quantizers", "quantizer")):
         measured = {r.config[key] for r in found if key in r.config}
         controls = {"none", "ecsq", "zero", "gaussian_noise"} if key == "quantizer" else set()
         assert measured - controls == set(settings[setting])

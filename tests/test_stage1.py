@@ -14,7 +14,7 @@ from isojax import quantizers
 from isojax.report import read_rows, select
 
 SMALL = ("--seeds", 2, "--dims", 128, "--bits", 3, "--dtypes", "float32", "--vectors", 512,
-         "--transforms", "rotor", "quaternion_full", "--repeats", 3,
+         "--coordinates", "rotor", "quaternion_full", "--repeats", 3,
          "--codebooks", "gaussian")  # fmt: skip
 
 
@@ -57,14 +57,14 @@ def test_unit_vectors_have_the_error_of_theory_in_all_coordinates(study):
 def test_published_costs_are_reproduced(study):
     published = rows(study, section="cost", source="IsoQuant (published)")
     ours = {
-        (r.config["transform"], r.metric): r.value
+        (r.config["coordinates"], r.metric): r.value
         for r in rows(study, section="cost")
         if "source" not in r.config
     }
-    found = [r for r in published if (r.config["transform"], r.metric) in ours]
+    found = [r for r in published if (r.config["coordinates"], r.metric) in ours]
     assert len(found) == 4
     for r in found:
-        assert ours[r.config["transform"], r.metric] == r.value
+        assert ours[r.config["coordinates"], r.metric] == r.value
 
 
 def test_published_times_stand_apart_from_ours(study):
@@ -77,7 +77,9 @@ def test_published_times_stand_apart_from_ours(study):
 
 def test_a_quaternion_keeps_the_energy_of_blocks_and_a_rotor_does_not(study):
     def cv(transform):
-        return {r.value for r in rows(study, "block_energy_cv", tensor="key", transform=transform)}
+        return {
+            r.value for r in rows(study, "block_energy_cv", tensor="key", coordinates=transform)
+        }
 
     (own,) = cv("identity")
     assert all(v == pytest.approx(own, rel=1e-5) for v in cv("quaternion_full"))
@@ -111,7 +113,7 @@ def test_a_killed_run_goes_on_and_neither_loses_nor_doubles_a_row(call, study, t
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--transforms", "fourier"], "fourier"),
+        (["--coordinates", "fourier"], "fourier"),
         (["--dims", "0"], "dim must be"),
         (["--dims", "172"], "172"),
         (["--bits", "9"], "bits"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from isojax._core.checks import compute_dtype
+from isojax._core.checks import check_positive, compute_dtype
 from isojax._core.pytree import pytree, static
 
 
@@ -84,4 +84,4 @@ class Samples:
 
 def identity_samples(dim: int) -> Samples:
     """Samples that hold nothing but their length: enough for what is drawn."""
-    return Samples(None, size=dim)
+    return Samples(None, size=check_positive("dim", dim))
