@@ -101,7 +101,7 @@ KNOWN = {
     "experiments/compare/measure.py": {"pca", "zero"},  # bits by component; a control
     "experiments/end_to_end/__main__.py": {"learned"},  # a key of rows
 }
-TABLES = {"methods.py", "points.py", "report.py"}  # of studies; what their rows say
+TABLES = {"methods.py", "points.py", "presets.py", "report.py"}  # of plans; what rows say
 
 
 def names_compared(tree):

@@ -70,7 +70,7 @@ class Config(Calibrated):
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         return {
-            "plans": ("gptq", "quarot", "aligned"), "seeds": 1, "windows": 2, "length": 256,
+            "plans": ("smoothquant:4", "kivi", "aligned"), "seeds": 1, "windows": 2, "length": 256,
             "calibration_windows": 4,
         }  # fmt: skip
 

@@ -1,11 +1,14 @@
 """Whole models: a plan says what stands where, and one call makes it so.
 
 plan = Plan.parse("input: hadamard/absmax bits=4; weight: absmax bits=4 rounding=gptq")
+print(describe(plan, model.config))  # what merges, what runs online, bits; no weights needed
 stats = calibrate(model, windows, plan)
 quantized = quantize(key, model, plan, stats)
 summary(score(quantized, windows, reference(model, windows)))
 generate(quantized, [prompt], 64)
 save(quantized, "folder", plan, model=model)
+
+Published methods are plans by name: `preset("quarot", bits=4)`.
 """
 
 from isojax.quantize.calibrate import calibrate as calibrate

@@ -46,7 +46,9 @@ def quantized_shapes(plan: Plan, model: ModelConfig | Quantized, stats: Stats) -
     number = model.num_hidden_layers
     kinds: dict[str, list[int]] = {}
     for i, given in enumerate(stats.layers):
-        learned = {n: jax.eval_shape(lambda x: x, x) for n, x in given.items() if "learned" in n}
+        learned = {
+            n: jax.eval_shape(lambda x: x, x) for n, x in given.items() if n.startswith("learned:")
+        }
         kinds.setdefault(repr((plan.layer(i, number), learned)), []).append(i)
     rules = [Rule(p, plan.whole(p)) for p in ("residual", *TABLES) if p in plan.places]
     for kind, (first, *_) in enumerate(kinds.values()):
