@@ -178,7 +178,7 @@ def message(read, *args):
     with pytest.raises(ValueError) as caught:
         read(*args)
     text = str(caught.value)
-    assert "\n" not in text and len(text) < 400, text
+    assert "\n" not in text and len(text) < 500, text
     return text
 
 

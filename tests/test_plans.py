@@ -257,7 +257,7 @@ TWICE = {
         "cache: pca/lloyd_max:fitted bits=3 sinks=2",
     ),
     "inputs, then cache": (
-        "input: haar/absmax bits=8", "cache: aligned/lloyd_max bits=3",
+        "input: haar/absmax bits=8", "cache: pca/lloyd_max bits=3",
     ),
     "weights, then down": (
         "residual: hadamard; weight:gate_proj: absmax bits=4; weight:up_proj: absmax bits=4",

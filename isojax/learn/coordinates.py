@@ -60,7 +60,7 @@ def _learned_alignment(
     return learned_alignment(key, samples.vectors, rate, steps=steps)
 
 
-@COORDINATES.member("learned", fitted=())
+@COORDINATES.member("learned", fitted=("learned",), random=False)
 def _learned(key: Key[Array, ""], samples: Samples) -> Any:
     """What was learned for the place, on the loss of the whole model."""
     return samples.need("learned", "learned coordinates")

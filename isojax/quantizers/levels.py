@@ -185,17 +185,17 @@ def _nvfp4(samples: Samples, bits: int) -> NVFP4:
 
 
 @LEVELS.member("ecsq", fitted=("x",))
-def _ecsq(samples: Samples, bits: float, entropy_per: str = "channel") -> ECSQ:
+def _ecsq(samples: Samples, bits: Any, entropy_per: str = "channel") -> ECSQ:
     return ecsq_for_rate(samples.vectors, bits, entropy_per)
 
 
 @LEVELS.member("d4", fitted=("x",))
-def _d4(samples: Samples, bits: float, entropy_per: str = "channel") -> Lattice:
+def _d4(samples: Samples, bits: Any, entropy_per: str = "channel") -> Lattice:
     return d4_for_rate(samples.vectors, bits, entropy_per)
 
 
 @LEVELS.member("e8", fitted=("x",))
-def _e8(samples: Samples, bits: float, entropy_per: str = "channel") -> Lattice:
+def _e8(samples: Samples, bits: Any, entropy_per: str = "channel") -> Lattice:
     return e8_for_rate(samples.vectors, bits, entropy_per)
 
 
