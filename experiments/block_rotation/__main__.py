@@ -35,7 +35,8 @@ from isojax.quantize import calibrate
 from isojax.report import Entry, Job, Study, fill
 
 from ..common import Calibrated, run
-from .measure import LOOK, NLL, SCORED, TAILS, Reader
+from ..scoring import SCORED, TAILS
+from .measure import LOOK, Reader
 from .points import (
     FITTED,
     FORMATS,
@@ -158,11 +159,7 @@ def jobs(
     config: Config, reader: Reader, base: dict[str, Any], cases: list[Any], turns: list[str]
 ) -> Iterator[Job]:
     """The exact model, each point with one seed, and what down_proj reads."""
-    exact = base | {"setting": "exact"}
-    windows = [Entry(exact | {"window": i}, None, NLL) for i in range(config.texts)]
-    yield Job(
-        "exact", windows, lambda todo: [{"nll": reader.exact[e.config["window"]]} for e in todo]
-    )
+    yield reader.exact_job(base | {"setting": "exact"})
     for points, seed in cases:
         mine, entries = range(seed, config.texts, config.seeds), []
         for point in points:

@@ -13,19 +13,14 @@ from jaxtyping import Array, Float
 
 from isojax import Codec, metrics, quantizers
 from isojax.models import LanguageModel
-from isojax.quantize import Quantized, Stats, calibrate, quantize, reference, score, summary
+from isojax.quantize import Quantized, Stats, calibrate, quantize
 from isojax.recipes import Recipe, Samples
 from isojax.report import Entry
 from isojax.transforms import Composed, Permutation
 
+from ..scoring import Texts
 from .points import DOWN, FORMATS, Point, own_plan, parts, shared_plan
 
-NLL = {"nll": "nats per token"}
-SCORED = NLL | {
-    "delta_nll": "nats per token", "kl_mean": "nats per token", "same_top1": "share of tokens",
-    "rms_dp": "probability",
-}  # fmt: skip
-TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
 LOOK = {
     "relative_error": "1", "rate_bits": "bits per element", "kurtosis": "1",
     "peak": "input units", "peak_before": "input units", "peak_bound": "input units",
@@ -34,23 +29,14 @@ LOOK = {
 }  # fmt: skip
 
 
-class Reader:
+class Reader(Texts):
     """A model, statistics to fit on, and texts to test on."""
 
     def __init__(self, model: LanguageModel, texts: np.ndarray, stats: Stats) -> None:
         """Take texts [n, tokens]."""
-        self.model, self.texts, self.stats = model, texts, stats
+        super().__init__(model, texts)
+        self.stats = stats
         self.shared = functools.lru_cache(1)(self._shared)  # one at a time: it is a whole model
-
-    @functools.cached_property
-    def reference(self) -> Any:
-        """What the exact model makes of the texts."""
-        return reference(self.model, self.texts)
-
-    @functools.cached_property
-    def exact(self) -> list[float]:
-        """Mean nll of each text, nothing quantized, nats per token."""
-        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
 
     def _shared(self, plan: Any, seed: int) -> Quantized:
         return quantize(jax.random.key(seed), self.model, plan, self.stats)
@@ -67,25 +53,10 @@ class Reader:
     def losses(self, points: Sequence[Point], seed: int, todo: Sequence[Entry]) -> Iterator[Any]:
         """Values of entries: of a window each, or with the tails of the divergence in several."""
         made = self.quantized(points, seed)
-        read: dict[Any, Any] = {}
-
-        def scores(setting: str, i: int) -> Any:
-            if (setting, i) not in read:
-                exact = self.reference._replace(hidden=self.reference.hidden[i : i + 1])
-                read[setting, i] = score(made[setting], self.texts[i : i + 1], exact)
-            return read[setting, i]
-
+        scores = functools.cache(lambda setting, i: self.read(made[setting], i))
         for entry in todo:
-            setting = entry.config["setting"]
-            if "window" in entry.config:
-                i = entry.config["window"]
-                found = summary(scores(setting, i))
-                found["delta_nll"] = found["nll"] - self.exact[i]
-            else:
-                mine = range(seed, len(self.texts), entry.config["seeds"])
-                every = [scores(setting, i) for i in mine]
-                found = summary(jax.tree.map(lambda *a: jnp.concatenate(a), *every))
-            yield {name: found[name] for name in entry.units}
+            windows = range(seed, len(self.texts), entry.config.get("seeds", 1))
+            yield self.scored(entry, functools.partial(scores, entry.config["setting"]), windows)
 
     @functools.cached_property
     def seen(self) -> list[Any]:

@@ -29,14 +29,12 @@ from isojax.recipes import Coordinates
 from isojax.report import Entry, Job, Study, fill
 
 from ..common import Calibrated, run
+from ..scoring import SCORED, TAILS
 from .measure import (
     COST,
     ERRORS,
     KV,
-    NLL,
-    SCORED,
     SIZE,
-    TAILS,
     TENSOR,
     TIMES,
     Reader,
@@ -100,10 +98,7 @@ def jobs(
 ) -> Iterator[Job]:
     """The exact model, all coordinates on the tensor and in the model, controls and times."""
     windows = range(config.windows)
-    exact = [Entry(base | {"setting": "exact", "window": i}, None, NLL) for i in windows]
-    yield Job(
-        "exact", exact, lambda todo: [{"nll": reader.exact[e.config["window"]]} for e in todo]
-    )
+    yield reader.exact_job(base | {"setting": "exact"})
     for name in names:
         own, random = base | {"coordinates": name}, Coordinates.parse(name).random
         seeds = range(config.seeds) if random else [None]

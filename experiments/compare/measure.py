@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from isojax import Codec, metrics, quantizers
-from isojax.models import LanguageModel, capture_tensors, empty_cache, fold_norms, summary
-from isojax.quantize import Plan, Quantized, calibrate, quantize, reference, score
+from isojax.models import LanguageModel, capture_tensors, fold_norms
+from isojax.quantize import Plan, Quantized, calibrate, costs, quantize
 from isojax.recipes import Coordinates, Samples
 from isojax.report import Entry
 from isojax.transforms import Dense, Transform
 
+from ..scoring import Texts
 from ..timing import times_in_turn
 
 KV, W4A4 = "KV3", "W4A4"  # settings
@@ -43,12 +44,6 @@ TENSOR = ERRORS | {
 }  # fmt: skip
 COST = {"params": "count", "fmas": "count"}
 TIMES = {"time_us": "us", "copy_ratio": "1"}
-NLL = {"nll": "nats per token"}
-SCORED = {
-    "delta_nll": "nats per token", "kl_mean": "nats per token", "same_top1": "share of tokens",
-    "rms_dp": "probability",
-}  # fmt: skip
-TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
 SIZE = {"rate_bits": "bits per element"}
 
 
@@ -96,14 +91,15 @@ def _exists(coordinates: Coordinates, dim: int) -> Any:
         return None
 
 
-class Reader:
+class Reader(Texts):
     """A model, vectors of one of its tensors, and texts to test on and to fit on."""
 
     def __init__(
         self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray, tensor: str
     ) -> None:
         """Read the tensor on windows [n, tokens]."""
-        self.model, self.texts, self.calibration = model, texts, calibration
+        super().__init__(model, texts)
+        self.calibration = calibration
         params, config = fold_norms(model.params, model.config)
         self.folded = dataclasses.replace(model, params=params, config=config)
         fit_on, self.x = (
@@ -161,16 +157,6 @@ class Reader:
             yield {"time_us": us[name], "copy_ratio": us[name] / us[""]}
 
     @functools.cached_property
-    def exact(self) -> list[float]:
-        """Mean nll of each text, nothing quantized, nats per token."""
-        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
-
-    @functools.cached_property
-    def reference(self) -> Any:
-        """What the exact model makes of the texts."""
-        return reference(self.model, self.texts)
-
-    @functools.cached_property
     def stats(self) -> Any:
         """What all plans are fitted on."""
         every = [plan for each in self.plans.values() for plan in each.values()]
@@ -183,26 +169,13 @@ class Reader:
 
     def losses(self, plan: Plan, random: bool, todo: Sequence[Entry]) -> Iterator[dict[str, Any]]:
         """Values of entries: of a window each, or with the tails of the divergence in all."""
-
-        @functools.cache
-        def scores(i: int) -> Any:
-            exact = self.reference._replace(hidden=self.reference.hidden[i : i + 1])
-            return score(self.quantized(plan, i * random), self.texts[i : i + 1], exact)
-
+        scores = functools.cache(lambda i: self.read(self.quantized(plan, i * random), i))
         for entry in todo:
-            i = entry.config.get("window")
-            read = [scores(i) for i in (range(len(self.texts)) if i is None else [i])]
-            found = summary(jax.tree.map(lambda *a: jnp.concatenate(a), *read))
-            if i is not None:
-                found["delta_nll"] = found["nll"] - self.exact[i]
-            yield {name: found[name] for name in entry.units}
+            yield self.scored(entry, scores, range(len(self.texts)))
 
     def size(self, plan: Plan) -> dict[str, float]:
         """Bits per element of the KV cache of one window, norms and exact tokens counted."""
-        tokens = self.texts.shape[1]
-        made = jax.eval_shape(lambda: self.quantized(plan, 0).cache(1, tokens, "float16"))
-        plain = jax.eval_shape(lambda: empty_cache(self.model.config, 1, tokens, "float16"))
-        return {"rate_bits": 16 * made.nbytes / plain.nbytes}
+        return {"rate_bits": costs(self.quantized(plan, 0), self.texts.shape[1]).cache_bits}
 
 
 @functools.partial(jax.jit, static_argnames="coordinates")

@@ -31,7 +31,8 @@ from isojax._core.checks import check_positive
 from isojax.report import Entry, Job, Study, fill
 
 from ..common import Calibrated, run
-from .measure import CHECKS, DESCENT, NLL, SCORED, SETTINGS, TAILS, Reader, steps_told
+from ..scoring import SCORED, TAILS
+from .measure import CHECKS, DESCENT, SETTINGS, Reader, steps_told
 from .report import figure, text
 
 KEY = jax.random.key(0)
@@ -88,11 +89,7 @@ def main(config: Config) -> None:
 
 def jobs(config: Config, reader: Reader, base: dict[str, Any]) -> Iterator[Job]:
     """The exact model, then each start with one seed, and what it became."""
-    exact = base | {"setting": "exact"}
-    windows = [Entry(exact | {"window": i}, None, NLL) for i in range(config.texts)]
-    yield Job(
-        "exact", windows, lambda todo: [{"nll": reader.exact[e.config["window"]]} for e in todo]
-    )
+    yield reader.exact_job(base | {"setting": "exact"})
     for name, seed in itertools.product(config.starts, range(config.seeds)):
         own = base | {"coordinates": name}
         entries = [Entry(own | {"step": i}, seed, DESCENT) for i in steps_told(config.steps)]

@@ -14,10 +14,12 @@ from jaxtyping import Array
 
 from isojax import quantizers, transforms
 from isojax.models import LanguageModel, fold_norms
-from isojax.quantize import Plan, quantize, reference, score, summary
+from isojax.quantize import Plan, Quantized, quantize, reference
 from isojax.quantize.learned import CHECKS, Turns, divergence, learn_turns
 from isojax.recipes import Coordinates
 from isojax.report import Entry
+
+from ..scoring import Texts
 
 TURNED = """
 residual: learned
@@ -29,37 +31,21 @@ SETTINGS = {
     "W16A4": Plan.parse(TURNED),
     "W4A4": Plan.parse(TURNED + "weight: identity/absmax:range=mse bits=4"),
 }
-NLL = {"nll": "nats per token"}
-SCORED = NLL | {
-    "delta_nll": "nats per token", "kl_mean": "nats per token", "same_top1": "share of tokens",
-    "rms_dp": "probability",
-}  # fmt: skip
-TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
 DESCENT = {"kl_mean": "nats per token"}
 
 
-class Reader:
+class Reader(Texts):
     """A model, texts to learn from, and texts to test on."""
 
     def __init__(self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray) -> None:
         """Take windows to learn from [n, t], and others to test on."""
-        self.model, self.texts = model, texts
+        super().__init__(model, texts)
         self.params, self.config = fold_norms(model.params, model.config)
         self.calibration = jnp.asarray(calibration)
         folded = dataclasses.replace(model, params=self.params, config=self.config)
         self.hidden = jnp.asarray(reference(folded, calibration).hidden)
         levels = quantizers.absmax(4, "token")
         self.quantizer = quantizers.straight_through(levels, scales="learned")
-
-    @functools.cached_property
-    def reference(self) -> Any:
-        """What the exact model makes of the texts."""
-        return reference(self.model, self.texts)
-
-    @functools.cached_property
-    def exact(self) -> list[float]:
-        """Mean nll of each text, nothing quantized, nats per token."""
-        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
 
     def start(self, name: str, seed: int) -> Turns:
         """Rotations of that name; before down_proj a random Hadamard transform."""
@@ -104,23 +90,18 @@ class Reader:
         turns, told = self.learned(start, seed, steps, rate)
 
         @functools.lru_cache(1)
-        def scores(setting: str, learned: bool) -> Any:
+        def made(setting: str, learned: bool) -> Quantized:
             stats = (turns if learned else start).stats(self.config.num_hidden_layers)
-            made = quantize(jax.random.key(seed), self.model, SETTINGS[setting], stats)
-            return score(made, self.texts, self.reference)
+            return quantize(jax.random.key(seed), self.model, SETTINGS[setting], stats)
 
+        scores = functools.cache(lambda *case: self.read(made(*case[:2]), case[2]))
         for entry in todo:
             on = entry.config
             if "step" in on:
                 yield {"kl_mean": told[on["step"]]}
-                continue
-            found = scores(on["setting"], on["learned"])
-            if "window" in on:
-                found = jax.tree.map(lambda a, i=on["window"]: a[i], found)
-            values = summary(found)
-            if "window" in on:
-                values["delta_nll"] = values["nll"] - self.exact[on["window"]]
-            yield {metric: values[metric] for metric in entry.units}
+            else:
+                case = functools.partial(scores, on["setting"], on["learned"])
+                yield self.scored(entry, case, range(len(self.texts)))
 
 
 def steps_told(steps: int) -> range:

@@ -34,7 +34,8 @@ from isojax.quantize import Plan, calibrate
 from isojax.report import Entry, Job, Study, fill
 
 from ..common import Calibrated, run
-from .measure import INDUCTION, NEEDLE, NLL, SIZE, TAILS, Reader, units_of
+from ..scoring import TAILS
+from .measure import INDUCTION, NEEDLE, SIZE, Reader, units_of
 from .methods import DEFAULT, DRAWN, plan, recipes, words
 from .report import figure, text
 
@@ -129,11 +130,7 @@ def main(config: Config) -> None:
 
     def jobs() -> Iterator[Job]:
         exact = base | {"method": "none"}
-        windows = [Entry(exact | {"window": i}, None, NLL) for i in range(len(texts))]
-        yield Job(
-            "exact cache", windows,
-            lambda todo: [{"nll": reader.exact[e.config["window"]]} for e in todo],
-        )  # fmt: skip
+        yield reader.exact_job(exact, "exact cache")
         yield from probes(config, reader, exact, None, False)
         for bits in config.bits:
             for name, pair in pairs.items():

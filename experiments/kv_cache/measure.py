@@ -15,24 +15,21 @@ from jaxtyping import Array, Float, Int
 from isojax import Codec, metrics
 from isojax.data import Needles, induction_tokens, needle_accuracy, needle_prompts, second_half
 from isojax.kvcache import PackedSide, Store
-from isojax.models import LanguageModel, Scores, Site, empty_cache, forward, logits
+from isojax.models import LanguageModel, Site, empty_cache, forward, logits
 from isojax.models.rope import rope_frequencies
-from isojax.quantize import Plan, Quantized, Stats, quantize, reference, score, summary
+from isojax.quantize import Plan, Quantized, Stats, costs, quantize, reference, score
+from isojax.quantize.costs import EXACT
 from isojax.report import Entry
 from isojax.transforms import Dense
 
-NLL = {"nll": "nats per token"}
-LOSS = NLL | {"delta_nll": "nats per token"}
-SCORED = LOSS | {
-    "kl_mean": "nats per token", "same_top1": "share of tokens", "rms_dp": "probability",
-    "attention_output_nmse": "1",
-}  # fmt: skip
+from ..scoring import SCORED, Texts
+
+OUTPUT = {"attention_output_nmse": "1"}
 OF_KEYS = {
     "logit_error": "1", "logit_error_worst_layer": "1", "attention_kl": "nats",
     "key_cosine": "1", "key_nmse": "1",
 }  # fmt: skip
 OF_VALUES = {"value_cosine": "1", "value_nmse": "1"}
-TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
 SIZE = {
     "rate_bits": "bits per element", "bytes_per_token": "bytes per token",
     "compression_ratio": "1", "side_bytes": "bytes",
@@ -43,19 +40,21 @@ INDUCTION = {"induction_nll": "nats per token"}
 
 def units_of(target: str) -> dict[str, str]:
     """Metrics of a window read with these sides in codes."""
-    return SCORED | (OF_KEYS if "K" in target else {}) | (OF_VALUES if "V" in target else {})
+    return (
+        SCORED | OUTPUT | (OF_KEYS if "K" in target else {}) | (OF_VALUES if "V" in target else {})
+    )
 
 
-class Reader:
+class Reader(Texts):
     """A model, statistics to fit on, and texts to read through its cache."""
 
     def __init__(
         self, model: LanguageModel, texts: np.ndarray, stats: Stats, induction: int
     ) -> None:
         """Take texts [n, tokens] to test on, and the number of texts of the induction probe."""
-        self.model, self.texts, self.stats = model, texts, stats
+        super().__init__(model, texts)
+        self.stats = stats
         self.induction_count = induction
-        self.reference = functools.cache(lambda: reference(model, texts))
         self.made = functools.lru_cache(len(texts))(self._made)
         self.quantized = functools.lru_cache(len(texts))(self._shared)
         self._tensors = functools.lru_cache(8)(self._captured)
@@ -67,33 +66,15 @@ class Reader:
         made = self.made(plan, seed)
         return dataclasses.replace(made, keys=_plain(made.keys), values=_plain(made.values, False))
 
-    @functools.cached_property
-    def exact(self) -> list[float]:
-        """Mean nll of each text with an exact cache, nats per token."""
-        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
-
     def windows(self, plan: Plan, random: bool, entries: Sequence[Entry]) -> Iterator[Any]:
         """Values of entries: of a window each, or with the tails of the divergence in all."""
-        read: dict[int, Scores] = {}
-
-        def scores(i: int) -> Scores:
-            if i not in read:
-                exact = self.reference()
-                exact = exact._replace(hidden=exact.hidden[i : i + 1])
-                made = self.quantized(plan, i * random)
-                read[i] = score(made, self.texts[i : i + 1], exact)
-            return read[i]
-
+        scores = functools.cache(lambda i: self.read(self.quantized(plan, i * random), i))
         for entry in entries:
-            if "window" not in entry.config:
-                every = [scores(i) for i in range(len(self.texts))]
-                found = summary(jax.tree.map(lambda *a: jnp.concatenate(a), *every))
-                yield {name: found[name] for name in entry.units}
-                continue
-            i = entry.config["window"]
-            found = summary(scores(i)) | self.attention(i, self.quantized(plan, i * random))
-            found["delta_nll"] = found["nll"] - self.exact[i]
-            yield {name: found[name] for name in entry.units}
+            found = self.scored(entry, scores, range(len(self.texts)))
+            i = entry.config.get("window")
+            if i is not None:
+                found |= self.attention(i, self.quantized(plan, i * random))
+            yield found
 
     def attention(self, i: int, made: Quantized) -> dict[str, float]:
         """What codes do to the attention of a window.
@@ -152,16 +133,12 @@ class Reader:
 
     def size(self, plan: Plan) -> dict[str, float]:
         """Bytes of a cache of one window."""
-        config, tokens, made = self.model.config, self.texts.shape[1], self.made(plan, 0)
-        plain = jax.eval_shape(lambda: empty_cache(config, 1, tokens, "float16"))
-        own = jax.eval_shape(lambda: made.cache(1, tokens, "float16"))
-        elements = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        made = self.made(plan, 0)
+        found = costs(made, self.texts.shape[1])
         return {
-            "rate_bits": 8 * own.nbytes / tokens / elements,
-            "bytes_per_token": own.nbytes / tokens,
-            "compression_ratio": plain.nbytes / own.nbytes,
-            "side_bytes": float(own.side_bytes),
-        }
+            "rate_bits": found.cache_bits, "bytes_per_token": found.cache_bytes,
+            "compression_ratio": EXACT / found.cache_bits, "side_bytes": float(found.side_bytes),
+        }  # fmt: skip
 
 
 def _stores(made: Quantized | None) -> tuple[Store | None, Store | None]:

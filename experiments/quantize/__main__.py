@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from isojax._core.checks import check_positive
-from isojax.quantize import Plan, calibrate, find_plan
+from isojax.quantize import Plan, calibrate, find_plan, unquantized
 from isojax.quantize.shapes import quantized_shapes
 from isojax.report import Entry, Job, Study, fill
 
 from ..common import Calibrated, run
-from .measure import COSTS, ERROR, NLL, PEAK, SCORED, TAILS, Reader
+from ..scoring import SCORED, TAILS
+from .measure import COSTS, ERROR, PEAK, Reader
 from .report import figure, text
 
 DEFAULT = (
@@ -113,9 +114,7 @@ def jobs(
 ) -> Iterator[Job]:
     """The model as it is, and each plan with one seed."""
     exact = base | {"plan": "unquantized", "rules": ""}
-    entries = [Entry(exact | {"window": i}, None, NLL) for i in range(config.texts)]
-    entries.append(Entry(exact, None, COSTS))
-    yield Job("unquantized", entries, reader.unquantized)
+    yield reader.exact_job(exact, "unquantized")
     layers = range(reader.model.config.num_hidden_layers)
     for name, plan in plans.items():
         own = base | {"plan": name, "rules": "; ".join(str(plan).splitlines())}
@@ -132,6 +131,8 @@ def jobs(
             entries.append(Entry(whole, seed, PEAK))  # after all that it is of
             title = name if seed is None else f"{name}, seed {seed}"
             yield Job(title, entries, functools.partial(reader.values, name, plan, number))
+    costs = functools.partial(reader.costs, unquantized(reader.model))
+    yield Job.one("unquantized", exact, COSTS, costs)
 
 
 def _name(given: str) -> str:

@@ -7,7 +7,6 @@ import re
 import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +22,14 @@ from isojax.quantize import (
     costs,
     generate,
     quantize,
-    reference,
     save,
-    score,
-    summary,
     unquantized,
 )
 from isojax.quantize.score import running
 from isojax.report import Entry
 
-NLL = {"nll": "nats per token"}
-SCORED = NLL | {
-    "delta_nll": "nats per token", "kl_mean": "nats per token", "same_top1": "share of tokens",
-    "rms_dp": "probability",
-}  # fmt: skip
-TAILS = {"kl_median": "nats per token", "kl_p99": "nats per token", "kl_p999": "nats per token"}
+from ..scoring import Texts
+
 COSTS = {
     "weight_bits": "bits per element", "weight_bytes": "bytes", "cache_bits": "bits per element",
     "bytes_per_token": "bytes per token", "side_bytes": "bytes", "online_fmas": "count",
@@ -47,7 +39,7 @@ PEAK = {"peak_rss_bytes": "bytes"}
 PROMPT = 16  # tokens
 
 
-class Reader:
+class Reader(Texts):
     """A model, statistics to fit on, texts to test on, and one that goes on."""
 
     def __init__(
@@ -55,48 +47,25 @@ class Reader:
         folder: Path | None,
     ) -> None:  # fmt: skip
         """Take texts [n, tokens], and what becomes of each quantized model: text, a folder."""
-        self.model, self.texts, self.stats = model, texts, stats
+        super().__init__(model, texts)
+        self.stats = stats
         ids = encode(model.tokenizer, prompt) if prompt else texts[0, :PROMPT]
         self.prompt, self.steps, self.folder = np.asarray(ids), steps, folder
         self.told: dict[str, str] = {}
-
-    @functools.cached_property
-    def reference(self) -> Any:
-        """What the exact model makes of the texts."""
-        return reference(self.model, self.texts)
-
-    @functools.cached_property
-    def exact(self) -> list[float]:
-        """Mean nll of each text, nothing quantized, nats per token."""
-        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
 
     @functools.cached_property
     def hidden(self) -> np.ndarray:
         """What leaves each layer of the exact model on the first text."""
         return np.asarray(_hidden(running(self.model), jnp.asarray(self.texts[0])))
 
-    def unquantized(self, todo: Sequence[Entry]) -> Iterator[dict[str, float]]:
-        """Values of the entries of the model as it is."""
-        for entry in todo:
-            if "window" in entry.config:
-                yield {"nll": self.exact[entry.config["window"]]}
-            else:
-                yield self.costs(unquantized(self.model))
-
     def values(
         self, name: str, plan: Plan, seed: int, todo: Sequence[Entry]
     ) -> Iterator[dict[str, float]]:
         """Values of the entries of a plan with one seed; the last one is the peak of memory."""
-        reference, _ = self.reference, self.exact  # not counted
+        _ = self.reference, self.exact  # not counted
         reset_peak()
         made = self.quantized(plan, seed)
-        read: dict[int, Any] = {}
-
-        def scores(i: int) -> Any:
-            if i not in read:
-                exact = reference._replace(hidden=reference.hidden[i : i + 1])
-                read[i] = score(made, self.texts[i : i + 1], exact)
-            return read[i]
+        scores = functools.cache(lambda i: self.read(made, i))
 
         @functools.cache
         def errors() -> np.ndarray:
@@ -110,14 +79,8 @@ class Reader:
                 yield {"relative_error": float(errors()[on["layer"]])}
             elif entry.units == PEAK:
                 yield {"peak_rss_bytes": peak()}
-            elif "window" in on:
-                found = summary(scores(on["window"]))
-                found["delta_nll"] = found["nll"] - self.exact[on["window"]]
-                yield {metric: found[metric] for metric in entry.units}
             else:
-                every = [scores(i) for i in range(seed, len(self.texts), on["seeds"])]
-                found = summary(jax.tree.map(lambda *a: jnp.concatenate(a), *every))
-                yield {metric: found[metric] for metric in entry.units}
+                yield self.scored(entry, scores, range(seed, len(self.texts), on.get("seeds", 1)))
         if not seed:
             self.finish(name, plan, made)
 

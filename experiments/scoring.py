@@ -1,0 +1,67 @@
+"""Texts read by a model and by what becomes of it: what studies of whole models share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from isojax.models import SUMMARY_UNITS, LanguageModel, Scores
+from isojax.quantize import Quantized, reference, score, summary
+from isojax.report import Entry, Job
+
+NLL = {"nll": SUMMARY_UNITS["nll"]}
+SCORED = {"nll": SUMMARY_UNITS["nll"], "delta_nll": SUMMARY_UNITS["nll"]} | {
+    name: SUMMARY_UNITS[name] for name in ("kl_mean", "same_top1", "rms_dp")
+}
+"""Metrics of a window."""
+TAILS = {name: SUMMARY_UNITS[name] for name in ("kl_median", "kl_p99", "kl_p999")}
+"""Metrics of all tokens of several windows."""
+
+
+class Texts:
+    """A model, texts to test on, and what the exact model makes of them."""
+
+    def __init__(self, model: LanguageModel, texts: np.ndarray) -> None:
+        """Take texts [n, tokens]."""
+        self.model, self.texts = model, texts
+
+    @functools.cached_property
+    def reference(self) -> Any:
+        """What the exact model makes of the texts."""
+        return reference(self.model, self.texts)
+
+    @functools.cached_property
+    def exact(self) -> list[float]:
+        """Mean nll of each text, nothing quantized, nats per token."""
+        return [float(nll.mean()) for nll in score(self.model, self.texts).nll]
+
+    def exact_job(self, config: Mapping[str, Any], title: str = "exact") -> Job:
+        """The nll of each text, nothing quantized."""
+        entries = [Entry({**config, "window": i}, None, NLL) for i in range(len(self.texts))]
+        return Job(
+            title, entries, lambda todo: [{"nll": self.exact[e.config["window"]]} for e in todo]
+        )
+
+    def read(self, model: LanguageModel | Quantized, i: int) -> Scores:
+        """Scores of text i, read by a model."""
+        exact = self.reference._replace(hidden=self.reference.hidden[i : i + 1])
+        return score(model, self.texts[i : i + 1], exact)
+
+    def scored(
+        self, entry: Entry, scores: Callable[[int], Scores], windows: Iterable[int]
+    ) -> dict[str, float]:
+        """Values of an entry: of its window, or of all tokens of `windows`, where it has none.
+
+        What it declares beside scores is the study's own to add.
+        """
+        i = entry.config.get("window")
+        every = [scores(j) for j in (windows if i is None else [i])]
+        found = summary(jax.tree.map(lambda *a: jnp.concatenate(a), *every))
+        if i is not None:
+            found["delta_nll"] = found["nll"] - self.exact[i]
+        return {name: value for name, value in found.items() if name in entry.units}
