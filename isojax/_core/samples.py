@@ -75,7 +75,7 @@ class Samples:
         return dataclasses.replace(
             self,
             x=None if self.x is None else turn(self.vectors),
-            metric=None if metric is None else dual(dual(metric).T),
+            metric=None if metric is None else conjugated(transform.dual, metric),
             weight=None if weight is None else dual(weight.T).T,
             learned=None,
             size=transform.out_dim,
@@ -85,3 +85,8 @@ class Samples:
 def identity_samples(dim: int) -> Samples:
     """Samples that hold nothing but their length: enough for what is drawn."""
     return Samples(None, size=check_positive("dim", dim))
+
+
+def conjugated(transform: Any, moment: Float[Array, "*g d d"]) -> Float[Array, "*g e e"]:
+    """M^T S M: the second moment of transformed vectors; of a metric, where the dual is given."""
+    return transform.apply(transform.apply(moment).swapaxes(-1, -2))

@@ -21,6 +21,7 @@ from isojax.models.decoder import run_layer
 from isojax.models.inputs import check_tokens
 from isojax.models.rotate import fold_layer
 from isojax.quantize.plan import Plan
+from isojax.quantize.quantized import layer_of
 from isojax.quantize.stats import Stats, finish, load_stats, needed, write_layer
 
 SAMPLES = 8192  # tokens to keep vectors of
@@ -92,7 +93,7 @@ def _layers(
             if i > last:
                 yield {}
                 continue
-            layer = fold_layer(jax.tree.map(lambda a, i=i: a[i], params["layers"]))
+            layer = fold_layer(layer_of(params["layers"], i))
             moments = tuple(n.partition(":")[2] for n in names if n.startswith("moment"))
             samples = tuple(n.partition(":")[2] for n in names if n.startswith("samples"))
             totals: dict[str, Array] = {}

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 
 from isojax import learn
 from isojax._core.pytree import pytree
-from isojax._core.samples import Samples
+from isojax._core.samples import Samples, conjugated
 from isojax.codec import Codec
 from isojax.models import ModelConfig
 from isojax.models.hooks import INPUTS
@@ -190,7 +190,7 @@ class _Maker:
         """Merge a transform in front of an input into what writes it."""
         if site in NORMS:
             norm = NORMS[site]
-            self.put(norm, {"scale": _turned(transform, self.layer[norm]["scale"])})
+            self.put(norm, {"scale": _applied(transform, self.layer[norm]["scale"])})
         elif isinstance(transform, Permutation):
             for name in ("gate_proj", "up_proj"):
                 self.write(name, transform)
@@ -290,7 +290,7 @@ class _Maker:
 
     def write(self, name: str, transform: Transform) -> None:
         """Turn what a projection writes."""
-        self.put(name, {n: _turned(transform, a) for n, a in self.layer[name].items()})
+        self.put(name, {n: _applied(transform, a) for n, a in self.layer[name].items()})
 
     def read(self, name: str, transform: Transform) -> None:
         """Undo a transform in what a projection reads."""
@@ -360,6 +360,9 @@ def _make_store(key: Array, x: Array, frequency: Any, metric: Any, part: Cached)
 _store_compiled = functools.partial(jax.jit, static_argnames="part")(_make_store)
 
 
+_conjugated = jax.jit(conjugated)
+
+
 def _concrete(tree: Any) -> bool:
     """Whether numbers that may be traced are Python's, so that a program can hold them."""
     return all(isinstance(leaf, int | float) for leaf in jax.tree.leaves(tree))
@@ -400,21 +403,9 @@ def keeps_length(place: str, coordinates: Any, transform: Transform) -> None:
 
 
 @jax.jit
-def _turned(transform: Transform, x: Array) -> Array:
-    """In fp32, in the dtype of `x`."""
-    return transform.apply(x.astype(jnp.float32)).astype(x.dtype)
-
-
-@jax.jit
 def read_through(transform: Transform, kernel: Float[Array, "i o"]) -> Float[Array, "i o"]:
     """A kernel that reads what a transform returns."""
-    return transform.dual.apply(kernel.T.astype(jnp.float32)).T.astype(kernel.dtype)
-
-
-@jax.jit
-def _conjugated(transform: Transform, moment: Float[Array, "*g d d"]) -> Float[Array, "*g d d"]:
-    """The second moment of transformed vectors."""
-    return transform.apply(transform.apply(moment).swapaxes(-1, -2))
+    return transform.dual.apply(kernel.T).T
 
 
 @jax.jit

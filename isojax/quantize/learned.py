@@ -55,8 +55,7 @@ def turned_inputs(config: ModelConfig, turns: Turns, quantizer: quantizers.Quant
             turn = turns.down
         elif name == "input:o_proj":
             shared = transforms.repeat(
-                jax.tree.map(lambda a: a[layer], turns.values),
-                config.num_attention_heads // groups,
+                layer_of(turns.values, layer), config.num_attention_heads // groups
             )
             turn = transforms.BlockDiagonal(shared, groups)
         return Codec(turn, quantizer).roundtrip(x)

@@ -44,7 +44,7 @@ class ByLayer:
         def one(stack: Any) -> Callable[[Array], Array]:
             def run(x: Array) -> Array:
                 place = jnp.asarray(self.place)[layer]
-                return do(jax.tree.map(lambda a: a[place], stack), x)
+                return do(layer_of(stack, place), x)
 
             return run
 
@@ -158,7 +158,7 @@ def _through(codec: Codec, x: Array) -> Array:
     return codec.quantizer.roundtrip(codec.rotate(x)).astype(x.dtype)
 
 
-def layer_of(stacked: Any, number: int) -> Any:
+def layer_of(stacked: Any, number: int | Layer) -> Any:
     """The part of one layer of a tree whose leaves lead with layers."""
     return jax.tree.map(lambda a: a[number], stacked)
 

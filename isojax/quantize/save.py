@@ -28,7 +28,7 @@ from isojax.models.json_file import read_json
 from isojax.quantize.layer import decoded, read_through
 from isojax.quantize.parts import TABLES
 from isojax.quantize.plan import Plan
-from isojax.quantize.quantized import Quantized, layer_of
+from isojax.quantize.quantized import Quantized
 from isojax.quantize.sealed import check_sealed, seal, unseal
 from isojax.quantize.stored import StoredWeight, kernel_of, store_weight
 from isojax.quantize.tree_json import from_json, to_json
@@ -169,11 +169,9 @@ def _without_online(quantized: Quantized) -> Params:
     for place, inputs in quantized.inputs.items():
         for name in (n for n, site in INPUTS.items() if f"input:{site}" == place):
             kernels = list(layers[name]["kernel"])
-            for i, (group, at) in enumerate(zip(inputs.group, inputs.place, strict=True)):
-                if group < 0:
-                    continue
-                transform = layer_of(inputs.stacks[group], at).transform
-                if not isinstance(transform, Identity):
-                    kernels[i] = read_through(transform.inverse, kernels[i])
+            for i, kernel in enumerate(kernels):
+                codec = inputs.of(i)
+                if codec is not None and not isinstance(codec.transform, Identity):
+                    kernels[i] = read_through(codec.transform.inverse, kernel)
             layers[name] = layers[name] | {"kernel": jnp.stack(kernels)}
     return quantized.params | {"layers": layers}
