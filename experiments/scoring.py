@@ -13,6 +13,7 @@ import numpy as np
 from isojax.models import SUMMARY_UNITS, LanguageModel, Scores
 from isojax.quantize import Quantized, reference, score, summary
 from isojax.report import Entry, Job
+from isojax.transforms import Dense, Transform
 
 NLL = {"nll": SUMMARY_UNITS["nll"]}
 SCORED = {"nll": SUMMARY_UNITS["nll"], "delta_nll": SUMMARY_UNITS["nll"]} | {
@@ -65,3 +66,13 @@ class Texts:
         if i is not None:
             found["delta_nll"] = found["nll"] - self.exact[i]
         return {name: value for name, value in found.items() if name in entry.units}
+
+
+def dense(transform: Transform, *sizes: int) -> Any:
+    """An isometry as a matrix, or those of layers and heads: most then share one program."""
+    if transform.dim != transform.out_dim or not transform.isometry:
+        return transform
+    make: Callable[[Any], Any] = lambda t: Dense(t.matrix())  # noqa: E731
+    for size in reversed(sizes):
+        make = jax.vmap(make, axis_size=size)
+    return make(transform)

@@ -17,9 +17,9 @@ from isojax.models import LanguageModel, capture_tensors, fold_norms
 from isojax.quantize import Plan, Quantized, calibrate, costs, quantize
 from isojax.recipes import Coordinates, Samples
 from isojax.report import Entry
-from isojax.transforms import Dense, Transform
+from isojax.transforms import Transform
 
-from ..scoring import Texts
+from ..scoring import Texts, dense
 from ..timing import times_in_turn
 
 KV, W4A4 = "KV3", "W4A4"  # settings
@@ -118,7 +118,7 @@ class Reader(Texts):
     def tensor(self, name: str, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
         """How the coordinates lie, and what quantizing them does to the tensor, by seeds."""
         for entry in todo:
-            transform = _dense(self.make(name, entry.seed or 0))
+            transform = dense(self.make(name, entry.seed or 0))
             yield _on_tensor(transform, self.sample, self.x, self.at)
 
     def controls(self, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
@@ -183,22 +183,12 @@ def _fit(key: Array, x: Float[Array, "n d"], coordinates: Coordinates) -> Transf
     return coordinates.fit(key, Samples(x))
 
 
-def _dense(transform: Transform, *sizes: int) -> Any:
-    """An isometry as a matrix, or those of layers and heads: most then share one program."""
-    if transform.dim != transform.out_dim or not transform.isometry:
-        return transform
-    make: Callable[[Any], Any] = lambda t: Dense(t.matrix())  # noqa: E731
-    for size in reversed(sizes):
-        make = jax.vmap(make, axis_size=size)
-    return make(transform)
-
-
 @jax.jit
 def _plain(made: Quantized) -> Quantized:
     """The same model, with a matrix in place of each transform that runs online."""
 
     def plain(codec: Codec, *sizes: int) -> Codec:
-        return dataclasses.replace(codec, transform=_dense(codec.transform, *sizes))
+        return dataclasses.replace(codec, transform=dense(codec.transform, *sizes))
 
     layers, heads = made.config.num_hidden_layers, made.config.num_key_value_heads
     stores = {

@@ -20,9 +20,8 @@ from isojax.models.rope import rope_frequencies
 from isojax.quantize import Plan, Quantized, Stats, costs, quantize, reference, score
 from isojax.quantize.costs import EXACT
 from isojax.report import Entry
-from isojax.transforms import Dense
 
-from ..scoring import SCORED, Texts
+from ..scoring import SCORED, Texts, dense
 
 OUTPUT = {"attention_output_nmse": "1"}
 OF_KEYS = {
@@ -167,12 +166,10 @@ def _plain(store: Store | None, of_keys: bool = True) -> Store | None:
     """The same codes by dense matrices, nothing left out: most methods then share one program."""
     if store is None:
         return None
-    codec, transform = store.codec, store.codec.transform
+    codec = store.codec
     layers, heads = jax.tree.leaves(store)[0].shape[:2]
-    zeros = jnp.zeros((layers, heads, transform.dim))
-    if transform.dim == transform.out_dim and transform.isometry:
-        each = jax.vmap(lambda t: t.matrix(), axis_size=heads)
-        transform = Dense(jax.vmap(each, axis_size=layers)(transform))
+    zeros = jnp.zeros((layers, heads, codec.transform.dim))
+    transform = dense(codec.transform, layers, heads)
     offset = zeros if codec.offset is None else codec.offset
     mean = zeros if store.mean is None and of_keys else store.mean
     return dataclasses.replace(store, mean=mean, codec=Codec(transform, codec.quantizer, offset))
