@@ -224,10 +224,11 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
         mine = select(scored, setting=setting, format=forms[0])
         means = _means(mine)
         draw_lines(panel, means, "delta_nll", "block", "permutation", order=blocks)
+        panel.set_xticks(range(len(blocks)), map(_length, blocks))
         panel.set_title(setting, fontsize=10)
         panel.set_xlabel("block (0: no rotation)")
     for row in axes:
-        row[0].set_ylabel("delta nll, nat a token")
+        row[0].set_ylabel("delta nll, nats per token")
     panels[0].legend(fontsize=7, frameon=False)
     looked = select([r for r in rows if "layer" in r.config], format=forms[0])
     panel = panels[len(settings)]
@@ -244,10 +245,10 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
             values = [summarize(mine, metric, block=b).mean for b in at]
             label = f"{name}, {LOOKS[metric]}"
             panel.plot([blocks.index(b) for b in at], values, style, ms=3, color=color, label=label)
-    panel.set_xticks(range(len(blocks)), [str(b) for b in blocks])
+    panel.set_xticks(range(len(blocks)), map(_length, blocks))
     panel.set_yscale("log")
     panel.set_xlabel("block (0: no rotation)")
-    panel.set_title("largest number a token after rotation", fontsize=10)
+    panel.set_title("largest element per token after rotation", fontsize=10)
     panel.legend(fontsize=6, frameon=False)
     return chart
 
