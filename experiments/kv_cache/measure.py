@@ -21,7 +21,7 @@ from isojax.quantize import Plan, Quantized, Stats, costs, quantize, reference, 
 from isojax.quantize.costs import EXACT
 from isojax.report import Entry
 
-from ..scoring import SCORED, Texts, dense
+from ..scoring import SCORED, Texts, dense, exact_nll
 
 OUTPUT = {"attention_output_nmse": "1"}
 OF_KEYS = {
@@ -124,10 +124,10 @@ class Reader(Texts):
 
         Scored as a window is, by the same program.
         """
-        exact = self._induction_reference
+        exact, texts = self._induction_reference, self.induction_texts[i : i + 1]
         exact = exact._replace(hidden=exact.hidden[i : i + 1])
-        model = self.model if made is None else made
-        nll = score(model, self.induction_texts[i : i + 1], exact).nll[0]
+        nll = next(exact_nll(exact, texts)) if made is None else score(made, texts, exact).nll[0]
+        nll = jnp.asarray(nll)
         return {"induction_nll": float(second_half(nll).mean())}
 
     def size(self, plan: Plan) -> dict[str, float]:

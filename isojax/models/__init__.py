@@ -31,6 +31,7 @@ from isojax.models.likelihood import SUMMARY_UNITS as SUMMARY_UNITS
 from isojax.models.likelihood import Reference as Reference
 from isojax.models.likelihood import Scores as Scores
 from isojax.models.likelihood import reference as reference
+from isojax.models.likelihood import reference_nll as reference_nll
 from isojax.models.likelihood import summary as summary
 from isojax.models.likelihood import token_kl as token_kl
 from isojax.models.likelihood import token_nll as token_nll

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from isojax._core.checks import check_positive
-from isojax._core.quantile import quantile
 from isojax.kvcache import Cache
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params, forward, logits
@@ -107,34 +106,54 @@ def token_scores(
             f"reference must be of tokens of shape {tokens.shape}, got hidden of shape "
             f"{reference.hidden.shape}."
         )
-    hidden = forward(params, config, tokens, hooks=hooks, cache=cache).hidden[:, :-1]
+    hidden = forward(params, config, tokens, hooks=hooks, cache=cache).hidden
+    return _scores(Reference(hidden, params), tokens, reference, chunk)
+
+
+def reference_nll(
+    reference: Reference, tokens: Int[Array, "b t"], *, chunk: int = 256
+) -> Float[Array, "b t-1"]:
+    """Negative log-likelihood of every token but the first by a reference, in nats.
+
+    One product with the head; the forward pass is the one that made the reference.
+
+    Args:
+        reference: of the same tokens.
+        tokens: texts of at least two tokens.
+        chunk: tokens whose logits are held at once; static.
+    """
+    return _scores(reference, tokens, None, chunk).nll
+
+
+def _scores(
+    own: Reference, tokens: Int[Array, "b t"], reference: Reference | None, chunk: int
+) -> Scores:
+    """Scores of texts by the hidden states of a model, and those of a reference."""
 
     def score(targets: Array, hidden: Array, exact: Array | None = None) -> Scores:
-        known = (targets >= 0) & (targets < config.vocab_size)
+        read = logits(own.params, hidden)
+        known = (targets >= 0) & (targets < read.shape[-1])
         places = jnp.where(known, targets, 0)[:, None]
 
         def at_target(x: Array) -> Array:
             return jnp.where(known, jnp.take_along_axis(x, places, axis=-1)[:, 0], jnp.nan)
 
-        own = logits(params, hidden)
-        nll = jax.nn.logsumexp(own, axis=-1) - at_target(own)
+        nll = jax.nn.logsumexp(read, axis=-1) - at_target(read)
         if reference is None or exact is None:
             return Scores(nll)
         exact = logits(reference.params, exact)
-        if exact.shape != own.shape:
+        if exact.shape != read.shape:
             raise ValueError(
-                f"reference must have a head of vocab_size={own.shape[-1]}, got one of "
+                f"reference must have a head of vocab_size={read.shape[-1]}, got one of "
                 f"{exact.shape[-1]}."
             )
-        p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(own)
+        p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(read)
         kl = jnp.where(known, _divergence(p, q), jnp.nan)
-        same_top = (exact.argmax(-1) == own.argmax(-1)) & ~jnp.isnan(kl)
+        same_top = (exact.argmax(-1) == read.argmax(-1)) & ~jnp.isnan(kl)
         return Scores(nll, kl, same_top, jnp.exp(-nll) - jnp.exp(at_target(p)))
 
-    parts = (tokens[:, 1:], hidden)
-    if reference is not None:
-        parts += (reference.hidden[:, :-1],)
-    return _by_chunks(score, chunk, *parts)
+    each = (own,) if reference is None else (own, reference)
+    return _by_chunks(score, chunk, tokens[:, 1:], *(r.hidden[:, :-1] for r in each))
 
 
 def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
@@ -155,9 +174,12 @@ def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
     if kl is None or same_top is None or dp is None:
         return means
     unknown = jnp.isnan(kl)
+    ordered = jnp.sort(kl, axis=None)
 
     def kl_quantile(q: float) -> Array:
-        return jnp.where(unknown.any(), jnp.nan, quantile(kl, q))
+        below, part = divmod(q * (kl.size - 1), 1)
+        low, high = ordered[int(below)], ordered[min(int(below) + 1, kl.size - 1)]
+        return jnp.where(unknown.any(), jnp.nan, low + part * (high - low))
 
     return means | {
         "kl_mean": jnp.mean(kl),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 from jaxtyping import Array, Key
 
-from isojax.models import LanguageModel, fold_norms, rotate_residual
+from isojax.models import LanguageModel, ModelConfig, fold_norms, rotate_residual
+from isojax.models.decoder import Params
 from isojax.quantize.layer import Made, Past, decoded, keeps_length, make_layer, pooled, rounded
 from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import Quantized, by_layer, layer_of, stacked
 from isojax.quantize.stats import Stats
+from isojax.transforms import Transform
 
 
 def quantize(
@@ -97,8 +100,7 @@ def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Qua
     part = plan.whole("residual")
     if not isinstance(part, Turn) or not part.coordinates.stages:
         return base
-    params, config = fold_norms(base.params, base.config)
-    samples = pooled(stats.layers, config.hidden_size, part.coordinates.needs)
+    samples = pooled(stats.layers, base.config.hidden_size, part.coordinates.needs)
     samples = dataclasses.replace(samples, learned=stats.whole.get("learned:residual"))
     transform = part.coordinates.fit(key, samples)
     keeps_length("residual", part.coordinates, transform)
@@ -107,9 +109,16 @@ def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Qua
             "residual must be turned by an isometry, since RMSNorm commutes with no other "
             f"transform; got {part.coordinates}."
         )
-    params = rotate_residual(params, config, transform)
+    params = _turned(base.params, base.config, transform)
+    config = dataclasses.replace(base.config, tie_word_embeddings=False)
     shared = base.shared | {"residual": transform}
     return dataclasses.replace(base, params=params, config=config, shared=shared)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _turned(params: Params, config: ModelConfig, transform: Transform) -> Params:
+    """Parameters with norms folded and the residual stream turned."""
+    return rotate_residual(*fold_norms(params, config), transform)
 
 
 def _joined(base: Quantized, made: list[Made]) -> Quantized:
