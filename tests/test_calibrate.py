@@ -6,11 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from datasets import Dataset
 from numpy.testing import assert_allclose, assert_array_equal
 from small_models import random_tokens, small_model
 
-from isojax.models import Site, fold_norms, forward
-from isojax.quantize import Plan, calibrate, quantize, score
+from isojax.models import Site, encode, fold_norms, forward
+from isojax.quantize import (
+    Plan,
+    calibrate,
+    find_plan,
+    generate,
+    quantize,
+    reference,
+    score,
+    token_windows,
+)
 from isojax.quantize.stats import load_stats
 
 WINDOWS = random_tokens(5, 20)
@@ -132,3 +142,100 @@ def test_windows_are_checked(model):
         calibrate(model, WINDOWS, PLAN, samples=0)
     with pytest.raises(ValueError, match="layers must be from -2 to 1"):
         calibrate(model, WINDOWS, Plan.parse("values[2]: pca"))
+
+
+BEHIND = "residual: hadamard; input: absmax bits=3; weight: absmax bits=3 rounding=gptq"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_statistics_behind_quantized_layers_are_those_of_the_quantized_model(model, turned):
+    key = jax.random.key(5)
+    text = BEHIND if turned else BEHIND.partition("; ")[2]
+    plan = Plan.parse(text + " inputs=quantized")
+    assert Plan.parse(str(plan)) == plan
+    stats = calibrate(model, WINDOWS, plan, key=key)
+    exact = calibrate(model, WINDOWS, Plan.parse(text))
+    made = quantize(key, model, plan, stats)
+    run = jax.jit(lambda m, ids: forward(
+        m.params, m.config, ids, hooks=m.hooks, capture=(Site("hidden", 1),)
+    ).captured["hidden"][0])  # fmt: skip
+    x = run(made, jnp.asarray(WINDOWS))
+    x = made.shared["residual"].inverse.apply(x) if turned else x
+    x = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
+    x = x / np.sqrt(np.mean(x**2, -1, keepdims=True) + model.config.rms_norm_eps)
+    for stat, layer in ((stats, "quantized"), (exact, "exact")):
+        got = stat.layers[1]["moment:input:q_proj"]
+        far = np.abs(got - x.T @ x / len(x)).max() / np.abs(got).max()
+        assert far < 2e-3 if layer == "quantized" else far > 1e-2
+    assert_array_equal(*(s.layers[0]["moment:input:q_proj"] for s in (stats, exact)))
+
+
+def test_rotations_are_learned_where_a_plan_asks_for_it(model, tmp_path):
+    plan = find_plan("spinquant:3:steps=20")
+    key = jax.random.key(0)
+    stats = calibrate(model, WINDOWS, plan, key=key, cache=tmp_path)
+    again = calibrate(model, WINDOWS, plan, key=key, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(again), strict=True):
+        assert_array_equal(a, b)
+    turn = np.asarray(stats.whole["learned:residual"])
+    assert_allclose(turn @ turn.T, np.eye(len(turn)), atol=1e-5)
+    made = [
+        quantize(key, model, p, s).weights_only()
+        for p, s in (
+            (plan, stats),
+            (find_plan("quarot:3"), calibrate(model, WINDOWS, plan, key=key)),
+        )
+    ]
+    assert_allclose(*(np.linalg.norm(m.params["embedding"]) for m in made), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ("residual: learned", "residual and values of all layers must be learned together"),
+        ("residual: learned; values: learned:steps=10", "must be learned together"),
+        ("residual: learned; values: learned", "input:q_proj must be quantized"),
+        ("residual: pca; " + BEHIND.partition("; ")[2] + " inputs=quantized", "must be drawn"),
+        ("weight: absmax bits=4 inputs=other", "inputs must be one of exact, quantized"),
+        ("head: absmax bits=4 inputs=quantized", "head has no layers before it"),
+    ],
+)
+def test_what_cannot_be_learned_or_read_behind_is_refused(model, plan, words):
+    with pytest.raises(ValueError, match=words):
+        calibrate(model, WINDOWS, Plan.parse(plan), key=jax.random.key(0))
+
+
+def test_a_plan_that_draws_what_it_is_fitted_on_needs_its_key(model):
+    plan = Plan.parse("weight: absmax bits=4 inputs=quantized rounding=gptq")
+    for given in (dict(plan=plan), dict(plan=[plan, plan], key=jax.random.key(0))):
+        with pytest.raises(ValueError, match="give that plan alone, and a key"):
+            calibrate(model, WINDOWS, **given)
+
+
+def test_texts_are_strings_windows_or_columns(model):
+    column = Dataset.from_dict({"text": ["the tin then", "", "in the tin"]})["text"]
+    ids = encode(model.tokenizer, "\n\n".join(column))
+    windows = token_windows(model.tokenizer, column, 4)
+    assert_array_equal(windows, ids[: len(ids) // 4 * 4].reshape(-1, 4))
+    for texts, length in (("\n\n".join(column), 4), (list(column), 4), (windows.tolist(), 7)):
+        assert_array_equal(token_windows(model.tokenizer, texts, length), windows)
+    rows = [ids[:3].tolist(), ids[3:].tolist()]
+    assert_array_equal(token_windows(None, rows, 4), windows)
+    assert_array_equal(token_windows(None, rows, 1000), ids[None])
+    plan = Plan.parse("weight:up_proj: absmax bits=4 rounding=gptq")
+    got, want = calibrate(model, column, plan, length=4), calibrate(model, windows, plan)
+    assert_array_equal(*(s.layers[1]["moment:input:gate_proj"] for s in (got, want)))
+    exact = [reference(model, texts, length=4) for texts in (column, windows)]
+    assert_array_equal(*(score(model, windows, each).kl for each in exact))
+    prompts = ["the tin", "in the tin then"]
+    assert_array_equal(*(generate(model, p, 3) for p in (
+        prompts, [encode(model.tokenizer, p) for p in prompts]
+    )))  # fmt: skip
+    for texts, words in (
+        ([], "at least one"), ([1, 2], "texts"), (["a", [1]], "all strings"), (3, "got int"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            token_windows(model.tokenizer, texts)
+    with pytest.raises(ValueError, match="without a tokenizer"):
+        token_windows(None, "the tin")

@@ -7,21 +7,13 @@ from small_models import random_tokens, small_model
 
 from experiments.kv_cache.methods import METHODS
 from isojax.kvcache.recipe import StoreRecipe
-from isojax.quantize import Plan, Stats, calibrate, find_plan, preset, quantize, score
+from isojax.quantize import Plan, calibrate, find_plan, preset, quantize, score
+from isojax.quantize.calibrate import keyed
 from isojax.quantize.presets import CACHES, PLANS
-from isojax.transforms import haar
 
 MODEL = small_model(num_hidden_layers=2)
 TOKENS = random_tokens(3, 48)
 NAMES = sorted(PLANS.members)
-
-
-def learned(config):
-    """Rotations as `isojax.quantize.learned` leaves them."""
-    keys = jax.random.split(jax.random.key(1), config.num_key_value_heads)
-    turns = jax.vmap(lambda key: haar(key, config.head_dim))(keys)
-    layers = ({"learned:values": turns},) * config.num_hidden_layers
-    return Stats(layers, {"learned:residual": haar(jax.random.key(2), config.hidden_size)})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -37,15 +29,12 @@ def test_a_preset_prints_as_it_is_written_and_takes_its_bits(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_runs(name):
-    plan, rest = preset(name), learned(MODEL.config)
-    stats = calibrate(MODEL, TOKENS[:2], plan)
-    layers = tuple(a | b for a, b in zip(stats.layers, rest.layers, strict=True))
-    made = quantize(jax.random.key(0), MODEL, plan, Stats(layers, rest.whole))
+    few = {"steps": 10} if "steps" in PLANS.members[name].arguments else {}
+    plan, key = preset(name, **few), jax.random.key(0)
+    stats = calibrate(MODEL, TOKENS[:2], plan, key=key if keyed(plan) else None)
+    made = quantize(key, MODEL, plan, stats)
     exact, got = (score(m, TOKENS[2:]).nll for m in (MODEL, made))
     assert np.isfinite(got).all() and np.abs(got - exact).max() > 1e-4
-    if name == "spinquant":
-        with pytest.raises(ValueError, match="samples.learned must be given"):
-            quantize(jax.random.key(0), MODEL, plan, stats)
 
 
 def test_recipes_of_the_cache_are_those_of_its_study():

@@ -123,7 +123,7 @@ def test_a_plan_that_changed_is_measured_anew(call, out, given, tmp_path):
         ("no.plan: no such file", ("--plans", "no.plan")),
         ("place must be one of weight", ("--plans", "wait: absmax bits=4")),
         ("residual must be turned by an isometry", ("--plans", "residual: standardize")),
-        ("learned must be given", ("--plans", "spinquant")),
+        ("residual and values of all layers", ("--plans", "residual: learned")),
         ("names of their own", ("--plans", "gptq", "gptq")),
         ("seeds must be", ("--seeds", 0)),
         ("continuation must be at least 0", ("--continuation", -1)),
@@ -148,7 +148,7 @@ def test_errors_of_the_model_as_it_is_are_none(small):
     model = load_model(str(small))
     ids = windows(encode(model.tokenizer, load_text(str(small / "text.txt"))), 2, 64)
     plan = Plan.parse("residual: haar; values: haar")
-    reader = Reader(model, ids, calibrate(model, ids, plan), "", 0, None)
+    reader = Reader(model, ids, ids, [plan], "", 0, None)
     entries = [e for e in study.jobs(
         study.Config(errors=True, seeds=1, windows=2), reader, {}, {"turned": plan}
     )][1].entries  # fmt: skip

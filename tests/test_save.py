@@ -15,10 +15,11 @@ import transformers
 from small_models import edit_json, random_tokens, small_model, tokenizer, torch_model
 
 from isojax.bitstream import encode_codes
-from isojax.models import Sidecar, forward, load_model, load_tokenizer, logits
+from isojax.models import Sidecar, encode, forward, load_model, load_tokenizer, logits
 from isojax.quantize import (
     Plan,
     calibrate,
+    generate,
     load_quantized,
     quantize,
     save,
@@ -82,7 +83,7 @@ def quantized_of(name, form=FORMS[0]):
 
 def save_small(folder, name="narrowed", form=FORMS[0]):
     made = quantized_of(name, form)
-    save(made, folder, Plan.parse(PLANS[name]), model=model_of(form))
+    save(made, folder)
     return made
 
 
@@ -118,8 +119,30 @@ def test_bfloat16_is_saved_bit_for_bit(tmp_path):
     )
     plan = Plan.parse("residual: hadamard; weight: haar/lloyd_max bits=3; embedding: absmax bits=8")
     made = quantize(KEY, model, plan)
-    save(made, tmp_path, plan)
+    save(made, tmp_path)
     assert_same_bits(load_quantized(tmp_path), made)
+
+
+def test_plans_add_up_and_traced_numbers_make_none(tmp_path):
+    model, first = model_of(FORMS[0]), Plan.parse("weight: absmax bits=4")
+    then = Plan.parse("cache: haar/minmax bits=3")
+    made = quantize(KEY, quantize(KEY, model, first), then)
+    save(made, tmp_path)
+    assert load_quantized(tmp_path).origin.plan == made.origin.plan == first + then
+    plan = Plan.parse("values: low_rank:2.5")
+    stats = calibrate(model, TOKENS, plan)
+    traced = jax.jit(lambda plan: quantize(KEY, model, plan, stats))(plan)
+    with pytest.raises(ValueError, match="plan must be given"):
+        save(traced, tmp_path)
+
+
+def test_a_loaded_model_reads_and_writes_strings(tmp_path):
+    made = save_small(tmp_path)
+    text = "the tin then"
+    ids = encode(made.origin.tokenizer, text)[None]
+    for each in (made, load_quantized(tmp_path)):
+        assert_same_bits(score(each, text), score(each, ids))
+        assert (generate(each, text, 3) == generate(each, ids, 3)).all()
 
 
 def test_a_loaded_model_goes_on_to_be_quantized(tmp_path):
@@ -133,7 +156,7 @@ def test_the_tokenizer_and_the_files_beside_the_model_are_saved(tmp_path):
     model = model_of(FORMS[0])
     for form in ("packed", "dequantized"):
         folder = tmp_path / form
-        save(quantized_of("smooth"), folder, Plan.parse(PLANS["smooth"]), form=form, model=model)
+        save(quantized_of("smooth"), folder, form=form)
         assert load_tokenizer(folder).to_str() == model.tokenizer.to_str()
         assert (folder / "generation_config.json").read_bytes() == b'{"do_sample": false}'
         assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 260
@@ -152,7 +175,7 @@ DEQUANTIZED = [(name, FORMS[0]) for name in PLANS] + [("turned", form) for form 
 @pytest.mark.parametrize(("name", "form"), DEQUANTIZED)
 def test_transformers_computes_what_the_weights_do(name, form, tmp_path):
     made = quantized_of(name, form)
-    save(made, tmp_path, Plan.parse(PLANS[name]), form="dequantized")
+    save(made, tmp_path, form="dequantized")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         got = model(torch.from_numpy(TOKENS).long()).logits.numpy()
@@ -188,7 +211,7 @@ def test_a_folder_is_as_large_as_its_bits(tmp_path):
     model = small_model(hidden_size=256, intermediate_size=1024, head_dim=64, num_hidden_layers=1)
     plan = Plan.parse("weight: absmax bits=4; embedding: absmax:group:32 bits=4")
     made = quantize(KEY, model, plan)
-    save(made, tmp_path, plan)
+    save(made, tmp_path)
     counted = size(made)
     disk = sum(file.stat().st_size for file in tmp_path.iterdir())
     assert 1 < disk / counted.total < 1.02
@@ -200,7 +223,7 @@ def test_weights_that_are_not_what_their_codes_say_are_refused(tmp_path):
     made = quantized_of("quarot")
     params = jax.tree.map(lambda x: x * (1 + 1e-6), made.params)
     with pytest.raises(ValueError, match=r"weight down_proj of layer 0 must be what its codes"):
-        save(dataclasses.replace(made, params=params), tmp_path, Plan())
+        save(dataclasses.replace(made, params=params), tmp_path)
 
 
 def refused(folder, *words):
@@ -327,7 +350,7 @@ def test_a_class_from_outside_must_be_imported_before(tmp_path):
         plan = Plan.parse("weight:up_proj: own_flip:flip/absmax bits=4")
         model = model_of(FORMS[0])
         made = quantize(KEY, model, plan, calibrate(model, TOKENS, plan))
-        save(made, tmp_path / "saved", plan)
+        save(made, tmp_path / "saved")
         assert_same_bits(load_quantized(tmp_path / "saved"), made)
         sys.modules.pop("own_flip")
         refused(tmp_path / "saved", "structure.json", "own_flip:Flip", "import own_flip first")

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from isojax import quantizers, transforms
+from isojax import quantizers
 from isojax.models import LanguageModel, fold_norms
 from isojax.quantize import Plan, Quantized, quantize, reference
-from isojax.quantize.learned import CHECKS, Turns, divergence, learn_turns
+from isojax.quantize.learned import CHECKS, Turns, divergence, learn_turns, start_turns
 from isojax.recipes import Coordinates
 from isojax.report import Entry
 
@@ -49,18 +48,8 @@ class Reader(Texts):
 
     def start(self, name: str, seed: int) -> Turns:
         """Rotations of that name; before down_proj a random Hadamard transform."""
-        config, keys = self.config, jax.random.split(jax.random.key(seed), 3)
-        heads = (config.num_hidden_layers, config.num_key_value_heads)
-        coordinates = Coordinates.parse(name)
-
-        def draw(key: Array, dim: int) -> transforms.Dense:
-            return transforms.Dense(coordinates.draw(key, dim).matrix())
-
-        each = jax.vmap(jax.vmap(lambda key: draw(key, config.head_dim)))
-        return Turns(
-            draw(keys[0], config.hidden_size), each(jax.random.split(keys[1], heads)),
-            transforms.hadamard(keys[2], config.intermediate_size),
-        )  # fmt: skip
+        coordinates, down = map(Coordinates.parse, (name, "hadamard"))
+        return start_turns(jax.random.key(seed), self.config, coordinates, down)
 
     def divergence(self, turns: Turns) -> float:
         """Mean KL on all windows to learn from, in nats per token."""

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from isojax._core.checks import check_positive
-from isojax.quantize import Plan, calibrate, find_plan, unquantized
-from isojax.quantize.shapes import quantized_shapes
+from isojax.quantize import Plan, find_plan, unquantized
+from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.report import Entry, Job, Study, fill
 
 from ..common import Calibrated, run
@@ -92,13 +92,14 @@ def main(config: Config) -> None:
     grows += ("windows",) if config.calibration_text else ()
     study = Study("quantize", config.out, config, grows=grows)
     model, texts, fit_on, base = config.load()
-    stats = calibrate(model, fit_on, list(plans.values()))
+    shapes = statistics_shapes(model.config)
     for name, plan in plans.items():
         try:
-            quantized_shapes(plan, model.config, stats)
+            quantized_shapes(plan, model.config, shapes)
         except ValueError as error:
             raise ValueError(f"plan {name}: {error}") from None
-    reader = Reader(model, texts, stats, config.prompt, config.continuation, config.save)
+    given = texts, fit_on, list(plans.values())
+    reader = Reader(model, *given, config.prompt, config.continuation, config.save)
     fill(study, jobs(config, reader, base, plans))
     study.finish(*(
         make(study, base, plans, config.texts, model.config) for make in (text, figure)

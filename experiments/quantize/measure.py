@@ -18,13 +18,14 @@ from isojax.models import LanguageModel, Site, encode, forward
 from isojax.quantize import (
     Plan,
     Quantized,
-    Stats,
+    calibrate,
     costs,
     generate,
     quantize,
     save,
     unquantized,
 )
+from isojax.quantize.calibrate import keyed
 from isojax.quantize.score import running
 from isojax.report import Entry
 
@@ -43,12 +44,13 @@ class Reader(Texts):
     """A model, statistics to fit on, texts to test on, and one that goes on."""
 
     def __init__(
-        self, model: LanguageModel, texts: np.ndarray, stats: Stats, prompt: str, steps: int,
-        folder: Path | None,
+        self, model: LanguageModel, texts: np.ndarray, fit_on: np.ndarray, plans: Sequence[Plan],
+        prompt: str, steps: int, folder: Path | None,
     ) -> None:  # fmt: skip
-        """Take texts [n, tokens], and what becomes of each quantized model: text, a folder."""
+        """Take texts to test on and to fit on, and what becomes of models: text, a folder."""
         super().__init__(model, texts)
-        self.stats = stats
+        self.fit_on = fit_on
+        self.stats = calibrate(model, fit_on, [plan for plan in plans if not keyed(plan)])
         ids = encode(model.tokenizer, prompt) if prompt else texts[0, :PROMPT]
         self.prompt, self.steps, self.folder = np.asarray(ids), steps, folder
         self.told: dict[str, str] = {}
@@ -86,7 +88,10 @@ class Reader(Texts):
 
     def quantized(self, plan: Plan, seed: int) -> Quantized:
         """The model of a plan."""
-        return quantize(jax.random.key(seed), self.model, plan, self.stats)
+        key, stats = jax.random.key(seed), self.stats
+        if keyed(plan):
+            stats = calibrate(self.model, self.fit_on, plan, key=key)
+        return quantize(key, self.model, plan, stats)
 
     def costs(self, made: Quantized) -> dict[str, float]:
         """Bits, bytes and multiply-adds, the cache of one window."""
@@ -111,7 +116,7 @@ class Reader(Texts):
         if made is None:
             made = unquantized(self.model) if plan is None else self.quantized(plan, 0)
         if self.folder is not None and plan is not None:
-            save(made, self.folder / re.sub(r"[^\w.=-]+", "_", name), plan, model=self.model)
+            save(made, self.folder / re.sub(r"[^\w.=-]+", "_", name))
         if self.steps:
             new = generate(made, [self.prompt], self.steps)[0]
             texts = (self.model.tokenizer.decode(list(map(int, ids))) for ids in (self.prompt, new))

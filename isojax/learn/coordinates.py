@@ -16,7 +16,7 @@ from isojax.learn.moments import second_moment
 from isojax.learn.permutation import absmax_order, co_activation, mass_diff, zigzag
 from isojax.learn.rotation import learned_rotation
 from isojax.learn.smoothquant import smooth_scale
-from isojax.transforms import Dense, Diagonal, Oblique, Permutation, pca
+from isojax.transforms import Dense, Diagonal, Oblique, Permutation, Transform, pca
 
 SPECTRA = ("power", "log")
 SMALL = 1e-3  # of the channels' root mean square: one below it is taken to be constant
@@ -61,9 +61,19 @@ def _learned_alignment(
 
 
 @COORDINATES.member("learned", fitted=("learned",), random=False)
-def _learned(key: Key[Array, ""], samples: Samples) -> Any:
-    """What was learned for the place, on the loss of the whole model."""
-    return samples.need("learned", "learned coordinates")
+def _learned(
+    key: Key[Array, ""],
+    samples: Samples,
+    start: str = "hadamard",
+    steps: int = 100,
+    rate: float = 0.003,
+) -> Transform:
+    """What was learned for the place, on the loss of the whole model; a matrix is made dense.
+
+    The arguments are those of learning, which `isojax.quantize.calibrate` does.
+    """
+    found = samples.need("learned", "learned coordinates")
+    return found if isinstance(found, Transform) else Dense(jnp.asarray(found))
 
 
 @COORDINATES.member("standardize", fitted=("x",), random=False)

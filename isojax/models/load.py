@@ -70,12 +70,16 @@ def _load_folder(folder: Path, name: str, dtype: str) -> LanguageModel:
             return _load_file(one_model(files), dtype)
     tokenizer = load_tokenizer(folder)
     config, params = load_checkpoint(folder, dtype)
+    return LanguageModel(name, config, params, tokenizer, load_sidecar(folder))
+
+
+def load_sidecar(folder: Path) -> Sidecar:
+    """What a checkpoint says beside the model itself."""
     fields = read_json(folder / "config.json")
-    sidecar = Sidecar(
+    return Sidecar(
         {name: fields[name] for name in _FIELDS if fields.get(name) is not None},
         {file: (folder / file).read_bytes() for file in _FILES if (folder / file).is_file()},
     )
-    return LanguageModel(name, config, params, tokenizer, sidecar)
 
 
 def _load_file(path: Path, dtype: str) -> LanguageModel:

@@ -6,7 +6,7 @@ stats = calibrate(model, windows, plan)
 quantized = quantize(key, model, plan, stats)
 summary(score(quantized, windows, reference(model, windows)))
 generate(quantized, [prompt], 64)
-save(quantized, "folder", plan, model=model)
+save(quantized, "folder")
 
 Published methods are plans by name: `preset("quarot", bits=4)`.
 """
@@ -24,6 +24,7 @@ from isojax.quantize.presets import find_plan as find_plan
 from isojax.quantize.presets import preset as preset
 from isojax.quantize.quantize import quantize as quantize
 from isojax.quantize.quantize import unquantized as unquantized
+from isojax.quantize.quantized import Origin as Origin
 from isojax.quantize.quantized import Quantized as Quantized
 from isojax.quantize.save import load_quantized as load_quantized
 from isojax.quantize.save import save as save
@@ -33,3 +34,4 @@ from isojax.quantize.score import summary as summary
 from isojax.quantize.stats import Stats as Stats
 from isojax.quantize.stored import Size as Size
 from isojax.quantize.stored import size as size
+from isojax.quantize.texts import token_windows as token_windows

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from isojax import learn
 from isojax._core.checks import check_positive
@@ -20,70 +20,125 @@ from isojax.models import LanguageModel, ModelConfig
 from isojax.models.decoder import run_layer
 from isojax.models.inputs import check_tokens
 from isojax.models.rotate import fold_layer
+from isojax.quantize.learned import learned_stats
+from isojax.quantize.parts import PLACES, Weight, recipe_of
 from isojax.quantize.plan import Plan
-from isojax.quantize.quantized import layer_of
-from isojax.quantize.stats import Stats, finish, load_stats, needed, write_layer
+from isojax.quantize.quantize import begin, one_layer, single
+from isojax.quantize.quantized import Quantized, layer_of
+from isojax.quantize.stats import WHOLE, Stats, finish, load_stats, needed, write_layer
+from isojax.quantize.texts import LENGTH, token_windows
 
 SAMPLES = 8192  # tokens to keep vectors of
 
 
 def calibrate(
     model: LanguageModel,
-    windows: Any,
+    texts: Any,
     plan: Plan | Sequence[Plan],
     *,
+    key: Key[Array, ""] | None = None,
+    length: int = LENGTH,
     samples: int = SAMPLES,
     cache: str | Path | None = None,
 ) -> Stats:
     """What a plan, or several, are fitted on: sums over all windows, and vectors of some.
 
     Layers are read one after the other, every window through one before the next, and what passes
-    between them lies on disk: memory does not grow with the number of windows.
+    between them lies on disk: memory does not grow with the number of windows. Where a plan asks
+    for it (`inputs=quantized`), each layer is quantized before the next is read. Rotations of
+    `learned` coordinates are learned first, see `isojax.quantize.learned`.
 
     Args:
         model: the model as it is.
-        windows: token numbers [n, t].
+        texts: windows of token ids [n, t], or strings; see `token_windows`.
         plan: what is to be fitted; nothing else is kept.
+        key: that of `quantize`, for a plan that is `keyed`.
+        length: tokens per window, where texts do not come in windows.
         samples: tokens whose vectors are kept: those of whole windows, evenly spaced, at least one.
         cache: a folder in which statistics are kept, by model, windows and what is asked for, and
             from which they are read where they are there, a part at a time.
 
     Raises:
-        ValueError: there are no windows, a token is out of range, or a plan names a layer that
-            there is not.
+        ValueError: there are no windows, a token is out of range, a plan names a layer that
+            there is not, or several plans or no key are given where a plan is `keyed`.
     """
-    windows = np.asarray(windows)
+    windows = np.asarray(token_windows(model.tokenizer, texts, length))
     check_tokens(model.config, windows, least=2)
     plans = [plan] if isinstance(plan, Plan) else list(plan)
+    drawn = any(map(keyed, plans))
+    if drawn and (key is None or len(plans) > 1):
+        raise ValueError(
+            "statistics of a plan with inputs=quantized or learned coordinates depend on what it "
+            f"draws: give that plan alone, and a key; got {len(plans)} plans and key {key}."
+        )
     number = model.config.num_hidden_layers
     wanted = [
         tuple(sorted(set().union(*(needed(_parts(p, i, number)) for p in plans))))
         for i in range(number)
     ]
-    if not any(wanted):
+    if not any(wanted) and not drawn:
         return Stats(({},) * number)
-    params, config = model.params, model.config
     size = check_positive("samples", samples) // windows.shape[1]
     kept = np.linspace(0, len(windows) - 1, min(max(size, 1), len(windows))).round()
     kept = set(kept.astype(int).tolist())
     if cache is None:
-        return Stats(tuple(_layers(params, config, windows, wanted, kept)))
-    folder = Path(cache) / _fingerprint(params, config, windows, wanted, sorted(kept))
+        learned = _learned(key, model, windows, plans[0])
+        every = tuple(_layers(key, model, windows, plans[0], wanted, kept, learned))
+        return Stats(every, learned.whole)
+    about = () if key is None else (str(plans[0]), np.asarray(jax.random.key_data(key)).tolist())
+    folder = Path(cache) / _fingerprint(
+        model.params, model.config, windows, wanted, sorted(kept), *about
+    )
     if not folder.exists():
         Path(cache).mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(suffix=".partial", dir=cache))
-        found = _layers(params, config, windows, wanted, kept)
+        learned = _learned(key, model, windows, plans[0])
+        found = _layers(key, model, windows, plans[0], wanted, kept, learned)
         for i, layer in enumerate(found):
-            write_layer(partial, i, layer)
+            write_layer(partial, str(i), layer)
+        write_layer(partial, WHOLE, learned.whole)
         finish(partial, folder, number)
     return load_stats(folder)
 
 
+def keyed(plan: Plan) -> bool:
+    """Whether what a plan is fitted on depends on what it draws."""
+    return _behind(plan) or any(
+        "learned" in recipe_of(rule.part).needs for rule in plan.rules if rule.part is not None
+    )
+
+
+def _behind(plan: Plan) -> bool:
+    """Whether statistics are those behind quantized layers."""
+    return any(isinstance(rule.part, Weight) and rule.part.inputs != "exact" for rule in plan.rules)
+
+
+def _learned(key: Any, model: LanguageModel, windows: np.ndarray, plan: Plan) -> Stats:
+    if not keyed(plan):
+        return Stats(({},) * model.config.num_hidden_layers)
+    return learned_stats(jax.random.fold_in(key, len(PLACES)), model, windows, plan)
+
+
 def _layers(
-    params: Any, config: ModelConfig, windows: np.ndarray, wanted: list[Any], kept: set[int]
-) -> Any:
+    key: Any,
+    model: LanguageModel,
+    windows: np.ndarray,
+    plan: Plan,
+    wanted: list[Any],
+    kept: set[int],
+    learned: Stats,
+) -> Iterator[dict[str, Any]]:
     """The statistics of each layer in turn."""
-    last = max(i for i, names in enumerate(wanted) if names)
+    params, config = model.params, model.config
+    last = max((i for i, names in enumerate(wanted) if names), default=-1)
+    behind = _behind(plan)
+    turn = plan.whole("residual")
+    if behind and turn is not None and turn.coordinates.needs - {"learned"}:
+        raise ValueError(
+            "residual must be drawn or learned with inputs=quantized, since layers are quantized "
+            f"before the last is read; got {turn}."
+        )
+    keys, base = begin(key, model, plan, learned) if behind else ({}, None)
     with tempfile.TemporaryDirectory(prefix="isojax-") as folder:
         dtype = np.dtype(params["embedding"].dtype)
         streams = [Path(folder) / f"{i}.npy" for i in range(len(windows))]
@@ -91,7 +146,7 @@ def _layers(
             np.save(path, np.asarray(params["embedding"][jnp.asarray(ids)])[None])
         for i, names in enumerate(wanted):
             if i > last:
-                yield {}
+                yield learned.layers[i]
                 continue
             layer = fold_layer(layer_of(params["layers"], i))
             moments = tuple(n.partition(":")[2] for n in names if n.startswith("moment"))
@@ -102,12 +157,29 @@ def _layers(
                 keep = samples if number in kept else ()
                 x = jnp.asarray(np.load(path).view(dtype))  # files do not know bfloat16
                 x, totals, captured = _step(layer, config, x, totals, moments, keep)
-                np.save(path, np.asarray(x))
+                if not behind:
+                    np.save(path, np.asarray(x))
                 for kind in keep:
                     seen[kind].append(np.asarray(captured[kind]))
             count = windows.size
             found = {f"moment:{kind}": np.asarray(total) / count for kind, total in totals.items()}
-            yield found | {f"samples:{kind}": np.concatenate(xs) for kind, xs in seen.items()}
+            found |= {f"samples:{kind}": np.concatenate(xs) for kind, xs in seen.items()}
+            found |= learned.layers[i]
+            if base is not None and i < last:
+                one = single(base, i, one_layer(keys, base, plan, i, found))
+                for path in streams:
+                    x = jnp.asarray(np.load(path).view(dtype))
+                    np.save(path, np.asarray(_through(one, x)))
+            yield found
+
+
+@jax.jit
+def _through(one: Quantized, x: Float[Array, "1 t d"]) -> Float[Array, "1 t d"]:
+    """A window through a quantized layer, in the coordinates of the exact model."""
+    turn = one.shared.get("residual")
+    x = x if turn is None else turn.apply(x)
+    x, _ = run_layer(layer_of(one.params["layers"], 0), one.config, x, hooks=one.hooks)
+    return x if turn is None else turn.inverse.apply(x)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "moments", "samples"), donate_argnums=(2, 3))

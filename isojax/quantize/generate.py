@@ -16,12 +16,13 @@ from isojax._core.checks import check_positive
 from isojax.models import LanguageModel
 from isojax.models.inputs import check_tokens
 from isojax.quantize.quantized import Quantized
-from isojax.quantize.score import running
+from isojax.quantize.score import running, tokenizer_of
+from isojax.quantize.texts import token_prompts
 
 
 def generate(
     model: LanguageModel | Quantized,
-    prompts: Sequence[Any] | Int[Any, "n t"],
+    prompts: str | Sequence[Any] | Int[Any, "n t"],
     steps: int,
     *,
     end: int | Sequence[int] | None = None,
@@ -35,7 +36,7 @@ def generate(
 
     Args:
         model: a quantized model, or one as loaded.
-        prompts: token numbers of each text, of any lengths.
+        prompts: token ids of each text, of any lengths, or strings.
         steps: tokens to generate.
         end: a token that ends a text, or several. All that follow it are the same token.
 
@@ -44,7 +45,7 @@ def generate(
             longer than the window of the model.
     """
     check_positive("steps", steps)
-    texts = [np.asarray(prompt) for prompt in prompts]
+    texts = token_prompts(tokenizer_of(model), prompts)
     if not texts or any(text.ndim != 1 for text in texts):
         shapes = [text.shape for text in texts]
         raise ValueError(f"prompts must be one or more texts [tokens], got shapes {shapes}.")

@@ -314,7 +314,7 @@ def rounded(
         moment: of the input, in which errors count; None to count all alike.
         part: what is done to them.
     """
-    return (_rounded if _concrete(part) else _round)(key, rows, moment, part)
+    return (_rounded if concrete(part) else _round)(key, rows, moment, part)
 
 
 def _round(key: Array, rows: Array, moment: Any, part: Weight) -> tuple[Codec, Codes]:
@@ -335,7 +335,7 @@ def decoded(codec: Codec, codes: Codes) -> Float[Array, "o i"]:
 
 def _fitted(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool = False) -> Codec:
     """The codec of a recipe, or those of all heads, whose keys and samples lead."""
-    return (_fit_compiled if _concrete(recipe) else _fit)(key, samples, recipe, bits, heads)
+    return (_fit_compiled if concrete(recipe) else _fit)(key, samples, recipe, bits, heads)
 
 
 def _fit(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool) -> Codec:
@@ -349,7 +349,7 @@ _fit_compiled = functools.partial(jax.jit, static_argnames=("recipe", "bits", "h
 
 
 def _store(key: Array, part: Cached, x: Array, frequency: Any, metric: Any) -> Any:
-    return (_store_compiled if _concrete(part) else _make_store)(key, x, frequency, metric, part)
+    return (_store_compiled if concrete(part) else _make_store)(key, x, frequency, metric, part)
 
 
 def _make_store(key: Array, x: Array, frequency: Any, metric: Any, part: Cached) -> Any:
@@ -363,7 +363,7 @@ _store_compiled = functools.partial(jax.jit, static_argnames="part")(_make_store
 _conjugated = jax.jit(conjugated)
 
 
-def _concrete(tree: Any) -> bool:
+def concrete(tree: Any) -> bool:
     """Whether numbers that may be traced are Python's, so that a program can hold them."""
     return all(isinstance(leaf, int | float) for leaf in jax.tree.leaves(tree))
 

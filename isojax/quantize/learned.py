@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
 from isojax import learn, quantizers, transforms
+from isojax._core.samples import identity_samples
 from isojax.codec import Codec
-from isojax.models import Hooks, ModelConfig, token_kl
+from isojax.models import Hooks, LanguageModel, ModelConfig, fold_norms, token_kl
 from isojax.models.hooks import Layer
 from isojax.quantize.parts import INPUT_PLACES
+from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import layer_of
+from isojax.quantize.score import reference
 from isojax.quantize.stats import Stats
+from isojax.recipes import Coordinates
 
 CHECKS = 10
 
@@ -41,6 +47,23 @@ class Turns(NamedTuple):
             for i in range(layers)
         )
         return Stats(tuple(found), {"learned:residual": self.residual})
+
+
+def start_turns(
+    key: Key[Array, ""], config: ModelConfig, coordinates: Coordinates, down: Coordinates
+) -> Turns:
+    """Turns drawn from coordinates, and from those in front of down_proj, for all layers alike."""
+    keys = jax.random.split(key, 3)
+    heads = (config.num_hidden_layers, config.num_key_value_heads)
+
+    def draw(key: Array, dim: int) -> transforms.Dense:
+        return transforms.Dense(coordinates.draw(key, dim).matrix())
+
+    each = jax.vmap(jax.vmap(lambda key: draw(key, config.head_dim)))
+    return Turns(
+        draw(keys[0], config.hidden_size), each(jax.random.split(keys[1], heads)),
+        down.draw(keys[2], config.intermediate_size),
+    )  # fmt: skip
 
 
 def turned_inputs(config: ModelConfig, turns: Turns, quantizer: quantizers.Quantizer) -> Hooks:
@@ -138,6 +161,56 @@ def learn_turns(
         callback=tell,
     )  # fmt: skip
     return own(free)
+
+
+def learned_stats(key: Key[Array, ""], model: LanguageModel, windows: Any, plan: Plan) -> Stats:
+    """The rotations that a plan has learned, of the residual stream and of values.
+
+    By `learn_turns`. Where they start and how long they are learned, `learned` says; inputs are
+    quantized as that of q, k and v, and that of down_proj is turned as the plan has it.
+
+    Args:
+        key: draws the start, and the windows.
+        model: as loaded.
+        windows: token ids [n, t] to learn from.
+        plan: what stands where.
+
+    Raises:
+        ValueError: one of the two is learned and the other is not, or otherwise; inputs are not
+            quantized, or by levels that are fitted; or something else in the plan is learned.
+    """
+    number = model.config.num_hidden_layers
+    turned = [plan.whole("residual"), *plan.at("values", number)]
+    if not any(map(_is_learned, turned)):
+        return Stats(({},) * number)
+    stages = {str(part.coordinates) if part else "none" for part in turned}
+    if len(stages) > 1 or len(turned[0].coordinates.stages) > 1:
+        raise ValueError(
+            "residual and values of all layers must be learned together, as `learned` with the "
+            f"same arguments; got {', '.join(sorted(stages))}."
+        )
+    own = turned[0].coordinates.stages[0].arguments
+    read: Any = plan.at("input:q_proj", number)[0]
+    down: Any = plan.at("input:down_proj", number)[0]
+    if read is None:
+        raise ValueError("input:q_proj must be quantized where rotations are learned, got none.")
+    levels = read.recipe.levels.fit(identity_samples(model.config.hidden_size), read.bits)
+    quantizer = quantizers.straight_through(levels, scales="learned")
+    coordinates = Coordinates.parse(own["start"])
+    params, config = fold_norms(model.params, model.config)
+    folded = dataclasses.replace(model, params=params, config=config)
+    keys = jax.random.split(key)
+    before_down = Coordinates() if down is None else down.recipe.coordinates
+    start = start_turns(keys[0], config, coordinates, before_down)
+    hidden = jnp.asarray(reference(folded, windows).hidden)
+    given = params, config, jnp.asarray(windows), hidden, start, quantizer
+    turns = learn_turns(keys[1], *given, steps=own["steps"], rate=own["rate"])
+    layers = tuple({"learned:values": values} for values in turns.values.entries)
+    return Stats(layers, {"learned:residual": turns.residual.entries})
+
+
+def _is_learned(part: Any) -> bool:
+    return part is not None and "learned" in part.coordinates.needs
 
 
 def _kl(

@@ -26,6 +26,8 @@ PLACES = (*TURNS, *INPUT_PLACES, *WEIGHT_PLACES, *TABLES, *CACHES)
 GROUPS = {"input": INPUT_PLACES, "weight": WEIGHT_PLACES, "cache": CACHES}
 """Places that may be named together."""
 NEAREST = ROUNDINGS.parse("nearest")
+BEHIND = ("exact", "quantized")
+"""Layers that statistics may be taken behind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +68,18 @@ class Weight:
         recipe: of the codec of its rows [out, in], that act along the input.
         bits: per element.
         rounding: to nearest, or so that the error of the output is small.
+        inputs: one of `BEHIND`: statistics are those behind `exact` layers, or behind layers that
+            are `quantized` already, as in the paper of GPTQ.
     """
 
     recipe: Recipe
     bits: int | float = 0
     rounding: Stage = NEAREST
+    inputs: str = BEHIND[0]
 
     def __str__(self) -> str:
         shown = {} if self.rounding == NEAREST else {"rounding": self.rounding}
+        shown |= {} if self.inputs == BEHIND[0] else {"inputs": self.inputs}
         return _words(self.recipe, bits=self.bits, **shown)
 
 
@@ -106,7 +112,7 @@ def recipe_of(part: Part) -> Recipe:
 
 for _part, _leaves, _fixed in (
     (Turn, ["coordinates"], []), (Input, ["recipe"], ["bits"]),
-    (Weight, ["recipe", "rounding"], ["bits"]), (Cached, ["recipe"], ["bits"]),
+    (Weight, ["recipe", "rounding"], ["bits", "inputs"]), (Cached, ["recipe"], ["bits"]),
 ):  # fmt: skip
     jax.tree_util.register_dataclass(_part, _leaves, _fixed)
 
@@ -139,12 +145,15 @@ def parse_part(place: str, text: str) -> Part:
         _only(place, settings, ("bits",))
         return Input(recipe, bits)
     rounding = ROUNDINGS.parse(settings.pop("rounding", "nearest"))
-    _only(place, settings, ("bits", "rounding"))
+    inputs = check_choice(f"{place}: inputs", settings.pop("inputs", BEHIND[0]), BEHIND)
+    _only(place, settings, ("bits", "rounding", "inputs"))
     if place in TABLES and rounding.member.facts.get("fitted", ("moment",)):
         raise ValueError(
             f"rounding of {place} must need no statistics, as nearest; got {rounding}."
         )
-    return Weight(recipe, bits, rounding)
+    if inputs != BEHIND[0] and place in TABLES:
+        raise ValueError(f"{place} has no layers before it, got inputs={inputs}.")
+    return Weight(recipe, bits, rounding, inputs)
 
 
 def _only(place: str, settings: dict[str, str], allowed: tuple[str, ...]) -> None:

@@ -113,15 +113,15 @@ def _quarot(bits: int = 4) -> Plan:
 
 
 @PLANS.member("spinquant")
-def _spinquant(bits: int = 4) -> Plan:
+def _spinquant(bits: int = 4, steps: int = 100) -> Plan:
     """SpinQuant (Liu et al. 2024, arXiv 2405.16406).
 
     As QuaRot, with rotations of the residual stream and of values that are learned by the loss of
-    the model: statistics must hold them, see `isojax.quantize.learned`. Nothing runs before o_proj.
+    the model, which `calibrate` does. Nothing runs before o_proj.
     """
     return Plan.parse(f"""
-        residual: learned
-        values: learned
+        residual: learned:steps={steps}
+        values: learned:steps={steps}
         queries_keys: hadamard
         input: identity/minmax bits={bits}
         input:down_proj: hadamard/minmax bits={bits}

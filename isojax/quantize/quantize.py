@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,10 +12,19 @@ from jaxtyping import Array, Key
 
 from isojax.models import LanguageModel, ModelConfig, fold_norms, rotate_residual
 from isojax.models.decoder import Params
-from isojax.quantize.layer import Made, Past, decoded, keeps_length, make_layer, pooled, rounded
+from isojax.quantize.layer import (
+    Made,
+    Past,
+    concrete,
+    decoded,
+    keeps_length,
+    make_layer,
+    pooled,
+    rounded,
+)
 from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight
 from isojax.quantize.plan import Plan
-from isojax.quantize.quantized import Quantized, by_layer, layer_of, stacked
+from isojax.quantize.quantized import Origin, Quantized, by_layer, layer_of, stacked
 from isojax.quantize.stats import Stats
 from isojax.transforms import Transform
 
@@ -44,30 +54,55 @@ def quantize(
             fitted lacks its statistics, a transform changes a length, or a place is taken or was
             read by weights that are rounded already.
     """
+    keys, base = begin(key, model, plan, stats)
+    number = base.config.num_hidden_layers
+    every = ({},) * number if stats is None else stats.layers
+    if len(every) != number:
+        raise ValueError(f"stats must be of {number} layers, got {len(every)}.")
+    made = [one_layer(keys, base, plan, i, found) for i, found in enumerate(every)]
+    done = _tables(keys, joined(base, made), plan)
+    before = base.origin.plan
+    whole = None if before is None or not concrete(plan) else before + plan
+    return dataclasses.replace(done, origin=dataclasses.replace(base.origin, plan=whole))
+
+
+def begin(
+    key: Key[Array, ""], model: LanguageModel | Quantized, plan: Plan, stats: Stats | None
+) -> tuple[dict[str, Key[Array, ""]], Quantized]:
+    """Keys by place, and the model with its residual stream turned; see `quantize`."""
     base = model if isinstance(model, Quantized) else unquantized(model)
     _check(plan, base)
-    number = base.config.num_hidden_layers
     keys = {place: jax.random.fold_in(key, i) for i, place in enumerate(PLACES)}
-    stats = Stats(({},) * number) if stats is None else stats
-    statistics = stats.layers
-    if len(statistics) != number:
-        raise ValueError(f"stats must be of {number} layers, got {len(statistics)}.")
-    base = _turn_residual(keys["residual"], base, plan, stats)
-    made: list[Made] = []
-    for i in range(number):
-        parts = plan.layer(i, number)
-        if not parts:
-            made.append(Made())
-            continue
-        own = {p: jax.random.split(keys[p], number)[i] for p in parts}
-        given = (own, layer_of(base.params["layers"], i), statistics[i], _past(base, i))
-        made.append(make_layer(*given, parts=parts, config=base.config))
-    return _tables(keys, _joined(base, made), plan)
+    stats = Stats(({},) * base.config.num_hidden_layers) if stats is None else stats
+    return keys, _turn_residual(keys["residual"], base, plan, stats)
+
+
+def one_layer(
+    keys: Mapping[str, Key[Array, ""]],
+    base: Quantized,
+    plan: Plan,
+    number: int,
+    stats: Mapping[str, Any],
+) -> Made:
+    """What the plan makes of one layer of a model that has begun."""
+    layers = base.config.num_hidden_layers
+    parts = plan.layer(number, layers)
+    if not parts:
+        return Made()
+    own = {p: jax.random.split(keys[p], layers)[number] for p in parts}
+    given = (own, layer_of(base.params["layers"], number), stats, _past(base, number))
+    return make_layer(*given, parts=parts, config=base.config)
 
 
 def unquantized(model: LanguageModel) -> Quantized:
     """The model as it is: that of an empty plan."""
-    return Quantized(model.params, {}, None, None, None, {}, {}, {}, model.config)
+    origin = Origin(Plan(), model.tokenizer, model.sidecar)
+    return dataclasses.replace(unquantized_of(model.params, model.config), origin=origin)
+
+
+def unquantized_of(params: Params, config: ModelConfig) -> Quantized:
+    """The same of parameters without a tokenizer."""
+    return Quantized(params, {}, None, None, None, {}, {}, {}, config)
 
 
 def _check(plan: Plan, base: Quantized) -> None:
@@ -121,7 +156,17 @@ def _turned(params: Params, config: ModelConfig, transform: Transform) -> Params
     return rotate_residual(*fold_norms(params, config), transform)
 
 
-def _joined(base: Quantized, made: list[Made]) -> Quantized:
+def single(base: Quantized, number: int, made: Made) -> Quantized:
+    """A model of one layer of `base`, as it was made."""
+    layers = stacked([layer_of(base.params["layers"], number)])
+    config = dataclasses.replace(base.config, num_hidden_layers=1)
+    one = unquantized_of({"layers": layers}, config)
+    return dataclasses.replace(joined(one, [made]), shared={
+        name: turn for name, turn in base.shared.items() if name == "residual"
+    }, codes={}, codecs={})  # fmt: skip
+
+
+def joined(base: Quantized, made: list[Made]) -> Quantized:
     """The model with what was made of its layers."""
     layers = dict(base.params["layers"])
     for name in sorted(set().union(*(m.params for m in made))):

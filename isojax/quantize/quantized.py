@@ -13,8 +13,9 @@ from jaxtyping import Array
 from isojax._core.pytree import pytree, static
 from isojax.codec import Codec
 from isojax.kvcache import Cache, Store
-from isojax.models import Hooks, ModelConfig, empty_cache
+from isojax.models import Hooks, ModelConfig, Sidecar, empty_cache
 from isojax.models.hooks import Layer
+from isojax.quantize.plan import Plan
 from isojax.quantizers import Codes, none
 
 
@@ -80,11 +81,27 @@ def by_layer(items: Sequence[Any]) -> ByLayer | None:
     return ByLayer(stacks, tuple(group), tuple(place))
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a quantized model was made of, for `save`, `load_quantized` and texts as strings.
+
+    Attributes:
+        plan: what it was made by, one after the other; None where numbers of it were traced.
+        tokenizer: of the model as loaded, or None.
+        sidecar: what `save_checkpoint` writes beside it.
+    """
+
+    plan: Plan | None = Plan()
+    tokenizer: Any = dataclasses.field(default=None, compare=False)
+    sidecar: Sidecar = dataclasses.field(default=Sidecar(), compare=False)
+
+
 @pytree
 class Quantized:
     """A model as a plan has it; made by `quantize`.
 
-    A pytree without the words of the plan: models of one structure share compiled programs.
+    A pytree. All that computes leaves `origin` out, so that models of one structure share compiled
+    programs.
 
     Attributes:
         params: the tree of `init_params`, transforms merged and weights as their codes have them.
@@ -97,6 +114,7 @@ class Quantized:
         shared: transforms that weights are turned by: `residual`, and of each layer `values` and
             inputs, these behind the norm or what writes them.
         config: of the decoder.
+        origin: what it was made of.
     """
 
     params: Any
@@ -108,6 +126,7 @@ class Quantized:
     codecs: dict[str, tuple[Codec | None, ...]]
     shared: dict[str, Any]
     config: ModelConfig = static()
+    origin: Origin = static(default=Origin())
 
     @property
     def hooks(self) -> Hooks:

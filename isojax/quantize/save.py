@@ -20,15 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from isojax._core.checks import check_choice
-from isojax.models import LanguageModel, Params, config_from_hf, save_checkpoint
+from isojax.models import (
+    LanguageModel,
+    Params,
+    config_from_hf,
+    load_tokenizer,
+    save_checkpoint,
+)
 from isojax.models.assemble import DTYPES
 from isojax.models.checkpoint import file_entries, save_description, save_tensors
 from isojax.models.hooks import INPUTS
 from isojax.models.json_file import read_json
+from isojax.models.load import load_sidecar
 from isojax.quantize.layer import decoded, read_through
 from isojax.quantize.parts import TABLES
 from isojax.quantize.plan import Plan
-from isojax.quantize.quantized import Quantized
+from isojax.quantize.quantized import Origin, Quantized
 from isojax.quantize.sealed import check_sealed, seal, unseal
 from isojax.quantize.stored import StoredWeight, kernel_of, store_weight
 from isojax.quantize.tree_json import from_json, to_json
@@ -43,41 +50,42 @@ FORMS = ("packed", "dequantized")
 def save(
     quantized: Quantized,
     folder: str | Path,
-    plan: Plan,
     *,
     form: str = "packed",
-    model: LanguageModel | None = None,
+    plan: Plan | None = None,
 ) -> None:
     """Write a quantized model; makes the folder.
 
     Args:
         quantized: the model.
         folder: what is there of an earlier one is overwritten.
-        plan: what it was made by, written as `plan.txt`.
         form: `packed`, for `load_quantized`. Or `dequantized`, a checkpoint that transformers and
             `load_model` read: weights as their codes have them, times the inverse of what inputs
             pass through online. It computes what `quantized.weights_only()` does; quantizers of
             inputs and of the cache have no place in it.
-        model: what it was made of: its tokenizer and the small files beside it are written too.
+        plan: written as `plan.txt`; what it was made by, where that is known.
 
     Raises:
-        ValueError: another form; a weight is not what its codes decode to, bit for bit, as when
-            `quantize` was compiled into a larger program; or something is neither an array nor a
-            dataclass.
+        ValueError: another form; no plan, where numbers of it were traced; a weight is not what its
+            codes decode to, bit for bit, as when `quantize` was compiled into a larger program; or
+            something is neither an array nor a dataclass.
     """
     check_choice("form", form, FORMS)
-    folder = Path(folder)
+    folder, plan = Path(folder), quantized.origin.plan if plan is None else plan
+    if plan is None:
+        raise ValueError("plan must be given for a model that was quantized under jit or vmap.")
+    like = _like(quantized)
     dtype = str(jnp.result_type(quantized.params["embedding"]))
     if form == "dequantized":
         params = _without_online(quantized)
         dtype = dtype if dtype in DTYPES else "float32"
-        save_checkpoint(folder, quantized.config, params, dtype, model)
+        save_checkpoint(folder, quantized.config, params, dtype, like)
         (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
         return
     structure, arrays = to_json(_packed(quantized))
     folder.mkdir(parents=True, exist_ok=True)
     unseal(folder)
-    files = save_description(folder, quantized.config, dtype, model)
+    files = save_description(folder, quantized.config, dtype, like)
     save_tensors(folder / TENSORS, arrays)
     (folder / STRUCTURE).write_text(json.dumps(structure) + "\n", encoding="utf-8")
     (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
@@ -88,8 +96,8 @@ def load_quantized(folder: str | Path) -> Quantized:
     """The model that `save` packed: bit for bit on the kind of device that it was saved on.
 
     On others a weight with dense coordinates of its own is as near as they multiply matrices.
-    Classes from outside are found where their module is imported. The tokenizer is read by
-    `isojax.models.load_tokenizer`, the plan by `Plan.load`.
+    Classes from outside are found where their module is imported. `origin` has the plan and the
+    tokenizer.
 
     Raises:
         ValueError: a file is missing, cut, altered or of another version; names it.
@@ -120,7 +128,17 @@ def load_quantized(folder: str | Path) -> Quantized:
         else:
             params["layers"][name] |= {"kernel": jnp.stack(each)}
     parts = {name: tree[name] for name in ("inputs", "turn", "keys", "values", "shared")}
-    return Quantized(params, codes=codes, codecs=codecs, config=config, **parts)
+    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    origin = Origin(Plan.load(folder / PLAN), tokenizer, load_sidecar(folder))
+    return Quantized(params, codes=codes, codecs=codecs, config=config, origin=origin, **parts)
+
+
+def _like(quantized: Quantized) -> LanguageModel | None:
+    """What it was made of, for the files beside the tensors."""
+    origin = quantized.origin
+    if origin.tokenizer is None:
+        return None
+    return LanguageModel("", quantized.config, {}, origin.tokenizer, origin.sidecar)
 
 
 def _packed(quantized: Quantized) -> dict[str, Any]:

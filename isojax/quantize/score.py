@@ -14,16 +14,19 @@ from jaxtyping import Array, Float, Int
 from isojax import models
 from isojax.models import LanguageModel, ModelConfig, Reference, Scores, forward, token_scores
 from isojax.quantize.quantize import unquantized
-from isojax.quantize.quantized import Quantized
+from isojax.quantize.quantized import Origin, Quantized
+from isojax.quantize.texts import LENGTH, token_windows
 
 
-def reference(model: LanguageModel, windows: Int[Any, "n t"]) -> Reference:
-    """What the unquantized model makes of some windows, for `score` to compare others with.
+def reference(model: LanguageModel, texts: Any, *, length: int = LENGTH) -> Reference:
+    """What the unquantized model makes of some texts, for `score` to compare others with.
 
     Args:
         model: as loaded.
-        windows: token numbers; those that `score` is to be given.
+        texts: those that `score` is to be given; see `token_windows`.
+        length: tokens per window, where texts do not come in windows.
     """
+    windows = token_windows(model.tokenizer, texts, length)
     read = jax.jit(_hidden, static_argnames="config")
     hidden = [
         np.asarray(read(model.params, model.config, jnp.asarray(ids)[None])) for ids in windows
@@ -34,20 +37,22 @@ def reference(model: LanguageModel, windows: Int[Any, "n t"]) -> Reference:
 
 def score(
     model: LanguageModel | Quantized,
-    windows: Int[Any, "n t"],
+    texts: Any,
     reference: Reference | None = None,
     *,
+    length: int = LENGTH,
     chunk: int = 256,
 ) -> Scores:
-    """How a model predicts each token but the first of some windows; see `token_scores`.
+    """How a model predicts each token but the first of some texts; see `token_scores`.
 
     A cache in codes is read by every token, from the first of its window on. Each window is read by
     one program, compiled once for all models of one structure.
 
     Args:
         model: a quantized model, or one as loaded.
-        windows: token numbers, each window a text of its own.
-        reference: of the same windows; None for the likelihood alone.
+        texts: windows of token ids [n, t], each read by itself, or strings; see `token_windows`.
+        reference: of the same texts; None for the likelihood alone.
+        length: tokens per window, where texts do not come in windows.
         chunk: tokens whose logits are held at once.
 
     Returns:
@@ -56,6 +61,7 @@ def score(
     Raises:
         ValueError: as `token_scores`.
     """
+    windows = token_windows(tokenizer_of(model), texts, length)
     bare = running(model)
     if reference is not None and len(reference.hidden) != len(windows):
         raise ValueError(
@@ -76,10 +82,15 @@ def summary(scores: Scores) -> dict[str, float]:
 _summary = jax.jit(models.summary)
 
 
+def tokenizer_of(model: LanguageModel | Quantized) -> Any:
+    """The tokenizer, or None where a quantized model has none."""
+    return model.tokenizer if isinstance(model, LanguageModel) else model.origin.tokenizer
+
+
 def running(model: LanguageModel | Quantized) -> Quantized:
     """What a forward pass needs of a model."""
     quantized = unquantized(model) if isinstance(model, LanguageModel) else model
-    return dataclasses.replace(quantized, codes={}, codecs={}, shared={})
+    return dataclasses.replace(quantized, codes={}, codecs={}, shared={}, origin=Origin())
 
 
 @functools.partial(jax.jit, static_argnames="chunk")

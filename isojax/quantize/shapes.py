@@ -14,7 +14,7 @@ from isojax.models import ModelConfig, param_shapes
 from isojax.models.hooks import INPUTS
 from isojax.quantize.parts import SITES, TABLES
 from isojax.quantize.plan import Plan, Rule
-from isojax.quantize.quantize import quantize
+from isojax.quantize.quantize import quantize, unquantized_of
 from isojax.quantize.quantized import ByLayer, Quantized
 from isojax.quantize.stats import Stats
 from isojax.recipes import Samples
@@ -25,7 +25,7 @@ SAMPLES = 1024  # vectors, of which only the shape counts
 
 def no_weights(config: ModelConfig) -> Quantized:
     """The model as it is, of shapes."""
-    return Quantized(param_shapes(config), {}, None, None, None, {}, {}, {}, config)
+    return unquantized_of(param_shapes(config), config)
 
 
 def quantized_shapes(plan: Plan, model: ModelConfig | Quantized, stats: Stats) -> Quantized:

@@ -15,6 +15,8 @@ from isojax._core.pytree import pytree
 from isojax.models.hooks import INPUTS
 from isojax.quantize.parts import NORMS, Cached, Input, Part, Turn, Weight
 
+WHOLE = "whole"
+
 
 @pytree
 class Stats:
@@ -59,15 +61,15 @@ def needed(parts: Mapping[str, Part]) -> set[str]:
     return found
 
 
-def write_layer(folder: Path, number: int, layer: Mapping[str, Any]) -> None:
-    """Write the arrays of one layer."""
-    place = folder / str(number)
+def write_layer(folder: Path, name: str, layer: Mapping[str, Any]) -> None:
+    """Write the arrays of one layer, or of all."""
+    place = folder / name
     place.mkdir(parents=True, exist_ok=True)
-    for name, value in layer.items():
+    for kind, value in layer.items():
         value = np.asarray(value)
         # NumPy's files do not know bfloat16
         value = value if value.dtype.isbuiltin == 1 else value.astype(np.float32)
-        np.save(place / (name.replace(":", "-") + ".npy"), value)
+        np.save(place / (kind.replace(":", "-") + ".npy"), value)
 
 
 def finish(partial: Path, folder: Path, layers: int) -> None:
@@ -90,8 +92,8 @@ def load_stats(folder: Path) -> Stats:
     except (OSError, ValueError):
         raise ValueError(f"{folder} must be a folder of statistics, found no stats.json.") from None
 
-    def read(number: int) -> dict[str, Any]:
-        files = sorted((folder / str(number)).glob("*.npy"))
+    def read(name: Any) -> dict[str, Any]:
+        files = sorted((folder / str(name)).glob("*.npy"))
         return {f.stem.replace("-", ":"): np.load(f, mmap_mode="r") for f in files}
 
-    return Stats(tuple(map(read, range(about["layers"]))))
+    return Stats(tuple(map(read, range(about["layers"]))), read(WHOLE))

@@ -1,0 +1,87 @@
+"""Texts as strings, token ids or columns of a data set, made the same for all that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from isojax._core.checks import check_positive
+from isojax.models import encode
+
+LENGTH = 2048
+"""Tokens per window, where texts do not come in windows."""
+
+
+def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Int[Any, "n t"]:
+    """Texts as windows of token ids.
+
+    Args:
+        tokenizer: of the model, or None where texts are token ids.
+        texts: an array of token ids [n, t], or a list of rows of one length, taken as they are. Or
+            a string, or several (a list, a column of a `datasets` data set), which are joined by
+            blank lines, as perplexity is usually taken; or rows of token ids of several lengths,
+            joined as they are. What is joined is cut into consecutive windows of `length` tokens,
+            the rest left out; what is shorter than one window is a window of its own.
+        length: tokens per window.
+
+    Raises:
+        ValueError: there are no texts, or they are strings and there is no tokenizer.
+    """
+    if isinstance(texts, jax.Array | np.ndarray):
+        return texts
+    rows = _rows(tokenizer, texts, "texts")
+    sizes = {len(row) for row in rows}
+    if len(sizes) == 1 and not _are_strings(texts):
+        return np.stack(rows)
+    ids = np.concatenate(rows)
+    count = len(ids) // check_positive("length", length)
+    return ids[: count * length].reshape(count, length) if count else ids[None]
+
+
+def token_prompts(tokenizer: Any, prompts: Any) -> list[Int[np.ndarray, " t"]]:
+    """Prompts as token ids, each by itself: an array [n, t], strings, or rows of any lengths.
+
+    Raises:
+        ValueError: there are no prompts, or they are strings and there is no tokenizer.
+    """
+    if isinstance(prompts, jax.Array | np.ndarray):
+        return list(np.asarray(prompts))
+    if isinstance(prompts, str):
+        return [_encoded(tokenizer, prompts)]
+    return [row for text in prompts for row in _rows(tokenizer, [text], "prompts")]
+
+
+def _rows(tokenizer: Any, texts: Any, name: str) -> list[np.ndarray]:
+    """Token ids of each row; strings are one, joined."""
+    if isinstance(texts, str):
+        return [_encoded(tokenizer, texts)]
+    if not isinstance(texts, Iterable):
+        raise ValueError(f"{name} must be strings or token ids, got {type(texts).__name__}.")
+    every = list(texts)
+    if not every:
+        raise ValueError(f"{name} must hold at least one, got none.")
+    strings = [isinstance(text, str) for text in every]
+    if all(strings):
+        return [_encoded(tokenizer, "\n\n".join(every))]
+    if any(strings):
+        raise ValueError(f"{name} must be all strings or all token ids, got both.")
+    rows = [np.asarray(row) for row in every]
+    if any(row.ndim != 1 for row in rows):
+        raise ValueError(
+            f"{name} must be rows of token ids, got rows of shape {[r.shape for r in rows][:4]}."
+        )
+    return rows
+
+
+def _are_strings(texts: Any) -> bool:
+    return isinstance(texts, str) or isinstance(next(iter(texts)), str)
+
+
+def _encoded(tokenizer: Any, text: str) -> np.ndarray:
+    if tokenizer is None:
+        raise ValueError("texts must be token ids for a model without a tokenizer, got strings.")
+    return encode(tokenizer, text)
