@@ -18,7 +18,8 @@ def test_the_tables_of_the_readme_are_made_from_its_rows():
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_snippets_of_the_readme_run_one_after_the_other(count):
+def test_the_snippets_of_the_readme_run_one_after_the_other(count, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     scope = {}
     for snippet in SNIPPETS[:count]:
         exec(snippet.replace("seeds=24", "seeds=2"), scope)
