@@ -4,13 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jaxtyping import Array, Float
-from laws import ISOMETRY_LAWS, KEY, OTHER, TRANSFORM_LAWS, quick_jit, vectors
+from laws import ISOMETRY_LAWS, OTHER, TRANSFORM_LAWS, quick_jit, vectors
 from numpy.testing import assert_allclose, assert_array_equal
-from small_models import small_config
 
 import isojax
 from isojax import metrics, quantizers, transforms
-from isojax.models.rotate import rotate_queries_keys
 
 DIM = 12
 
@@ -118,19 +116,6 @@ def test_an_isometry_of_ones_own_obeys_the_laws(law):
 @pytest.mark.parametrize("make", map(quick_jit, (rank_one, around)), ids=["alone", "around"])
 def test_another_transform_of_ones_own_obeys_the_laws(make, law):
     law(make)
-
-
-@pytest.mark.parametrize("make", [reflection, rank_one])
-def test_a_model_takes_one_or_one_a_layer(make):
-    config = small_config(head_dim=DIM)
-    layers = config.num_hidden_layers
-    q, k = jnp.asarray(vectors(DIM, 2, 5))
-    batch = jax.vmap(make)(jax.random.split(KEY, layers))
-    for t in (make(KEY), batch):
-        hooks = rotate_queries_keys(config, t)
-        for layer in jnp.arange(layers):
-            turned, key = hooks.query(layer, q), hooks.key(layer, k)
-            assert_allclose(turned @ key.T, q @ k.T, rtol=1e-4, atol=1e-4)
 
 
 def test_a_codec_of_ones_own_parts_reads_what_it_stored():

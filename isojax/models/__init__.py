@@ -40,14 +40,8 @@ from isojax.models.load import load_model as load_model
 from isojax.models.rope_scaling import LinearScaling as LinearScaling
 from isojax.models.rope_scaling import RopeScaling as RopeScaling
 from isojax.models.rope_scaling import YarnScaling as YarnScaling
-from isojax.models.rotate import chain as chain
 from isojax.models.rotate import fold_norms as fold_norms
-from isojax.models.rotate import permute_ffn as permute_ffn
-from isojax.models.rotate import rotate_down as rotate_down
-from isojax.models.rotate import rotate_down_online as rotate_down_online
-from isojax.models.rotate import rotate_queries_keys as rotate_queries_keys
 from isojax.models.rotate import rotate_residual as rotate_residual
-from isojax.models.rotate import rotate_values as rotate_values
 from isojax.models.tensors import capture_tensors as capture_tensors
 from isojax.models.tensors import weight as weight
 from isojax.models.tokenizer import encode as encode

@@ -21,7 +21,7 @@ from isojax.models.decoder import run_layer
 from isojax.models.inputs import check_tokens
 from isojax.models.rotate import fold_layer
 from isojax.quantize.learned import learned_stats
-from isojax.quantize.parts import PLACES, Weight, recipe_of
+from isojax.quantize.parts import PLACES, Weight, is_learned
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantize import begin, one_layer, single
 from isojax.quantize.quantized import Quantized, layer_of
@@ -103,9 +103,7 @@ def calibrate(
 
 def keyed(plan: Plan) -> bool:
     """Whether what a plan is fitted on depends on what it draws."""
-    return _behind(plan) or any(
-        "learned" in recipe_of(rule.part).needs for rule in plan.rules if rule.part is not None
-    )
+    return _behind(plan) or any(is_learned(rule.part) for rule in plan.rules)
 
 
 def _behind(plan: Plan) -> bool:
@@ -133,7 +131,7 @@ def _layers(
     last = max((i for i, names in enumerate(wanted) if names), default=-1)
     behind = _behind(plan)
     turn = plan.whole("residual")
-    if behind and turn is not None and turn.coordinates.needs - {"learned"}:
+    if behind and turn is not None and turn.coordinates.needs and not is_learned(turn):
         raise ValueError(
             "residual must be drawn or learned with inputs=quantized, since layers are quantized "
             f"before the last is read; got {turn}."

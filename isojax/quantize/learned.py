@@ -17,7 +17,7 @@ from isojax._core.samples import identity_samples
 from isojax.codec import Codec
 from isojax.models import Hooks, LanguageModel, ModelConfig, fold_norms, token_kl
 from isojax.models.hooks import Layer
-from isojax.quantize.parts import INPUT_PLACES
+from isojax.quantize.parts import INPUT_PLACES, is_learned
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import layer_of
 from isojax.quantize.score import reference
@@ -181,7 +181,7 @@ def learned_stats(key: Key[Array, ""], model: LanguageModel, windows: Any, plan:
     """
     number = model.config.num_hidden_layers
     turned = [plan.whole("residual"), *plan.at("values", number)]
-    if not any(map(_is_learned, turned)):
+    if not any(map(is_learned, turned)):
         return Stats(({},) * number)
     stages = {str(part.coordinates) if part else "none" for part in turned}
     if len(stages) > 1 or len(turned[0].coordinates.stages) > 1:
@@ -207,10 +207,6 @@ def learned_stats(key: Key[Array, ""], model: LanguageModel, windows: Any, plan:
     turns = learn_turns(keys[1], *given, steps=own["steps"], rate=own["rate"])
     layers = tuple({"learned:values": values} for values in turns.values.entries)
     return Stats(layers, {"learned:residual": turns.residual.entries})
-
-
-def _is_learned(part: Any) -> bool:
-    return part is not None and "learned" in part.coordinates.needs
 
 
 def _kl(

@@ -26,6 +26,7 @@ PLACES = (*TURNS, *INPUT_PLACES, *WEIGHT_PLACES, *TABLES, *CACHES)
 GROUPS = {"input": INPUT_PLACES, "weight": WEIGHT_PLACES, "cache": CACHES}
 """Places that may be named together."""
 NEAREST = ROUNDINGS.parse("nearest")
+LEARNED = "learned"  # attribute of `Samples`
 BEHIND = ("exact", "quantized")
 """Layers that statistics may be taken behind."""
 
@@ -108,6 +109,11 @@ def recipe_of(part: Part) -> Recipe:
     if isinstance(part, Turn):
         return Recipe(part.coordinates)
     return part.recipe.recipe if isinstance(part, Cached) else part.recipe
+
+
+def is_learned(part: Part | None) -> bool:
+    """Whether it is fitted on what is learned on the loss of the model."""
+    return part is not None and LEARNED in recipe_of(part).needs
 
 
 for _part, _leaves, _fixed in (
