@@ -32,7 +32,7 @@ DIM = 12
 X = jax.random.normal(KEY, (300, DIM)) * jnp.geomspace(0.2, 3, DIM) + 1
 METRIC = jnp.diag(jnp.geomspace(2, 0.1, DIM))
 WEIGHT = jax.random.normal(jax.random.key(1), (DIM, 5))
-SAMPLES = Samples(X, METRIC, WEIGHT)
+SAMPLES = Samples(X, METRIC, WEIGHT, moment=X.T @ X / len(X))
 VALUES = {
     "int": st.integers(1, 64),
     "float": st.floats(1e-3, 100, allow_nan=False),
@@ -308,7 +308,7 @@ def test_members_from_outside_are_read_as_they_print_and_used(own):
     for text in (f"{own}:flip", f"haar@{own}:flip:-2.0", f"{own}:swap:3@{own}:flip"):
         it = Coordinates.parse(text)
         assert str(it) == text and Coordinates.parse(str(it)) == it
-        assert it.random and it.needs == {"x", "metric", "weight"}
+        assert it.random and it.needs == {"x", "metric", "weight", "moment"}
     recipe = Recipe.parse(f"{own}:flip:-2/{own}:coarse:0.9@sparse:0.1")
     assert Recipe.parse(str(recipe)) == recipe
     codec = recipe.fit(KEY, SAMPLES, 4)
@@ -390,7 +390,10 @@ def test_stages_are_fitted_on_what_the_one_before_returns():
     assert np.abs(moment - np.diag(np.diag(moment))).max() < np.diag(moment).max()
 
 
-SWEPT = {"power": ("aligned", (0.25, 0.5, 0.75)), "alpha": ("smooth", (0.25, 0.5, 0.75))}
+SWEPT = {
+    "power": ("aligned", (0.25, 0.5, 0.75)), "alpha": ("smooth", (0.25, 0.5, 0.75)),
+    "exponent": ("balance", (0.25, 0.5, 0.75)), "damping": ("wush", (0.01, 0.1, 1.0)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SWEPT)

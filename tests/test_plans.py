@@ -125,8 +125,22 @@ EXACT = {
     "isometries": "residual: hadamard; values: hadamard; queries_keys: hadamard; input: haar",
     "residual and smooth": "residual: haar; input: smooth@hadamard; values: pca",
     "aligned": "values: aligned; queries_keys: aligned; input: aligned",
+    "balance": "values: haar; input: balance@smooth@hadamard",
+    "awq": "input: awq:steps=4@hadamard; input:down_proj: awq:4:8:4@mass_diff@block_hadamard:8",
+    "wush": "values: wush; queries_keys: wush; input: wush@hadamard",
+    "wush in blocks": "input: wush:8@block_hadamard:8; input:down_proj: mass_diff@cat:8@hadamard",
+    "kron_wush": "residual: hadamard; input: kron_wush@hadamard; input:q_proj: kron_wush:4",
 }  # fmt: skip
-ALL_FORMS = ("oblique everywhere", "smooth", "a chain", "isometries", "residual and smooth")
+ALL_FORMS = (
+    "balance",
+    "wush",
+    "kron_wush",
+    "oblique everywhere",
+    "smooth",
+    "a chain",
+    "isometries",
+    "residual and smooth",
+)
 CASES = [(form, name) for name in EXACT for form in FORMS if form == "qwen2" or name in ALL_FORMS]
 
 
@@ -153,7 +167,11 @@ MERGES = {
     "input:down_proj: smooth@random_permutation@hadamard": "Hadamard",
     "input:q_proj: smooth@hadamard": "Hadamard",
     "input:q_proj: random_permutation": "Permutation",
-    "input:o_proj: smooth": "Diagonal",
+    "input:o_proj: smooth": None,
+    "input:o_proj: balance@hadamard": "Hadamard",
+    "input:o_proj: hadamard@balance": "Composed",
+    "input:o_proj: wush:8@block_hadamard:8": "Composed",
+    "values: haar; input:o_proj: balance@smooth": None,
     "values: haar": None,
     "residual: haar": None,
 }  # fmt: skip
@@ -252,6 +270,10 @@ TWICE = {
         "input:down_proj: smooth@mass_diff:8@block_hadamard:8",
         "weight:down_proj: absmax bits=4 rounding=gptq",
     ),
+    "values, then their scales": (
+        "values: haar", "input:o_proj[0]: balance@hadamard/absmax bits=4; "
+        "cache:values: pca/lloyd_max bits=3; weight: absmax bits=4 rounding=gptq",
+    ),
     "turned keys, then cache": (
         "values: haar; queries_keys: haar",
         "cache: pca/lloyd_max:fitted bits=3 sinks=2",
@@ -322,6 +344,12 @@ LATE = [
     ("cache: haar/lloyd_max bits=3", "queries_keys: haar", "queries_keys must be turned before"),
     ("weight:k_proj: absmax bits=4", "input:q_proj: haar", "input:q_proj must be turned before"),
     ("weight:up_proj: absmax bits=4", "input:down_proj: smooth", "before up_proj is rounded"),
+    ("weight:v_proj: absmax bits=4", "input:o_proj: balance", "before v_proj is rounded"),
+    ("input:o_proj: balance", "values: haar", "values must be turned before input:o_proj"),
+    (
+        "cache:values: haar/lloyd_max bits=3", "input:o_proj: balance@hadamard",
+        "input:o_proj must scale values before cache:values",
+    ),
 ]  # fmt: skip
 
 

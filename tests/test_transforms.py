@@ -70,6 +70,7 @@ ISOMETRIES = {
     "butterfly_planar-12": named("butterfly_planar", 12),
     "butterfly_quaternion-24": named("butterfly_quaternion", 24),
     "strided-24": lambda key: tf.strided(tf.quaternion(key, 24), 4, 3),
+    "kronecker-24": lambda key: tf.kronecker(tf.rotor(key, 6), tf.hadamard(key, 4)),
     "padded-rotor-10": lambda key: tf.padded(tf.rotor(key, 12), 10),
     "composed-24": named("random_permutation@quaternion_fast@block_hadamard:12", 24),
 }
@@ -79,6 +80,10 @@ OTHERS = {
     "block_diagonal-oblique-12": blocks_of(oblique(4), 3),
     "repeat-diagonal-24": lambda key: tf.repeat(diagonal(6)(key), 4),
     "strided-oblique-12": lambda key: tf.strided(tf.repeat(oblique(4)(key), 3), 4, 3),
+    "kronecker-oblique-12": lambda key: tf.kronecker(oblique(4)(key), tf.haar(key, 3)),
+    "kronecker-padded-20": lambda key: tf.kronecker(
+        diagonal(4)(key), tf.padded(oblique(8)(key), 5)
+    ),
     "padded-oblique-5": lambda key: tf.padded(oblique(8)(key), 5),
     "composed-6": lambda key: tf.rotor(key, 6) @ diagonal(6)(key) @ oblique(6)(key),
     "composed-padded-10": lambda key: (
@@ -235,6 +240,19 @@ def test_repeat_stores_its_block_once():
     assert (t.dim, t.params, t.fmas) == (24, 36, 144)
 
 
+def test_a_kronecker_product_is_that_of_numpy_and_of_blocks_and_strides():
+    left, right = oblique(4)(KEY), tf.haar(OTHER, 6)
+    t = tf.kronecker(left, right)
+    parts = tf.repeat(right, 4) @ tf.strided(tf.repeat(left, 6), 4, 6)
+    assert_allclose(t.matrix(), np.kron(left.matrix(), right.matrix()), atol=1e-6)
+    x = jnp.asarray(laws.vectors(24, 5))
+    assert_array_equal(t.apply(x), parts.apply(x))
+    assert (t.fmas, t.params) == (parts.fmas, parts.params) == (24 * 10, 16 + 36)
+    of_matrices = tf.kronecker(left.entries, right.entries)
+    assert_allclose(of_matrices.matrix(), t.matrix(), atol=1e-6)
+    assert_allclose(of_matrices.inverse.matrix(), t.inverse.matrix(), atol=1e-5)
+
+
 def test_padding_appends_zeros_and_its_inverse_crops():
     inner = tf.haar(KEY, 12)
     t = tf.padded(inner, 10)
@@ -367,6 +385,7 @@ def test_joined_names_apply_in_order_with_a_key_each():
         (lambda: tf.exponential(KEY, 0), "dim must be .* at least 1, got 0"),
         (lambda: tf.butterfly(KEY, 8, "rotor"), "form must be one of planar, quat.*; got 'rotor'"),
         (lambda: tf.strided(tf.planar(KEY, 8), 2, 3), "must divide inner.dim=8, got 6"),
+        (lambda: tf.kronecker(jnp.eye(4), jnp.eye(4)[:3]), r"right must be .* got \(3, 4\)"),
         (lambda: tf.repeat(tf.haar(KEY, 4), 0), "count must be .* at least 1, got 0"),
         (lambda: tf.block_diagonal(tf.identity(4)), "block must have one leading axis"),
         (lambda: tf.pca(jnp.ones((0, 3))), r"samples must have shape .* got \(0, 3\)"),

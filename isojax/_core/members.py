@@ -253,7 +253,8 @@ def _same(value: Any, default: Any) -> bool:
 
 COORDINATES = Family("coordinates", 2)
 """`(key, samples) -> Transform`. Facts: `fitted`, what of the samples it needs; `random`, whether
-the key counts; `block`, the length of its blocks, or a function of its arguments."""
+the key counts; `block`, the length of its blocks, or the argument that gives it; `diagonal`,
+whether it returns a `Diagonal`."""
 LEVELS = Family("levels", 2)
 """`(samples, bits) -> Quantizer`. Facts: `fitted`; `bits`, those that it has, where fixed, and
 none where it takes none; `exact`, whether it leaves vectors as they are."""

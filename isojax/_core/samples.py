@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isojax._core.checks import check_positive, compute_dtype
@@ -22,18 +23,23 @@ class Samples:
             queries that read keys; of values and inputs, W W^T over the weights that read them.
         weight: the weights that read the vectors as x @ weight, [d, o], or None.
         learned: the transform that was learned for the place, or None.
+        moment: the second moment of the vectors [d, d], over more than `x` has, or None.
         size: d.
         block: length of the blocks of the stage that comes next, 0 where it has none.
         bits: bits per element of the codes that they will have, 0 where that is not known.
+        heads: (key heads, query heads of each), where the vectors are what o_proj reads: channels
+            that come from one channel of a value are scaled alike, by what merges into it.
     """
 
     x: Float[Array, "*heads n d"] | None
     metric: Float[Array, "*heads d d"] | None = None
     weight: Float[Array, "*heads d o"] | None = None
     learned: Any = None
+    moment: Float[Array, "*heads d d"] | None = None
     size: int = static(default=0)
     block: int = static(default=0)
     bits: int | float = static(default=0)
+    heads: tuple[int, int] | None = static(default=None)
 
     @property
     def dim(self) -> int:
@@ -51,6 +57,20 @@ class Samples:
             raise ValueError("samples must hold vectors for what is fitted here, got none.")
         return self.x.astype(compute_dtype(self.x.dtype))
 
+    @property
+    def second_moment(self) -> Float[Array, "*heads d d"]:
+        """`moment`, or that of `x`, not centred.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        if self.moment is not None:
+            return self.moment
+        if self.x is None:
+            raise ValueError("samples.moment must be given, or vectors of which to take it.")
+        x = self.vectors
+        return jnp.matmul(x.swapaxes(-1, -2), x, precision="highest") / x.shape[-2]
+
     def need(self, name: str, reader: str) -> Any:
         """The attribute `name`, which `reader` cannot do without.
 
@@ -64,21 +84,49 @@ class Samples:
 
     def minus(self, offset: Float[Array, " d"]) -> Samples:
         """The samples with `offset` subtracted from the vectors."""
-        return dataclasses.replace(self, x=self.vectors - offset)
+        return dataclasses.replace(self, x=self.vectors - offset, moment=None)
 
     def through(self, transform: Any) -> Samples:
         """The samples after a transform, which those that read them undo."""
         if transform is None:
             return self
         turn, dual = transform.apply, transform.dual.apply
-        metric, weight = self.metric, self.weight
+        metric, weight, moment = self.metric, self.weight, self.moment
         return dataclasses.replace(
             self,
             x=None if self.x is None else turn(self.vectors),
             metric=None if metric is None else conjugated(transform.dual, metric),
             weight=None if weight is None else dual(weight.T).T,
             learned=None,
+            moment=None if moment is None else conjugated(transform, moment),
             size=transform.out_dim,
+        )
+
+    def by_value(self) -> Samples:
+        """The samples of values, of all query heads that read one: see `heads`."""
+        if self.heads is None:
+            return self
+        groups, repeats = self.heads
+        shape = (groups, repeats, self.dim // (groups * repeats))
+        dim = groups * shape[2]
+        x, metric, weight, moment = self.x, self.metric, self.weight, self.moment
+
+        def pooled(s: Array) -> Array:
+            return jnp.einsum("grdhre->gdhe", s.reshape(*shape, *shape)).reshape(dim, dim)
+
+        if x is not None:
+            x = self.vectors.reshape(-1, *shape).swapaxes(1, 2).reshape(-1, dim)
+        if weight is not None:
+            weight = weight.reshape(*shape, -1).swapaxes(1, 2).reshape(dim, -1)
+        return dataclasses.replace(
+            self,
+            x=x,
+            metric=None if metric is None else pooled(metric),
+            weight=weight,
+            learned=None,
+            moment=None if moment is None else pooled(moment) / repeats,
+            size=dim,
+            heads=None,
         )
 
 

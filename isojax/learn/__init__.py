@@ -5,6 +5,9 @@ share one is a free choice, and none at inference, where the permutation merges 
 `mass_diff` levels the mean l1 mass of the blocks, `co_activation` that of each token; `zigzag` and
 `absmax_order` are what they are compared with.
 
+In front of a linear layer, axes or scales are fitted to its inputs and weights together: `wush`,
+`cat` and `kron_wush` in closed form, `balance_scale`, `smooth_scale` and `awq_scale` as diagonals.
+
 By gradients, `fit` learns any pytree: rotations with free parameters, or dense ones that `stiefel`
 keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes need no descent, nor does
 `low_rank`; `learned_rotation` is their counterpart, axes that flatten.
@@ -14,9 +17,12 @@ from isojax.learn import coordinates as coordinates
 from isojax.learn.alignment import aligned as aligned
 from isojax.learn.alignment import learned_alignment as learned_alignment
 from isojax.learn.alignment import log_spectrum as log_spectrum
+from isojax.learn.awq import awq_scale as awq_scale
+from isojax.learn.balance import balance_scale as balance_scale
 from isojax.learn.fit import fit as fit
 from isojax.learn.fit import minibatch as minibatch
 from isojax.learn.gptq import gptq as gptq
+from isojax.learn.kronecker import kron_wush as kron_wush
 from isojax.learn.low_rank import low_rank as low_rank
 from isojax.learn.low_rank import rank_for_rate as rank_for_rate
 from isojax.learn.moments import Gram as Gram
@@ -37,3 +43,5 @@ from isojax.learn.rotation import learned_rotation as learned_rotation
 from isojax.learn.smoothquant import smooth as smooth
 from isojax.learn.smoothquant import smooth_scale as smooth_scale
 from isojax.learn.stiefel import stiefel as stiefel
+from isojax.learn.wush import cat as cat
+from isojax.learn.wush import wush as wush

@@ -11,12 +11,17 @@ from isojax._core.checks import check_choice, check_positive
 from isojax._core.members import COORDINATES
 from isojax._core.samples import Samples
 from isojax.learn.alignment import aligned, learned_alignment, log_spectrum
+from isojax.learn.awq import awq_scale
+from isojax.learn.balance import balance_scale
+from isojax.learn.kronecker import kron_wush
 from isojax.learn.low_rank import low_rank
 from isojax.learn.moments import second_moment
 from isojax.learn.permutation import absmax_order, co_activation, mass_diff, zigzag
 from isojax.learn.rotation import learned_rotation
 from isojax.learn.smoothquant import smooth_scale
-from isojax.transforms import Dense, Diagonal, Oblique, Permutation, Transform, pca
+from isojax.learn.wush import cat, wush
+from isojax.quantizers import absmax
+from isojax.transforms import Dense, Diagonal, Kronecker, Oblique, Permutation, Transform, pca
 
 SPECTRA = ("power", "log")
 SMALL = 1e-3  # of the channels' root mean square: one below it is taken to be constant
@@ -76,7 +81,7 @@ def _learned(
     return found if isinstance(found, Transform) else Dense(jnp.asarray(found))
 
 
-@COORDINATES.member("standardize", fitted=("x",), random=False)
+@COORDINATES.member("standardize", fitted=("x",), random=False, diagonal=True)
 def _standardize(key: Key[Array, ""], samples: Samples) -> Diagonal:
     """Division by the standard deviation of each channel; a constant one by that of all."""
     deviation = samples.vectors.std(0)
@@ -85,13 +90,67 @@ def _standardize(key: Key[Array, ""], samples: Samples) -> Diagonal:
     return Diagonal(1 / steady)
 
 
-@COORDINATES.member("smooth", fitted=("x", "weight"), random=False)
+@COORDINATES.member("smooth", fitted=("x", "weight"), random=False, diagonal=True)
 def _smooth(
     key: Key[Array, ""], samples: Samples, alpha: float | Float[Array, ""] = 0.5
 ) -> Diagonal:
     """SmoothQuant: part of the range of the vectors moved into the weights that read them."""
     weight = samples.need("weight", "smooth")
     return Diagonal(1 / smooth_scale(jnp.abs(samples.vectors).max(0), [weight], alpha))
+
+
+@COORDINATES.member("balance", fitted=("moment", "metric"), random=False, diagonal=True)
+def _balance(
+    key: Key[Array, ""], samples: Samples, exponent: float | Float[Array, ""] = 0.5
+) -> Diagonal:
+    """The rms of the vectors evened out with that of the weight rows that they meet."""
+    x = jnp.sqrt(jnp.diagonal(samples.second_moment))
+    weight = jnp.sqrt(jnp.diagonal(samples.need("metric", "balance")))
+    return Diagonal(1 / balance_scale(x, weight, exponent))
+
+
+@COORDINATES.member("awq", fitted=("x", "weight"), random=False, diagonal=True)
+def _awq(
+    key: Key[Array, ""], samples: Samples, bits: int = 4, group: int = 0, steps: int = 20
+) -> Diagonal:
+    """AWQ, for weights in `bits` with a scale for each output channel, or `group` of its inputs."""
+    weight = samples.need("weight", "awq")
+    quantizer = absmax(bits, "group", group=group) if group else absmax(bits, "token")
+    return Diagonal(1 / awq_scale(samples.vectors, weight, quantizer, steps=steps))
+
+
+@COORDINATES.member("cat", fitted=("moment", "metric"), random=False, block="block")
+def _cat(
+    key: Key[Array, ""],
+    samples: Samples,
+    block: int = 0,
+    damping: float | Float[Array, ""] = 0.01,
+) -> Transform:
+    metric = samples.need("metric", "cat")
+    return cat(samples.second_moment, metric, block=block, damping=damping)
+
+
+@COORDINATES.member("wush", fitted=("moment", "metric"), random=False, block="block")
+def _wush(
+    key: Key[Array, ""],
+    samples: Samples,
+    block: int = 0,
+    damping: float | Float[Array, ""] = 0.01,
+) -> Transform:
+    metric = samples.need("metric", "wush")
+    return wush(samples.second_moment, metric, block=block, damping=damping)
+
+
+@COORDINATES.member("kron_wush", fitted=("moment", "metric"), random=False)
+def _kron_wush(
+    key: Key[Array, ""],
+    samples: Samples,
+    left: int = 0,
+    damping: float | Float[Array, ""] = 0.01,
+    steps: int = 20,
+) -> Kronecker:
+    metric = samples.need("metric", "kron_wush")
+    return kron_wush(samples.second_moment, metric, left=left, damping=damping, steps=steps)
 
 
 @COORDINATES.member("mass_diff", fitted=("x",), random=False)

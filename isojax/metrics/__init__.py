@@ -25,6 +25,11 @@ from isojax.metrics.firings import firing_precision as firing_precision
 from isojax.metrics.firings import firing_recall as firing_recall
 from isojax.metrics.firings import missed_firings as missed_firings
 from isojax.metrics.firings import rms as rms
+from isojax.metrics.linear import alignment_db as alignment_db
+from isojax.metrics.linear import bits_db as bits_db
+from isojax.metrics.linear import concentration_db as concentration_db
+from isojax.metrics.linear import expected_sqnr_db as expected_sqnr_db
+from isojax.metrics.linear import sqnr_db as sqnr_db
 from isojax.metrics.outliers import noise_floor_mse as noise_floor_mse
 from isojax.metrics.outliers import outlier_mse as outlier_mse
 from isojax.metrics.outliers import quantile_threshold as quantile_threshold

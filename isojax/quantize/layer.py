@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 from isojax import learn
@@ -21,6 +22,7 @@ from isojax.models.hooks import INPUTS
 from isojax.models.rope import rope_frequencies
 from isojax.quantize.parts import NORMS, SITES, Cached, Part, Weight
 from isojax.quantize.quantized import layer_of
+from isojax.quantize.stats import VECTORS
 from isojax.quantizers import Codes
 from isojax.recipes import Recipe
 from isojax.transforms import (
@@ -33,6 +35,7 @@ from isojax.transforms import (
     identity,
     repeat,
 )
+from isojax.transforms.value_scale import gathered
 
 MOST = 2**15  # vectors of the residual stream that coordinates are fitted on
 
@@ -106,11 +109,11 @@ def make_layer(
     metric = None
     if "values" in at:
         maker.turn_values(keys["values"], at["values"])
-    if "cache:values" in at:
-        metric = maker.value_metric()  # before weights are rounded
     for site in SITES:
         if (place := f"input:{site}") in at:
             maker.turn_input(keys[place], site, at[place])
+    if "cache:values" in at:
+        metric = maker.value_metric()  # before weights are rounded
     for name in INPUTS:
         if (place := f"weight:{name}") in at:
             maker.round_weight(keys[place], name, at[place])
@@ -145,7 +148,7 @@ class _Maker:
     def turn_values(self, key: Array, part: Any) -> None:
         """Turn the values of each key head, and undo it in what o_proj reads."""
         needs = part.coordinates.needs
-        x = self.samples("value") if "x" in needs else None
+        x = self.samples("value") if needs & VECTORS else None
         metric = self.value_metric() if "metric" in needs else None
 
         learned = self.stats.get("learned:values")
@@ -163,9 +166,15 @@ class _Maker:
         """Make the transform and quantizer of an input, and merge what merges."""
         readers = [name for name, source in INPUTS.items() if source == site]
         coordinates, needs, before = part.recipe.coordinates, part.recipe.needs, self.before(site)
-        samples = Samples(None, size=self.layer[site]["kernel"].shape[0])
+        heads = (self.groups, self.heads // self.groups) if site == "o_proj" else None
+        samples = Samples(None, size=self.layer[site]["kernel"].shape[0], heads=heads)
         if "x" in needs:
-            samples = Samples(_applied(before, self.samples(f"input:{site}")))
+            x = _applied(before, self.samples(f"input:{site}"))
+            samples = dataclasses.replace(samples, x=x)
+        if "moment" in needs:
+            moment = self.statistic(f"moment:input:{site}")
+            moment = moment if before is None else _conjugated(before, moment)
+            samples = dataclasses.replace(samples, moment=moment)
         if needs & {"metric", "weight"}:
             weight = jnp.concatenate([self.kernel(name) for name in readers], axis=1)
             metric = jnp.matmul(weight, weight.T, precision="highest")
@@ -181,14 +190,20 @@ class _Maker:
             self.refuse_rounded(f"input:{site}", *readers)
             for name in readers:
                 self.read(name, codec.transform)
-        # the scale of the norm already has what merged into it
-        self.through[site] = online if site in NORMS else codec.transform
+        # the scale of the norm, or the turn of the values, already has what merged into it
+        self.through[site] = codec.transform if site == "down_proj" else online
         if not isinstance(online, Identity) or not part.recipe.levels.exact:
             self.inputs[f"input:{site}"] = dataclasses.replace(codec, transform=online)
 
     def merge(self, site: str, transform: Transform) -> None:
         """Merge a transform in front of an input into what writes it."""
-        if site in NORMS:
+        scale = gathered(transform)
+        check_fp16(f"input:{site}", transform if scale is None else scale)
+        if scale is not None:
+            self.refuse_rounded(f"input:{site}", "v_proj")
+            self.write("v_proj", BlockDiagonal(scale, self.groups))
+            self.values = self.turned = scale if self.values is None else self.values @ scale
+        elif site in NORMS:
             norm = NORMS[site]
             self.put(norm, {"scale": _applied(transform, self.layer[norm]["scale"])})
         elif isinstance(transform, Permutation):
@@ -216,7 +231,7 @@ class _Maker:
     def turn_keys(self, key: Array, part: Any) -> None:
         """Make the turn of queries and keys, one for all heads; it runs online."""
         needs, size = part.coordinates.needs, self.config.head_dim
-        x = self.samples("key").reshape(-1, size) if "x" in needs else None
+        x = self.samples("key").reshape(-1, size) if needs & VECTORS else None
         metric = self.statistic("moment:query").mean(0) if "metric" in needs else None
         samples = Samples(x, metric, learned=self.stats.get("learned:queries_keys"), size=size)
         turn = _fitted(key, samples, Recipe(part.coordinates), 0).transform
@@ -267,7 +282,7 @@ class _Maker:
 
     def samples(self, kind: str, recipe: Any = None) -> Array:
         """Calibration vectors; for a store that is fitted on none, one of zeros."""
-        if recipe is None or "x" in recipe.recipe.needs or recipe.offset != "none":
+        if recipe is None or recipe.recipe.needs & VECTORS or recipe.offset != "none":
             x = self.statistic(f"samples:{kind}")
             return x.reshape(-1, x.shape[-1]) if kind.startswith("input") else x
         return jnp.zeros((1, recipe.sinks + 1, self.groups, self.config.head_dim))
@@ -370,7 +385,7 @@ def concrete(tree: Any) -> bool:
 
 def pooled(stats: Any, size: int, needs: frozenset[str]) -> Samples:
     """Vectors of the residual stream, as norms leave them, of all layers."""
-    if "x" not in needs:
+    if not needs & VECTORS:
         return Samples(None, size=size)
     found = []
     for layer in stats:
@@ -384,13 +399,29 @@ def pooled(stats: Any, size: int, needs: frozenset[str]) -> Samples:
 
 def _split(transform: Transform, site: str) -> tuple[list[Transform], Transform]:
     """First factors that merge into what writes the input, and the rest, which runs online."""
-    mergeable = {"q_proj": (Diagonal,), "gate_proj": (Diagonal,), "o_proj": ()}
-    kinds = mergeable.get(site, (Diagonal, Permutation))
+    kinds = (Diagonal, Permutation) if site == "down_proj" else (Diagonal,)
+
+    def merges(factor: Transform) -> bool:
+        return gathered(factor) is not None if site == "o_proj" else isinstance(factor, kinds)
+
     rest = list(transform.factors) if isinstance(transform, Composed) else [transform]
     merged = []
-    while rest and isinstance(rest[0], kinds):
+    while rest and merges(rest[0]):
         merged.append(rest.pop(0))
     return merged, functools.reduce(operator.matmul, rest) if rest else identity(transform.dim)
+
+
+def check_fp16(place: str, transform: Transform) -> None:
+    """Raise `ValueError` for a diagonal beyond fp16, in which scales and weights are stored."""
+    if not isinstance(transform, Diagonal) or isinstance(transform.entries, Tracer):
+        return
+    size, kind = jnp.abs(transform.entries), jnp.finfo(jnp.float16)
+    low, high = float(size.min()), float(size.max())
+    if not (low >= kind.smallest_normal and high <= kind.max):
+        raise ValueError(
+            f"{place} must merge a diagonal of fp16's normal numbers, {kind.smallest_normal:.3g} "
+            f"to {kind.max:.6g} in size, got one from {low:.3g} to {high:.3g}."
+        )
 
 
 def keeps_length(place: str, coordinates: Any, transform: Transform) -> None:

@@ -22,7 +22,7 @@ from isojax.quantize.layer import (
     pooled,
     rounded,
 )
-from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight
+from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight, recipe_of
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import Origin, Quantized, by_layer, layer_of, stacked
 from isojax.quantize.stats import Stats
@@ -109,16 +109,20 @@ def _check(plan: Plan, base: Quantized) -> None:
     taken = {name if name in TABLES else f"weight:{name}" for name in base.codes}
     taken |= set(base.shared) | ({"queries_keys"} if base.turn is not None else set())
     taken |= {f"cache:{side}" for side in ("keys", "values") if getattr(base, side) is not None}
-    again = sorted(taken & plan.places)
-    if again:
-        raise ValueError(f"the model is quantized at {', '.join(again)} already.")
-    if "residual" in plan.places and (base.codes or taken & set(INPUT_PLACES)):
-        raise ValueError("residual must be turned before weights or inputs are quantized.")
     for place, later in (
         ("values", "input:o_proj"), ("values", "cache:values"), ("queries_keys", "cache:keys"),
     ):  # fmt: skip
         if place in plan.places and later in taken:
             raise ValueError(f"{place} must be turned before {later} is quantized.")
+    o_proj = plan.at("input:o_proj", base.config.num_hidden_layers)
+    chains = [recipe_of(part).coordinates.stages for part in o_proj if part is not None]
+    if base.values is not None and any(c and c[0].member.facts.get("diagonal") for c in chains):
+        raise ValueError("input:o_proj must scale values before cache:values is quantized.")
+    again = sorted(taken & plan.places)
+    if again:
+        raise ValueError(f"the model is quantized at {', '.join(again)} already.")
+    if "residual" in plan.places and (base.codes or taken & set(INPUT_PLACES)):
+        raise ValueError("residual must be turned before weights or inputs are quantized.")
 
 
 def _past(base: Quantized, number: int) -> Past:
@@ -185,7 +189,8 @@ def joined(base: Quantized, made: list[Made]) -> Quantized:
         codecs[name] = tuple(m.codecs.get(name, before[1][i]) for i, m in enumerate(made))
     shared = dict(base.shared)
     if any(m.turned is not None for m in made):
-        shared["values"] = tuple(m.turned for m in made)
+        before = shared.get("values", (None,) * len(made))
+        shared["values"] = tuple(m.turned or before[i] for i, m in enumerate(made))
     for site in sorted(set().union(*(m.through for m in made))):
         shared[f"input:{site}"] = tuple(m.through.get(site) for m in made)
     turn = by_layer([m.turn for m in made])

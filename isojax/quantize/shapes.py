@@ -125,11 +125,17 @@ def input_samples(site: str, made: Quantized, stats: Mapping[str, Any]) -> Sampl
     shapes = [layers[name]["kernel"].shape for name, read in INPUTS.items() if read == site]
     width, outputs = shapes[0][1], sum(shape[2] for shape in shapes)
 
-    def make(x: Any, metric: Any, weight: Any, learned: Any) -> Samples:
-        return Samples(x, metric, weight, learned, size=width)
+    heads, groups = made.config.num_attention_heads, made.config.num_key_value_heads
 
-    arrays = (_shape(SAMPLES, width), _shape(width, width), _shape(width, outputs))
-    return jax.eval_shape(make, *arrays, stats[f"learned:input:{site}"])
+    def make(*arrays: Any) -> Samples:
+        tied = (groups, heads // groups) if site == "o_proj" else None
+        return Samples(*arrays, size=width, heads=tied)
+
+    square = _shape(width, width)
+    learned = stats[f"learned:input:{site}"]
+    return jax.eval_shape(
+        make, _shape(SAMPLES, width), square, _shape(width, outputs), learned, square
+    )
 
 
 def _shape(*shape: int) -> jax.ShapeDtypeStruct:

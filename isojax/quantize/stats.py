@@ -16,6 +16,8 @@ from isojax.models.hooks import INPUTS
 from isojax.quantize.parts import NORMS, Cached, Input, Part, Turn, Weight
 
 WHOLE = "whole"
+VECTORS = frozenset({"x", "moment"})
+"""What of `Samples` is taken from vectors, where no moment is streamed."""
 
 
 @pytree
@@ -42,19 +44,20 @@ def needed(parts: Mapping[str, Part]) -> set[str]:
         kind, _, name = place.partition(":")
         if isinstance(part, Input):
             found |= {f"samples:input:{name}"} if "x" in part.recipe.needs else set()
+            found |= {f"moment:input:{name}"} if "moment" in part.recipe.needs else set()
         elif isinstance(part, Weight):
             site = f"input:{INPUTS[name]}"
             fitted = part.rounding.member.facts.get("fitted", ("moment",))
             if "moment" in fitted or "metric" in part.recipe.needs:
                 found |= {f"moment:{site}"}
         elif isinstance(part, Turn) and place == "residual":
-            if "x" in part.coordinates.needs:
+            if part.coordinates.needs & VECTORS:
                 found |= {f"samples:input:{site}" for site in NORMS}
         else:
             side = "value" if name == "values" or kind == "values" else "key"
             needs = (part.coordinates if isinstance(part, Turn) else part.recipe.recipe).needs
             offset = isinstance(part, Cached) and part.recipe.offset != "none"
-            if "x" in needs or offset:
+            if needs & VECTORS or offset:
                 found |= {f"samples:{side}"}
             if "metric" in needs and side == "key":
                 found |= {"moment:query"}

@@ -42,6 +42,8 @@ from isojax.transforms.hadamard import Hadamard as Hadamard
 from isojax.transforms.hadamard import block_hadamard as block_hadamard
 from isojax.transforms.hadamard import fwht as fwht
 from isojax.transforms.hadamard import hadamard as hadamard
+from isojax.transforms.kronecker import Kronecker as Kronecker
+from isojax.transforms.kronecker import kronecker as kronecker
 from isojax.transforms.oblique import Oblique as Oblique
 from isojax.transforms.padded import Padded as Padded
 from isojax.transforms.padded import padded as padded

@@ -20,6 +20,7 @@ from isojax._core.members import COORDINATES, Stage
 from isojax._core.samples import Samples, identity_samples
 from isojax.transforms.base import Identity, Transform, identity
 from isojax.transforms.drawn import drawn
+from isojax.transforms.value_scale import spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Coordinates:
     @property
     def needs(self) -> frozenset[str]:
         """Attributes of `Samples` that it is fitted on; all for members from outside."""
-        every = ("x", "metric", "weight")
+        every = ("x", "metric", "weight", "moment")
         return frozenset(n for s in self.stages for n in s.member.facts.get("fitted", every))
 
     def fit(self, key: Key[Array, ""], samples: Samples) -> Transform:
@@ -81,7 +82,11 @@ class Coordinates:
         made: list[Transform] = []
         for place, stage in enumerate(self.stages):
             block = block_of(self.stages[place + 1]) if place + 1 < len(self.stages) else 0
-            transform = stage(keys[place], dataclasses.replace(samples, block=block))
+            heads = samples.heads if stage.member.facts.get("diagonal") else None
+            given = dataclasses.replace(samples, block=block, heads=heads).by_value()
+            transform = stage(keys[place], given)
+            if heads is not None:
+                transform = spread(transform, heads)
             if not isinstance(transform, Transform) or transform.dim != samples.dim:
                 got = (
                     f"one of length {transform.dim}"
@@ -95,6 +100,7 @@ class Coordinates:
             made.append(transform)
             if place + 1 < len(self.stages):
                 samples = samples.through(transform)
+                samples = dataclasses.replace(samples, heads=heads)
         made = [t for t in made if not isinstance(t, Identity)] or made[:1]
         return functools.reduce(operator.matmul, made)
 

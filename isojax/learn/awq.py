@@ -1,0 +1,60 @@
+"""AWQ: weight rows scaled by the size of the inputs that they meet, as far as that pays.
+
+Lin et al. 2024 (arXiv 2306.00978): x @ w = (x / s) @ (s w) with s_j = mean|x_j|^alpha, and alpha
+from a grid by the error of the output when s w alone is rounded. As in the published code alpha
+goes in steps of 1/20 from 0, and s is scaled to sqrt(max s min s) = 1.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from isojax._core.checks import check_last_axis, check_positive, compute_dtype
+from isojax.learn.moments import second_moment
+from isojax.quantizers import Quantizer
+
+
+def awq_scale(
+    x: Float[Array, "*tokens i"],
+    weight: Float[Array, "i o"],
+    quantizer: Quantizer,
+    *,
+    steps: int = 20,
+) -> Float[Array, " i"]:
+    """s, of the alpha in 0, 1 / steps, ..., 1 - 1 / steps whose output error is least.
+
+    The error is E|x (w_hat - w)|^2 with s w_hat the rounding of s w, of the second moment of x. A
+    channel that is zero on all of x is left alone.
+
+    Args:
+        x: calibration vectors.
+        weight: all that reads x, side by side.
+        quantizer: of the rows of `weight.T`, that act along the input.
+        steps: values of alpha to try.
+
+    Returns:
+        s in fp32, or fp64 for fp64.
+
+    Raises:
+        ValueError: `weight` has other rows than x has channels, or `steps` is no whole number of at
+            least 1.
+    """
+    check_last_axis("x", x, weight.shape[0])
+    grid = jnp.arange(check_positive("steps", steps)) / steps
+    x = x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1])
+    w, moment, size = weight.astype(x.dtype), second_moment(x), jnp.mean(jnp.abs(x), 0)
+    live = size > 0
+
+    def scale(alpha: Array) -> Array:
+        s = jnp.where(live, jnp.maximum(jnp.where(live, size, 1) ** alpha, 1e-4), 1)
+        high, low = jnp.max(s, where=live, initial=0), jnp.min(s, where=live, initial=jnp.inf)
+        return jnp.where(live, s / jnp.sqrt(high * low), 1)
+
+    def error(alpha: Array) -> Array:
+        s = scale(alpha)[:, None]
+        lost = quantizer.roundtrip((w * s).T).T / s - w
+        return jnp.sum(lost * jnp.matmul(moment, lost, precision="highest"))
+
+    return scale(grid[jnp.argmin(jax.lax.map(error, grid.astype(x.dtype)))])

@@ -1,0 +1,77 @@
+"""The best Kronecker factors: alignment of inputs with weights at 2 d^1.5 multiply-adds.
+
+The objective of `isojax.learn.wush`, |x T| |T^-1 W|, over T = kron(P1, P2), the form that FlatQuant
+learns (Sun et al. 2025, arXiv 2410.09426). With T T^T = kron(G1, G2) and G2 held fixed it is the
+same problem in G1, of the moments of the places of blocks, C1 = sum_ab G2[a, b] C[(., a), (., b)]
+and M1 likewise of G2^-1, which has the same closed form; and the other way round. The logarithm of
+the objective is convex along geodesics of positive matrices, along which a product of two stays a
+product of two, so that solving for one factor after the other tends to the least of all.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from isojax._core.checks import check_divides, check_positive
+from isojax.learn.wush import Pair, damped, product, spectral
+from isojax.transforms import Kronecker, Oblique
+
+
+def kron_wush(
+    moment: Float[Array, "d d"],
+    metric: Float[Array, "d d"],
+    *,
+    left: int = 0,
+    damping: float | Float[Array, ""] = 0.01,
+    steps: int = 20,
+) -> Kronecker:
+    """The Kronecker product T = kron(P1, P2) with the least |x T| |T^-1 W|, in that sense the best.
+
+    From the identity each step solves for P1, then for P2. Each factor has one diagonal second
+    moment on both sides, as in `wush`. In fp32; what the last step gains is below 1e-3 in our
+    layers.
+
+    Args:
+        moment: C, of the inputs, see `second_moment`.
+        metric: M = W W^T, over all weights that read them.
+        left: order of P1, a divisor of d; 0 for the one nearest to sqrt(d) from below.
+        damping: share of the mean eigenvalue that is added to all of C, and to all of M.
+        steps: of alternation.
+
+    Raises:
+        ValueError: as `wush`; `left` does not divide d, or `steps` is not a whole number of at
+            least 1.
+    """
+    if metric.shape != moment.shape:
+        raise ValueError(f"metric must have shape {moment.shape}, got {metric.shape}.")
+    both = damped("moment", moment, damping), damped("metric", metric, damping)
+    dim = len(moment)
+    first = check_divides("left", left, "d", dim) if left else _near_root(dim)
+    second = dim // first
+    c, m = (each.reshape(first, second, first, second) for each in both)
+
+    def solve(sum_: str, other: Pair) -> Pair:
+        """One factor, the other given."""
+        outer = product(other.there, other.there.T), product(other.back.T, other.back)
+        given = (
+            jnp.einsum(sum_, a, g, precision="highest") for a, g in zip((c, m), outer, strict=True)
+        )
+        return spectral(*given)
+
+    def step(_: Any, pairs: tuple[Pair, Pair]) -> tuple[Pair, Pair]:
+        one = solve("iajb,ab->ij", pairs[1])
+        return one, solve("iajb,ij->ab", one)
+
+    eyes = (jnp.eye(n, dtype=c.dtype) for n in (first, second))
+    start = tuple(Pair(eye, eye) for eye in eyes)
+    pairs = jax.lax.fori_loop(0, check_positive("steps", steps), step, start)
+    return Kronecker(*(Oblique(*pair) for pair in pairs))
+
+
+def _near_root(dim: int) -> int:
+    return next(n for n in range(math.isqrt(dim), 0, -1) if dim % n == 0)
