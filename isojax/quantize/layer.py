@@ -3,41 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
-from isojax import learn
 from isojax._core.pytree import pytree
-from isojax._core.samples import Samples, conjugated
+from isojax._core.samples import Samples
 from isojax.codec import Codec
 from isojax.models import ModelConfig
 from isojax.models.hooks import INPUTS
 from isojax.models.rope import rope_frequencies
-from isojax.quantize.parts import NORMS, SITES, Cached, Part, Weight
-from isojax.quantize.quantized import layer_of
+from isojax.quantize.fitting import conjugated_by, decoded, fitted, fitted_store, rounded
+from isojax.quantize.merging import (
+    applied,
+    applied_by_head,
+    by_head,
+    check_fp16,
+    keeps_length,
+    output_moment,
+    read_through,
+    reordered,
+    split_merged,
+)
+from isojax.quantize.parts import NORMS, SITES, Part
 from isojax.quantize.stats import VECTORS
 from isojax.quantizers import Codes
 from isojax.recipes import Recipe
-from isojax.transforms import (
-    BlockDiagonal,
-    Composed,
-    Diagonal,
-    Identity,
-    Permutation,
-    Transform,
-    identity,
-    repeat,
-)
+from isojax.transforms import BlockDiagonal, Diagonal, Identity, Permutation, Transform, repeat
 from isojax.transforms.value_scale import gathered
-
-MOST = 2**15  # vectors of the residual stream that coordinates are fitted on
 
 
 @pytree
@@ -152,10 +148,10 @@ class _Maker:
         metric = self.value_metric() if "metric" in needs else None
 
         learned = self.stats.get("learned:values")
-        x = None if x is None else _by_head(x)
+        x = None if x is None else by_head(x)
         samples = Samples(x, metric, learned=learned, size=self.config.head_dim)
         keys = jax.random.split(key, self.groups)
-        turn = _fitted(keys, samples, Recipe(part.coordinates), 0, heads=True).transform
+        turn = fitted(keys, samples, Recipe(part.coordinates), 0, heads=True).transform
         keeps_length("values", part.coordinates, turn)
         self.refuse_rounded("values", "v_proj", "o_proj")
         self.write("v_proj", BlockDiagonal(turn, self.groups))
@@ -169,11 +165,11 @@ class _Maker:
         heads = (self.groups, self.heads // self.groups) if site == "o_proj" else None
         samples = Samples(None, size=self.layer[site]["kernel"].shape[0], heads=heads)
         if "x" in needs:
-            x = _applied(before, self.samples(f"input:{site}"))
+            x = applied(before, self.samples(f"input:{site}"))
             samples = dataclasses.replace(samples, x=x)
         if "moment" in needs:
             moment = self.statistic(f"moment:input:{site}")
-            moment = moment if before is None else _conjugated(before, moment)
+            moment = moment if before is None else conjugated_by(before, moment)
             samples = dataclasses.replace(samples, moment=moment)
         if needs & {"metric", "weight"}:
             weight = jnp.concatenate([self.kernel(name) for name in readers], axis=1)
@@ -181,9 +177,9 @@ class _Maker:
             samples = dataclasses.replace(samples, metric=metric, weight=weight)
         learned = self.stats.get(f"learned:input:{site}")
         samples = dataclasses.replace(samples, learned=learned)
-        codec = _fitted(key, samples, part.recipe, part.bits)
+        codec = fitted(key, samples, part.recipe, part.bits)
         keeps_length(f"input:{site}", coordinates, codec.transform)
-        merged, online = _split(codec.transform, site)
+        merged, online = split_merged(codec.transform, site)
         for transform in merged:
             self.merge(site, transform)
         if not isinstance(codec.transform, Identity):
@@ -205,12 +201,12 @@ class _Maker:
             self.values = self.turned = scale if self.values is None else self.values @ scale
         elif site in NORMS:
             norm = NORMS[site]
-            self.put(norm, {"scale": _applied(transform, self.layer[norm]["scale"])})
+            self.put(norm, {"scale": applied(transform, self.layer[norm]["scale"])})
         elif isinstance(transform, Permutation):
             for name in ("gate_proj", "up_proj"):
                 self.write(name, transform)
                 if self.codes.get(name) is not None:
-                    self.rounded[name] = _reordered(self.codes[name], transform)
+                    self.rounded[name] = reordered(self.codes[name], transform)
         else:
             self.refuse_rounded(f"input:{site}", "up_proj")
             self.write("up_proj", transform)
@@ -222,7 +218,7 @@ class _Maker:
         if needs & {"moment", "metric"}:
             moment = self.statistic(f"moment:input:{site}")
             for transform in (self.before(site), self.through.get(site)):
-                moment = moment if transform is None else _conjugated(transform, moment)
+                moment = moment if transform is None else conjugated_by(transform, moment)
         codec, codes = rounded(key, self.kernel(name).T, moment, part)
         kernel = decoded(codec, codes).T.astype(self.layer[name]["kernel"].dtype)
         self.put(name, self.layer[name] | {"kernel": kernel})
@@ -234,7 +230,7 @@ class _Maker:
         x = self.samples("key").reshape(-1, size) if needs & VECTORS else None
         metric = self.statistic("moment:query").mean(0) if "metric" in needs else None
         samples = Samples(x, metric, learned=self.stats.get("learned:queries_keys"), size=size)
-        turn = _fitted(key, samples, Recipe(part.coordinates), 0).transform
+        turn = fitted(key, samples, Recipe(part.coordinates), 0).transform
         keeps_length("queries_keys", part.coordinates, turn)
         self.turn = None if isinstance(turn, Identity) else turn
 
@@ -250,24 +246,24 @@ class _Maker:
                     "cache:keys must not undo the rotary embedding behind a turn of queries_keys, "
                     f"got {recipe}."
                 )
-            x = _applied(self.turn, x)
-            metric = None if metric is None else _conjugated(self.turn.dual, metric)
+            x = applied(self.turn, x)
+            metric = None if metric is None else conjugated_by(self.turn.dual, metric)
         frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        self.keys = _store(key, part, x, frequency, metric)
+        self.keys = fitted_store(key, part, x, frequency, metric)
 
     def store_values(self, key: Array, part: Any, metric: Array | None) -> None:
         """Fit the store of values."""
         x = self.samples("value", part.recipe)
         if self.values is not None:
-            x = _by_heads_applied(self.values, x)
-        self.stored_values = _store(key, part, x, None, metric)
+            x = applied_by_head(self.values, x)
+        self.stored_values = fitted_store(key, part, x, None, metric)
 
     def value_metric(self) -> Float[Array, "g d d"]:
         """How o_proj measures an error in the values of each key head: W W^T, a mean over heads."""
         kernel = self.kernel("o_proj")
         if "o_proj" in self.through:
             kernel = read_through(self.through["o_proj"].inverse, kernel)
-        return _output_moment(kernel, self.groups, self.config.head_dim)
+        return output_moment(kernel, self.groups, self.config.head_dim)
 
     def before(self, site: str) -> Transform | None:
         """What an input has been through on its way from where statistics are taken."""
@@ -305,7 +301,7 @@ class _Maker:
 
     def write(self, name: str, transform: Transform) -> None:
         """Turn what a projection writes."""
-        self.put(name, {n: _applied(transform, a) for n, a in self.layer[name].items()})
+        self.put(name, {n: applied(transform, a) for n, a in self.layer[name].items()})
 
     def read(self, name: str, transform: Transform) -> None:
         """Undo a transform in what a projection reads."""
@@ -316,153 +312,3 @@ class _Maker:
         rounded = [name for name in names if self.codes.get(name) is not None]
         if rounded:
             raise ValueError(f"{place} must be turned before {rounded[0]} is rounded.")
-
-
-def rounded(
-    key: Array, rows: Float[Array, "o i"], moment: Float[Array, "i i"] | None, part: Weight
-) -> tuple[Codec, Codes]:
-    """The codec of the rows of a weight, and their codes; see `decoded`.
-
-    Args:
-        key: draws the coordinates.
-        rows: vectors that act along the input.
-        moment: of the input, in which errors count; None to count all alike.
-        part: what is done to them.
-    """
-    return (_rounded if concrete(part) else _round)(key, rows, moment, part)
-
-
-def _round(key: Array, rows: Array, moment: Any, part: Weight) -> tuple[Codec, Codes]:
-    codec = part.recipe.fit(key, Samples(rows, moment), part.bits)
-    if moment is not None:
-        moment = _conjugated(codec.transform.dual, moment)
-    return codec, part.rounding(codec.transform.apply(rows).T, moment, codec.quantizer)
-
-
-_rounded = functools.partial(jax.jit, static_argnames="part")(_round)
-
-
-@jax.jit
-def decoded(codec: Codec, codes: Codes) -> Float[Array, "o i"]:
-    """Rows of a weight as their codes have them; one program, so that bits are always the same."""
-    return codec.decode(codes)
-
-
-def _fitted(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool = False) -> Codec:
-    """The codec of a recipe, or those of all heads, whose keys and samples lead."""
-    return (_fit_compiled if concrete(recipe) else _fit)(key, samples, recipe, bits, heads)
-
-
-def _fit(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool) -> Codec:
-    def one(key: Array, samples: Samples) -> Codec:
-        return recipe.fit(key, samples, bits)
-
-    return (jax.vmap(one) if heads else one)(key, samples)
-
-
-_fit_compiled = functools.partial(jax.jit, static_argnames=("recipe", "bits", "heads"))(_fit)
-
-
-def _store(key: Array, part: Cached, x: Array, frequency: Any, metric: Any) -> Any:
-    return (_store_compiled if concrete(part) else _make_store)(key, x, frequency, metric, part)
-
-
-def _make_store(key: Array, x: Array, frequency: Any, metric: Any, part: Cached) -> Any:
-    metric = None if metric is None else metric[None]
-    return layer_of(part.recipe.fit(key, x[None], int(part.bits), frequency, metric), 0)
-
-
-_store_compiled = functools.partial(jax.jit, static_argnames="part")(_make_store)
-
-
-_conjugated = jax.jit(conjugated)
-
-
-def concrete(tree: Any) -> bool:
-    """Whether numbers that may be traced are Python's, so that a program can hold them."""
-    return all(isinstance(leaf, int | float) for leaf in jax.tree.leaves(tree))
-
-
-def pooled(stats: Any, size: int, needs: frozenset[str]) -> Samples:
-    """Vectors of the residual stream, as norms leave them, of all layers."""
-    if not needs & VECTORS:
-        return Samples(None, size=size)
-    found = []
-    for layer in stats:
-        for site in NORMS:
-            if f"samples:input:{site}" not in layer:
-                raise ValueError(f"stats must hold samples:input:{site}: calibrate for this plan.")
-            found.append(jnp.asarray(layer[f"samples:input:{site}"]).reshape(-1, size))
-    x = jnp.concatenate(found)
-    return Samples(x[:: -(-len(x) // MOST)])
-
-
-def _split(transform: Transform, site: str) -> tuple[list[Transform], Transform]:
-    """First factors that merge into what writes the input, and the rest, which runs online."""
-    kinds = (Diagonal, Permutation) if site == "down_proj" else (Diagonal,)
-
-    def merges(factor: Transform) -> bool:
-        return gathered(factor) is not None if site == "o_proj" else isinstance(factor, kinds)
-
-    rest = list(transform.factors) if isinstance(transform, Composed) else [transform]
-    merged = []
-    while rest and merges(rest[0]):
-        merged.append(rest.pop(0))
-    return merged, functools.reduce(operator.matmul, rest) if rest else identity(transform.dim)
-
-
-def check_fp16(place: str, transform: Transform) -> None:
-    """Raise `ValueError` for a diagonal beyond fp16, in which scales and weights are stored."""
-    if not isinstance(transform, Diagonal) or isinstance(transform.entries, Tracer):
-        return
-    size, kind = jnp.abs(transform.entries), jnp.finfo(jnp.float16)
-    low, high = float(size.min()), float(size.max())
-    if not (low >= kind.smallest_normal and high <= kind.max):
-        raise ValueError(
-            f"{place} must merge a diagonal of fp16's normal numbers, {kind.smallest_normal:.3g} "
-            f"to {kind.max:.6g} in size, got one from {low:.3g} to {high:.3g}."
-        )
-
-
-def keeps_length(place: str, coordinates: Any, transform: Transform) -> None:
-    """Raise `ValueError` for a padded transform, which cannot merge."""
-    if transform.out_dim != transform.dim:
-        raise ValueError(
-            f"{place} must keep its length {transform.dim}, got {coordinates} to "
-            f"{transform.out_dim}: choose blocks that divide it."
-        )
-
-
-@jax.jit
-def read_through(transform: Transform, kernel: Float[Array, "i o"]) -> Float[Array, "i o"]:
-    """A kernel that reads what a transform returns."""
-    return transform.dual.apply(kernel.T).T
-
-
-@jax.jit
-def _applied(transform: Transform | None, x: Array) -> Array:
-    return x if transform is None else transform.apply(x)
-
-
-@jax.jit
-def _by_heads_applied(turn: Any, x: Float[Array, "w t g d"]) -> Float[Array, "w t g d"]:
-    return jax.vmap(lambda t, x: t.apply(x), (0, 2), 2)(turn, x)
-
-
-@functools.partial(jax.jit, static_argnames=("groups", "dim"))
-def _output_moment(kernel: Float[Array, "i o"], groups: int, dim: int) -> Float[Array, "g d d"]:
-    by_head = kernel.reshape(groups, -1, dim, kernel.shape[-1])
-    return jax.vmap(learn.second_moment)(by_head.swapaxes(-1, -2))
-
-
-def _by_head(x: Float[Array, "w t g d"]) -> Float[Array, "g n d"]:
-    return x.reshape(-1, *x.shape[2:]).swapaxes(0, 1)
-
-
-@jax.jit
-def _reordered(codes: Any, permutation: Permutation) -> Any:
-    """Codes of a weight [out, in] whose outputs are permuted."""
-    number = permutation.dim
-    return jax.tree.map(
-        lambda a: a[permutation.indices] if a.ndim > 1 and len(a) == number else a, codes
-    )

@@ -12,16 +12,9 @@ from jaxtyping import Array, Key
 
 from isojax.models import LanguageModel, ModelConfig, fold_norms, rotate_residual
 from isojax.models.decoder import Params
-from isojax.quantize.layer import (
-    Made,
-    Past,
-    concrete,
-    decoded,
-    keeps_length,
-    make_layer,
-    pooled,
-    rounded,
-)
+from isojax.quantize.fitting import concrete, decoded, pooled, rounded
+from isojax.quantize.layer import Made, Past, make_layer
+from isojax.quantize.merging import keeps_length
 from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight, recipe_of
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import Origin, Quantized, by_layer, layer_of, stacked

@@ -32,7 +32,8 @@ from isojax.models.checkpoint import file_entries, save_description, save_tensor
 from isojax.models.hooks import INPUTS
 from isojax.models.json_file import read_json
 from isojax.models.load import load_sidecar
-from isojax.quantize.layer import decoded, read_through
+from isojax.quantize.fitting import decoded
+from isojax.quantize.merging import read_through
 from isojax.quantize.parts import TABLES
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import Origin, Quantized

@@ -1,0 +1,100 @@
+"""What is fitted for a place: codecs, rounded weights, stores; programs that layers share."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from isojax._core.samples import Samples, conjugated
+from isojax.codec import Codec
+from isojax.quantize.parts import NORMS, Cached, Weight
+from isojax.quantize.quantized import layer_of
+from isojax.quantize.stats import VECTORS
+from isojax.quantizers import Codes
+from isojax.recipes import Recipe
+
+MOST = 2**15  # vectors of the residual stream that coordinates are fitted on
+
+
+def rounded(
+    key: Array, rows: Float[Array, "o i"], moment: Float[Array, "i i"] | None, part: Weight
+) -> tuple[Codec, Codes]:
+    """The codec of the rows of a weight, and their codes; see `decoded`.
+
+    Args:
+        key: draws the coordinates.
+        rows: vectors that act along the input.
+        moment: of the input, in which errors count; None to count all alike.
+        part: what is done to them.
+    """
+    return (_rounded if concrete(part) else _round)(key, rows, moment, part)
+
+
+def _round(key: Array, rows: Array, moment: Any, part: Weight) -> tuple[Codec, Codes]:
+    codec = part.recipe.fit(key, Samples(rows, moment), part.bits)
+    if moment is not None:
+        moment = conjugated_by(codec.transform.dual, moment)
+    return codec, part.rounding(codec.transform.apply(rows).T, moment, codec.quantizer)
+
+
+_rounded = functools.partial(jax.jit, static_argnames="part")(_round)
+
+
+@jax.jit
+def decoded(codec: Codec, codes: Codes) -> Float[Array, "o i"]:
+    """Rows of a weight as their codes have them; one program, so that bits are always the same."""
+    return codec.decode(codes)
+
+
+def fitted(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool = False) -> Codec:
+    """The codec of a recipe, or those of all heads, whose keys and samples lead."""
+    return (_fit_compiled if concrete(recipe) else _fit)(key, samples, recipe, bits, heads)
+
+
+def _fit(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool) -> Codec:
+    def one(key: Array, samples: Samples) -> Codec:
+        return recipe.fit(key, samples, bits)
+
+    return (jax.vmap(one) if heads else one)(key, samples)
+
+
+_fit_compiled = functools.partial(jax.jit, static_argnames=("recipe", "bits", "heads"))(_fit)
+
+
+def fitted_store(key: Array, part: Cached, x: Array, frequency: Any, metric: Any) -> Any:
+    """The store of keys or values of one layer, fitted on vectors [windows, t, kv_heads, d]."""
+    return (_store_compiled if concrete(part) else _make_store)(key, x, frequency, metric, part)
+
+
+def _make_store(key: Array, x: Array, frequency: Any, metric: Any, part: Cached) -> Any:
+    metric = None if metric is None else metric[None]
+    return layer_of(part.recipe.fit(key, x[None], int(part.bits), frequency, metric), 0)
+
+
+_store_compiled = functools.partial(jax.jit, static_argnames="part")(_make_store)
+
+
+conjugated_by = jax.jit(conjugated)
+
+
+def concrete(tree: Any) -> bool:
+    """Whether numbers that may be traced are Python's, so that a program can hold them."""
+    return all(isinstance(leaf, int | float) for leaf in jax.tree.leaves(tree))
+
+
+def pooled(stats: Any, size: int, needs: frozenset[str]) -> Samples:
+    """Vectors of the residual stream, as norms leave them, of all layers."""
+    if not needs & VECTORS:
+        return Samples(None, size=size)
+    found = []
+    for layer in stats:
+        for site in NORMS:
+            if f"samples:input:{site}" not in layer:
+                raise ValueError(f"stats must hold samples:input:{site}: calibrate for this plan.")
+            found.append(jnp.asarray(layer[f"samples:input:{site}"]).reshape(-1, size))
+    x = jnp.concatenate(found)
+    return Samples(x[:: -(-len(x) // MOST)])
