@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from isojax.report import Row, Study, new_figure, pivot, select, stat, summarize
+from isojax.report import Row, Stat, Study, new_figure, pivot, select, stat, summarize
 from isojax.report.figure import COLORS, MORE_COLORS
 
 CODINGS = {
@@ -27,6 +28,8 @@ LOOKS = {
     "top_tenth_energy": "energy in the top tenth",
 }
 ABOVE = "above_bound_db"
+OVER = ("seed", "layer")
+FORM = functools.partial(Stat.format, digits=3)
 
 
 def above_bound(rows: Sequence[Row]) -> list[Row]:
@@ -92,14 +95,14 @@ def text(study: Study, base: dict[str, Any]) -> str:
         above = above_bound(select(rows, tensor=tensor))
         parts += [
             f"## {tensor}", answers(here, above),
-            pivot(here, ["coordinates"], "metric", form=lambda s: s.format(3), order=LOOKS),
+            pivot(here, ["coordinates"], "metric", None, FORM, order=LOOKS, over=OVER),
         ]  # fmt: skip
         for coding, words in CODINGS.items():
             mine = select(above, coding=coding)
             rates = {b: f"{b} bit" for b in sorted({r.config["bits"] for r in mine})}
             head = {f"`{coding}` ({words}): above the bound, dB": "coordinates"}
             if rates:
-                parts.append(pivot(mine, head, "bits", form=lambda s: s.format(3), order=rates))
+                parts.append(pivot(mine, head, "bits", None, FORM, order=rates, over=OVER))
     return "\n\n".join(parts)
 
 

@@ -30,11 +30,11 @@ from typing import Any
 import jax
 
 from isojax import transforms
-from isojax._core.checks import check_choice, check_positive
+from isojax._core.checks import check_positive
 from isojax.quantize import calibrate
-from isojax.report import Entry, Job, Study, fill
+from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, run
+from ..common import Calibrated, check_named, finish, run
 from ..scoring import SCORED, TAILS
 from .measure import LOOK, Reader
 from .points import (
@@ -101,22 +101,14 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Fit, merge, score, and write what the record does not hold yet."""
-    assert config.out is not None
-    for name, values, allowed in (
-        ("settings", config.settings, SETTINGS), ("formats", config.formats, FORMATS),
-        ("permutations", config.permutations, PERMUTATIONS),
-        ("rounding", config.rounding, ROUNDINGS),
-    ):  # fmt: skip
-        for value in values:
-            check_choice(name, value, allowed)
-        if not values:
-            raise ValueError(f"{name} must name at least one, got none.")
+    check_named("settings", config.settings, SETTINGS)
+    check_named("formats", config.formats, FORMATS)
+    check_named("permutations", config.permutations, PERMUTATIONS)
+    check_named("rounding", config.rounding, ROUNDINGS)
     for name in ("seeds", "calibration_windows", "gptq_windows"):
         check_positive(name, getattr(config, name))
     grows = ("settings", "rounding", "formats", "permutations", "blocks", "coordinates")
-    # without a text of their own, the windows to fit on come after those to test on
-    grows += ("windows",) if config.calibration_text else ()
-    study = Study("block_rotation", config.out, config, grows=grows)
+    study = config.study("block_rotation", *grows, *config.windows_grow)
     groups = settings(config.settings, config.rounding)
     fitted = config.calibration_windows
     gptq = any(rounding in FITTED for group in groups for _, rounding in group)
@@ -149,10 +141,9 @@ def main(config: Config) -> None:
     ]
     plans.append(own_plan(Point("A4-down", "none", "int4", "mass_diff:1")))  # for what is looked at
     reader = Reader(model, texts, calibrate(model, fit_on, plans, samples=fitted * fit_on.shape[1]))
-    add_published(study)
     fill(study, jobs(config, reader, base, cases, turns))
-    study.finish(text(study, base, config.texts), figure(study, base, config.texts))
-    print((config.out / "table.md").read_text(encoding="utf-8"))
+    add_published(study)
+    finish(study, text(study, base, config.texts), figure(study, base, config.texts))
 
 
 def jobs(

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from isojax.report import Row, Stat, Study, new_figure, pivot, select, stat, summarize
+from isojax.report import Row, Stat, Study, least, new_figure, pivot, select, stat, summarize
 from isojax.report.figure import COLORS, MORE_COLORS
 
 # of a metric, in the model behind its setting
@@ -72,7 +72,8 @@ def text(study: Study, base: dict[str, Any]) -> str:
         "per element, norms and exact tokens counted. Parameters and FMAs of one vector; time "
         f"beside a pass over the tensor (x + 1). Fitted on {base['calibration']}. A dash: the "
         "coordinates have no such form here (learned axes of down_proj's input are a Hadamard "
-        "rotation, which is online). Bold: the least of a column.",
+        "rotation, which is online). Bold: the least of a column, where more than two standard "
+        "errors below the second.",
         lines(rows),
         "\n".join(f"- {line}" for line in answers(by_column(rows))),
     ]
@@ -86,8 +87,9 @@ def lines(rows: Sequence[Row]) -> str:
     shown = {metric: head for metric, head in COLUMNS.items() if select(rows, metric)}
     forms = {}
     for metric in shown:
-        means = [_mean(rows, metric, n) for n in names if select(rows, metric, coordinates=n)]
-        best = min(means) if metric in BEST and means else None
+        found = {n: mine for n in names if (mine := select(rows, metric, coordinates=n))}
+        found = {n: stat(r.value for r in mine) for n, mine in found.items()}
+        best = found.get(least(found)) if metric in BEST else None
         forms[metric] = functools.partial(_cell, best=best, loss=metric in LOSSES)
     return pivot(rows, ["coordinates"], "metric", form=forms, order=shown)
 
@@ -134,11 +136,11 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
     return chart
 
 
-def _cell(found: Stat, best: float | None, loss: bool) -> str:
+def _cell(found: Stat, best: Stat | None, loss: bool) -> str:
     cell = found.format(3)
     if loss and found.n > 1:
         cell = f"{found.mean:.3f} ± {found.sem:.3f}"
-    return f"**{cell}**" if found.mean == best else cell
+    return f"**{cell}**" if found == best else cell
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

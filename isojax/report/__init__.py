@@ -10,9 +10,11 @@ from isojax.report.rows import Record as Record
 from isojax.report.rows import Row as Row
 from isojax.report.rows import Stamp as Stamp
 from isojax.report.rows import read_rows as read_rows
+from isojax.report.source import source_of as source_of
 from isojax.report.stats import Stat as Stat
 from isojax.report.stats import against as against
 from isojax.report.stats import complete as complete
+from isojax.report.stats import least as least
 from isojax.report.stats import paired as paired
 from isojax.report.stats import select as select
 from isojax.report.stats import stat as stat
