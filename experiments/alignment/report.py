@@ -6,13 +6,23 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from isojax.report import Row, Stat, Study, new_figure, pivot, select, stat, summarize
-from isojax.report.figure import COLORS, MORE_COLORS
+from isojax.report import (
+    Row,
+    Stat,
+    Study,
+    deviations,
+    draw_curve,
+    new_figure,
+    pivot,
+    select,
+    stat,
+    summarize,
+)
 
 CODINGS = {
     "fixed": "one set of levels, a norm per vector",
@@ -103,7 +113,30 @@ def text(study: Study, base: dict[str, Any]) -> str:
             head = {f"`{coding}` ({words}): above the bound, dB": "coordinates"}
             if rates:
                 parts.append(pivot(mine, head, "bits", None, FORM, order=rates, over=OVER))
-    return "\n\n".join(parts)
+            parts.append(hidden(select(here, coding=coding), coding, rates))
+    return "\n\n".join(part for part in parts if part)
+
+
+def hidden(rows: Sequence[Row], coding: str, rates: Iterable[float]) -> str:
+    """How many measured errors no column rests on, with their mean; empty where there are none."""
+    used: set[str] = set()
+    spent = {_point(r): r.value for r in select(rows, "rate_bits")}
+    errors = select(rows, "nmse")
+    for curve in {_point(r)[:3] + (r.seed,) for r in errors}:
+        mine = [r for r in errors if _point(r)[:3] + (r.seed,) == curve]
+        for rate in rates:  # lies between these two
+            below = [r for r in mine if spent[_point(r)] <= rate]
+            above = [r for r in mine if spent[_point(r)] >= rate]
+            used |= {max(below, key=lambda r: spent[_point(r)]).identity} if below else set()
+            used |= {min(above, key=lambda r: spent[_point(r)]).identity} if above else set()
+    left = [r for r in errors if r.identity not in used]
+    if not left:
+        return ""
+    lowest = min(spent[_point(r)] for r in left)
+    return (
+        f"`{coding}`: {len(left)} of {len(errors)} measured errors are beyond these rates (from "
+        f"{lowest:.2f} bits per element on), and in rows.jsonl alone."
+    )
 
 
 def answers(rows: Sequence[Row], above: Sequence[Row]) -> str:
@@ -151,7 +184,6 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
     tensors = list(dict.fromkeys(r.config["tensor"] for r in rows))
     title = f"Rotate or align: {base['model']}"
     chart, axes = new_figure(len(tensors), len(CODINGS), title)
-    spare = dict(zip([n for n in _names(rows) if n not in COLORS], itertools.cycle(MORE_COLORS)))
     against = "haar" in _names(rows)
     for line, tensor in zip(axes, tensors, strict=True):
         above = above_bound(select(rows, tensor=tensor))
@@ -163,16 +195,11 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
                 bits = list(dict.fromkeys(r.config["bits"] for r in mine))
                 found = [summarize(mine, ABOVE, bits=b) for b in bits]
                 if found:
-                    panel.errorbar(
-                        bits, [s.mean for s in found], [s.sd for s in found], fmt="o-", ms=3,
-                        lw=1.3, capsize=2, label=name, color=COLORS.get(name) or spare[name],
-                    )  # fmt: skip
+                    draw_curve(panel, bits, found, name, deviations)
             panel.set_title(f"{tensor}, {coding}", fontsize=9)
             panel.set_visible(panel.has_data())
     for panel in axes[-1]:
         panel.set_xlabel("bits per element")
-    marks = axes[0, 0].get_legend_handles_labels()
-    chart.legend(*marks, loc="outside right upper", fontsize=8, frameon=False)
     return chart
 
 

@@ -32,6 +32,7 @@ import jax
 from isojax import transforms
 from isojax._core.checks import check_positive
 from isojax.quantize import calibrate
+from isojax.quantize.shapes import quantized_shapes
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run
@@ -87,11 +88,13 @@ class Config(Calibrated):
     """Windows of text, one after the other from its start."""
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
-        permutations = ("none", "random_permutation", "mass_diff")
-        return {
-            "settings": ("A4-down", "W4A4"), "rounding": ("nearest",),
-            "permutations": permutations, "blocks": (16, 64), "windows": 3,
-        }  # fmt: skip
+        fewer = {"settings": ("A4-down", "W4A4"), "rounding": ("nearest",), "windows": 3}
+        fewer |= {"permutations": ("none", "random_permutation", "mass_diff"), "blocks": (16, 64)}
+        if self.model != "tiny":
+            fewer |= {"settings": ("A4-down",), "permutations": ("none", "mass_diff")}
+            fewer |= {"blocks": (16,), "seeds": 1, "windows": 1, "calibration_windows": 1}
+            fewer |= {"length": 512}
+        return fewer
 
     def lengths(self, width: int) -> tuple[int, ...]:
         """Of the blocks between none and full."""
@@ -140,7 +143,11 @@ def main(config: Config) -> None:
         make(point) for points, _ in cases for point in points for make in (shared_plan, own_plan)
     ]
     plans.append(own_plan(Point("A4-down", "none", "int4", "mass_diff:1")))  # for what is looked at
-    reader = Reader(model, texts, calibrate(model, fit_on, plans, samples=fitted * fit_on.shape[1]))
+    stats = calibrate(model, fit_on, plans, samples=fitted * fit_on.shape[1])
+    for turn in config.coordinates:
+        own = own_plan(Point("A4-down", "none", config.formats[0], turn))
+        quantized_shapes(own, model.config, stats)  # or ValueError
+    reader = Reader(model, texts, stats)
     fill(study, jobs(config, reader, base, cases, turns))
     add_published(study)
     finish(study, text(study, base, config.texts), figure(study, base, config.texts))

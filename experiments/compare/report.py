@@ -8,8 +8,21 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from isojax.report import Row, Stat, Study, least, new_figure, pivot, select, stat, summarize
-from isojax.report.figure import COLORS, MORE_COLORS
+from isojax.report import (
+    Row,
+    Stat,
+    Study,
+    color_of,
+    deviations,
+    draw_curve,
+    errors,
+    least,
+    new_figure,
+    pivot,
+    select,
+    stat,
+    summarize,
+)
 
 # of a metric, in the model behind its setting
 COLUMNS = {
@@ -116,23 +129,20 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
     """What flattening and concentration are worth: a panel for each pair of columns."""
     rows = by_column(study.rows(**base))
     chart, axes = new_figure(1, len(PAIRS), f"Rotate or align: {base['model']}")
-    spare = iter(MORE_COLORS * 2)
-    colors = {n: COLORS.get(n) or next(spare) for n in _names(rows)}
     for panel, (one, other) in zip(axes[0], PAIRS, strict=True):
-        for name, color in colors.items():
+        for name in _names(rows):
             across, up = (
                 [r.value for r in select(rows, m, coordinates=name)] for m in (one, other)
             )
             if across and up:
                 x, y = stat(across), stat(up)
-                spread = y.sem if other in LOSSES else y.sd
-                panel.errorbar(x.mean, y.mean, spread, x.sd, "o", ms=5, color=color, label=name)
+                draw_curve(panel, [x.mean], [y], name, errors if other in LOSSES else deviations)
+                panel.hlines(y.mean, *deviations(x), color=color_of(panel, name), lw=1)
         panel.set_xlabel(COLUMNS[one])
         panel.set_ylabel(COLUMNS[other])
     axes[0, 0].set_xscale("log")
     axes[0, 0].set_xticks([2, 3, 5, 10, 20, 40], ["2", "3", "5", "10", "20", "40"])
     axes[0, 0].minorticks_off()
-    axes[0, 0].legend(fontsize=6, frameon=False)
     return chart
 
 

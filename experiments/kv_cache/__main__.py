@@ -31,6 +31,7 @@ from typing import Any
 
 from isojax._core.checks import check_positive
 from isojax.quantize import Plan, calibrate
+from isojax.quantize.shapes import quantized_shapes
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run
@@ -117,7 +118,11 @@ def main(config: Config) -> None:
     model, texts, fit_on, base = config.load()
     every = [plan(pair, "KV", config.bits[0]) for pair in pairs.values()]
     stats = calibrate(model, fit_on, every, samples=fit_on.size)
+    for what in every:
+        quantized_shapes(what, model.config, stats)  # or ValueError
     reader = Reader(model, texts, stats, config.induction or 0)
+    for length in config.needles:
+        reader.needles(length, config.prompts)  # or ValueError
 
     def jobs() -> Iterator[Job]:
         exact = base | {"method": "none"}
