@@ -188,7 +188,8 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
         if len(ranked) == 1:
             draw_ranked(panel, {name: curve[0][1] for name, curve in curves.items()}, errors)
         for name, curve in curves.items() if len(ranked) > 1 else ():
-            draw_curve(panel, *zip(*curve, strict=True), name, errors)
+            rate, loss = zip(*curve, strict=True)
+            draw_curve(panel, rate, loss, name, errors)
         words = "delta nll ± se, nats per token", "bits per element, scales counted"
         (panel.set_xscale if len(ranked) == 1 else panel.set_yscale)("symlog", linthresh=0.01)
         panel.set_xlabel(words[len(ranked) > 1])
