@@ -43,7 +43,7 @@ class Common:
     overwrite: bool = False
     """Begin the folder anew with the first row, whatever it holds."""
     quick: bool = False
-    """A smaller run that ends in under two minutes on 2 cores with the tiny model or SmolLM2."""
+    """A smaller run, of a minute or two on 2 cores with the tiny model."""
     dry_run: bool = False
     """Print the configuration and stop."""
 

@@ -118,24 +118,23 @@ def text(study: Study, base: dict[str, Any]) -> str:
 
 
 def hidden(rows: Sequence[Row], coding: str, rates: Iterable[float]) -> str:
-    """How many measured errors no column rests on, with their mean; empty where there are none."""
-    used: set[str] = set()
+    """How many measured errors no column of `rates` rests on, and from which rate on."""
     spent = {_point(r): r.value for r in select(rows, "rate_bits")}
-    errors = select(rows, "nmse")
-    for curve in {_point(r)[:3] + (r.seed,) for r in errors}:
-        mine = [r for r in errors if _point(r)[:3] + (r.seed,) == curve]
-        for rate in rates:  # lies between these two
-            below = [r for r in mine if spent[_point(r)] <= rate]
-            above = [r for r in mine if spent[_point(r)] >= rate]
-            used |= {max(below, key=lambda r: spent[_point(r)]).identity} if below else set()
-            used |= {min(above, key=lambda r: spent[_point(r)]).identity} if above else set()
-    left = [r for r in errors if r.identity not in used]
+    curves: dict[Any, list[float]] = {}
+    for row in select(rows, "nmse"):
+        own = row.config["coordinates"], row.config["layer"], row.seed
+        curves.setdefault(own, []).append(spent[_point(row)])
+    left, number = [], 0
+    for each in curves.values():
+        below = {max((s for s in each if s <= rate), default=None) for rate in rates}
+        above = {min((s for s in each if s >= rate), default=None) for rate in rates}
+        left += [s for s in each if s not in below | above]
+        number += len(each)
     if not left:
         return ""
-    lowest = min(spent[_point(r)] for r in left)
     return (
-        f"`{coding}`: {len(left)} of {len(errors)} measured errors are beyond these rates (from "
-        f"{lowest:.2f} bits per element on), and in rows.jsonl alone."
+        f"`{coding}`: {len(left)} of {number} measured errors are beyond these rates, from "
+        f"{min(left):.2f} bits per element on, and in rows.jsonl alone."
     )
 
 
