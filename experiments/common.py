@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
@@ -17,7 +17,8 @@ import jax
 import numpy as np
 import tyro
 
-from isojax._core.checks import check_positive
+from isojax._core.checks import check_choice, check_positive
+from isojax.report import Study
 from isojax.report.study import as_json
 
 C = TypeVar("C", bound="Common")
@@ -38,9 +39,11 @@ class Common:
     """Tokens per window; by default 2048, or 512 with the tiny model, which has read no longer
     ones."""
     out: Path | None = None
-    """Folder for config.json, rows.jsonl, table.md, figure.png; `results/NAME` by default."""
+    """Folder for config.json, rows.jsonl, table.md, figure.png; `results/NAME-MODEL` by default."""
+    overwrite: bool = False
+    """Begin the folder anew with the first row, whatever it holds."""
     quick: bool = False
-    """A smaller run that ends in under a minute on 2 cores."""
+    """A smaller run, of a minute or two on 2 cores with the tiny model."""
     dry_run: bool = False
     """Print the configuration and stop."""
 
@@ -62,6 +65,11 @@ class Common:
         """These settings with nothing left open: what is printed, run and kept in config.json."""
         return dataclasses.replace(self, windows=self.texts, length=self.tokens)
 
+    def study(self, name: str, *grows: str) -> Study:
+        """The output folder; settings of the names in `grows` only ask for more rows."""
+        assert self.out is not None
+        return Study(name, self.out, self, grows, overwrite=self.overwrite)
+
 
 class Loaded(NamedTuple):
     """A model, windows of text to test on and to fit on, and what all rows say of them."""
@@ -80,6 +88,11 @@ class Calibrated(Common):
     """As `--text`; by default the windows of the text that follow those it is tested on."""
     calibration_windows: int = 8
     """Windows to fit on."""
+
+    @property
+    def windows_grow(self) -> tuple[str, ...]:
+        """`windows`, where more of them do not move those to fit on."""
+        return ("windows",) if self.calibration_text else ()
 
     def load(self) -> Loaded:
         """Load the model and the texts.
@@ -135,10 +148,11 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
         }
         settings = dataclasses.replace(settings, **smaller)
     if settings.out is None:
-        folder = Path("results") / (f"{name}-quick" if settings.quick else name)
-        settings = dataclasses.replace(settings, out=folder)
+        model = Path(settings.model.partition("@")[0]).name or "model"
+        folder = f"{name}-{model}{'-quick' if settings.quick else ''}"
+        settings = dataclasses.replace(settings, out=Path("results") / folder)
     settings = settings.resolved()
-    print(json.dumps({"experiment": name} | as_json(settings)))
+    say(json.dumps({"experiment": name} | as_json(settings)))
     if settings.dry_run:
         return
     try:
@@ -151,6 +165,28 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from here", 130)
+
+
+def say(text: str) -> None:
+    """Print to stdout; nobody need listen, as in `... | head -1`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def finish(study: Study, text: str, figure: Any) -> None:
+    """Write the report and the figure, and print the report."""
+    study.finish(text, figure)
+    say((study.folder / "table.md").read_text(encoding="utf-8"))
+
+
+def check_named(name: str, values: Sequence[Any], allowed: Iterable[Any] | None = None) -> None:
+    """Raise `ValueError` unless `values` name at least one, all of them allowed."""
+    if not values:
+        raise ValueError(f"{name} must name at least one, got none.")
+    for value in values if allowed is not None else ():
+        check_choice(name, value, allowed or ())
 
 
 def _parse(config: type[C], name: str, doc: str | None) -> C:

@@ -12,20 +12,26 @@ are batched by `vmap`, as are the seeds, in chunks that fit a memory budget.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsInt
 
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
-from isojax._core.checks import check_positive
+from isojax._core.checks import as_scalar, check_positive
 
 Config = dict[str, Any]
-Grid = Mapping[str, Sequence[Any]]
+Grid = Mapping[str, Any]  # name -> list, tuple or array of values
+_FIXED = (  # what JAX raises where a program's form hangs on a traced number
+    jax.errors.ConcretizationTypeError, jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError,
+)  # fmt: skip
 
 
 class Result(NamedTuple):
@@ -46,7 +52,7 @@ def sweep(
     key: jax.Array,
     trial: Callable[..., Mapping[Any, Any]],
     *,
-    seeds: int,
+    seeds: SupportsInt,
     static: Grid | None = None,
     traced: Grid | None = None,
     inner: Grid | None = None,
@@ -79,22 +85,19 @@ def sweep(
         title: of the bar.
 
     Raises:
-        ValueError: `seeds` is no positive number, `inner` has several names, or the trial does not
-            return scalars.
+        ValueError: `seeds` is no positive number, `inner` has several names, a name has no list of
+            values or is traced and fixes the form of the program, or the trial does not return
+            scalars.
     """
-    check_positive("seeds", seeds)
+    count = check_positive("seeds", seeds)
     if len(inner or {}) > 1:
         raise ValueError(f"inner must have one name, got {', '.join(inner or {})}.")
     points, numbers, inners = grid(static or {}), grid(traced or {}), grid(inner or {})
     # the index only keeps vmap happy where there are no numbers
-    lanes = (
-        {n: jnp.asarray([p[n] for p in numbers]) for n in traced or {}},
-        jnp.arange(len(numbers)),
-    )
-    columns = (*Progress.get_default_columns(), TimeElapsedColumn(), TextColumn("{task.fields[n]}"))
+    lanes = ({n: _numbers(n, numbers) for n in traced or {}}, jnp.arange(len(numbers)))
     bytes_a_seed = 0.0
-    with Progress(*columns, disable=not progress) as bar:
-        task, compiles = bar.add_task(title, total=len(points) * seeds, n=""), 0
+    with progress_bar(not progress, TextColumn("{task.fields[n]}")) as bar:
+        task, compiles = bar.add_task(title, total=len(points) * count, n=""), 0
         for point in points:
             bar.update(task, description=" ".join([title, *map(str, point.values())]))
 
@@ -102,10 +105,10 @@ def sweep(
                 return trial(key, **point, **lane[0])
 
             batched = jax.vmap(jax.vmap(one, in_axes=(None, 0)), in_axes=(0, None))
-            names = _metric_names(jax.eval_shape(one, key, _first(lanes)), inner)
+            names = _metric_names(one, key, lanes, inner)
             configs = [point | number | label for number in numbers for label in inners]
-            todo = [s for s in range(seeds) if not all(done(c, s, names) for c in configs)]
-            bar.update(task, advance=seeds - len(todo))
+            todo = [s for s in range(count) if not all(done(c, s, names) for c in configs)]
+            bar.update(task, advance=count - len(todo))
             if not todo:
                 continue
             chunk = _fit(len(todo), memory, bytes_a_seed)
@@ -133,8 +136,34 @@ def sweep(
 
 
 def grid(axes: Grid) -> list[Config]:
-    """All combinations, the last name varying fastest: [{}] for no axes."""
-    return [dict(zip(axes, v, strict=True)) for v in itertools.product(*axes.values())]
+    """All combinations, the last name varying fastest: [{}] for no axes.
+
+    Raises:
+        ValueError: the values of a name are no list, tuple or array, or there are none.
+    """
+    for name, values in axes.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) and np.ndim(values) != 1:
+            raise ValueError(f"{name} must have a list of values, got {values!r}.")
+        if not len(values):
+            raise ValueError(f"{name} must have at least one value, got none.")
+    each = [map(as_scalar, values) for values in axes.values()]
+    return [dict(zip(axes, v, strict=True)) for v in itertools.product(*each)]
+
+
+def progress_bar(disable: bool, *columns: ProgressColumn) -> Progress:
+    """A bar on stderr that shows the time, and what else `columns` say."""
+    shown = (*Progress.get_default_columns(), TimeElapsedColumn(), *columns)
+    return Progress(*shown, console=Console(stderr=True), disable=disable)
+
+
+def _numbers(name: str, points: Sequence[Config]) -> jax.Array:
+    values = [point[name] for point in points]
+    for value in values:
+        if not isinstance(value, int | float):
+            raise ValueError(
+                f"traced: {name} must be numbers, got {value!r}; give what is none as static."
+            )
+    return jnp.asarray(values)
 
 
 def _fit(seeds: int, memory: int, bytes_a_seed: float) -> int:
@@ -148,17 +177,46 @@ def _keys(key: jax.Array, seeds: Sequence[int]) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(seeds))
 
 
-def _first(lanes: Any) -> Any:
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), lanes)
+def _metric_names(
+    one: Callable[..., Any], key: jax.Array, lanes: Any, inner: Grid | None
+) -> list[str]:
+    """Names of what a trial returns, which is traced once.
+
+    Raises:
+        ValueError: it returns no scalars, or a traced name cannot be traced; names it.
+    """
+    names: list[str] = []
+    numbers, index = jax.tree.map(lambda a: a[0], lanes)
+
+    def traced(key: jax.Array, some: Any, others: Any) -> None:
+        names[:] = _checked(one(key, (some | others, index)), inner)
+
+    try:
+        jax.eval_shape(traced, key, numbers, {})
+    except _FIXED as error:
+        for name, value in numbers.items():
+            others = {n: v.item() for n, v in numbers.items() if n != name}
+            try:
+                jax.eval_shape(functools.partial(traced, others=others), key, {name: value})
+            except _FIXED:
+                raise ValueError(
+                    f"traced: {name} fixes a shape, a loop count or a choice of the trial; give it "
+                    "as static."
+                ) from error
+        raise
+    return names
 
 
-def _metric_names(shapes: Any, inner: Grid | None) -> list[str]:
-    tables = list(shapes.values()) if inner else [shapes]
-    if inner and set(shapes) != set(next(iter(inner.values()))):
-        raise ValueError(f"inner={dict(inner)}, but the trial returned {list(shapes)}.")
+def _checked(found: Any, inner: Grid | None) -> list[str]:
+    if inner and isinstance(found, Mapping) and set(found) != set(next(iter(inner.values()))):
+        raise ValueError(f"inner={dict(inner)}, but the trial returned {list(found)}.")
+    tables = list(found.values()) if inner and isinstance(found, Mapping) else [found]
+    if not all(isinstance(table, Mapping) and table for table in tables):
+        what = "a dict of dicts of scalars" if inner else "a dict of scalars"
+        raise ValueError(f"trial must return {what}, got {found!r}.")
     for table in tables:
         for name, value in table.items():
-            if getattr(value, "shape", None) != ():
+            if not isinstance(value, int | float) and getattr(value, "shape", None) != ():
                 raise ValueError(f"trial must return scalars, got {name} = {value}.")
     return list(tables[0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections import Counter
 from typing import Any
 
 from experiments.block_rotation.points import LABELS
@@ -366,11 +367,22 @@ def end_to_end(rows: list[Row]) -> str:
     return markdown(["model", *COLUMNS], lines)
 
 
+def uncommitted(rows: list[Row]) -> str:
+    """Rows of a tree with uncommitted changes."""
+    found = Counter(
+        (r.experiment, model(r) if "model" in r.config else "-", r.commit)
+        for r in rows
+        if r.commit.endswith("-dirty")
+    )
+    lines = [[*of, number] for of, number in sorted(found.items())]
+    return markdown(["experiment", "model", "commit", "rows"], lines)
+
+
 TABLES = {
     make.__name__: make
     for make in (
         bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
         kv_needles, block_rotation, block_formats, end_to_end, compare, bench_cpu,
-        kernel_times, decode_times, decode_cpu,
+        kernel_times, decode_times, decode_cpu, uncommitted,
     )
 }  # fmt: skip

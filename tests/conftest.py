@@ -81,9 +81,9 @@ def call(small, tmp_path_factory):
 def refuses(call, capsys):
     """Asserts that arguments end an experiment in one line with these words, and exit code 2."""
 
-    def refuses(words, module, *arguments):
+    def refuses(words, module, *arguments, out=None):
         with pytest.raises(SystemExit) as stop:
-            call(module, *arguments)
+            call(module, *arguments, out=out)
         assert stop.value.code == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and words in error

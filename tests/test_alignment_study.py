@@ -7,8 +7,9 @@ import pytest
 
 from experiments.alignment import __main__ as alignment
 from experiments.alignment.measure import bound, measure
+from experiments.alignment.report import hidden
 from isojax import transforms
-from isojax.report import read_rows, select
+from isojax.report import Stamp, read_rows, select
 
 OWN = f"{__name__}:stretched"
 GIVEN = ("--tensors", "key", "weight:q_proj", "--layers", 2, "--bits", 2, 4, "--seeds", 2,
@@ -103,7 +104,24 @@ def test_it_goes_on_and_says_what_it_found(call, study):
     assert (study / "rows.jsonl").read_bytes() == before
     report = (study / "table.md").read_text()
     assert "Alignment concentrates" in report and "## weight:q_proj" in report
+    assert "measured errors are beyond these rates" in report
     assert (study / "figure.png").stat().st_size > 10_000
+
+
+def test_measured_errors_that_no_column_rests_on_are_counted():
+    stamp, units = Stamp("alignment"), {"nmse": "1", "rate_bits": "bits per element"}
+    rows = [
+        row
+        for bits, rate in ((1, 1.5), (2, 2.5), (3, 3.5), (4, 4.5))
+        for row in stamp.rows(
+            {"coordinates": "haar", "coding": "fixed", "layer": 0, "bits": bits}, 0,
+            {"nmse": 0.1**bits, "rate_bits": rate}, units,
+        )
+    ]  # fmt: skip
+    assert hidden(rows, "fixed", [2, 3, 4]) == ""
+    assert hidden(rows, "fixed", [3, 4]).startswith("`fixed`: 1 of 4 measured errors")
+    assert "from 1.50 bits per element" in hidden(rows, "fixed", [])
+    assert "4 of 4" in hidden(rows, "fixed", [])
 
 
 @pytest.mark.parametrize(

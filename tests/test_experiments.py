@@ -3,16 +3,27 @@
 import importlib
 import json
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.alignment import __main__ as alignment
+from experiments.block_rotation import __main__ as block_rotation
 from experiments.common import run
+from experiments.compare import __main__ as compare
+from experiments.end_to_end import __main__ as end_to_end
 from experiments.isotropic_tradeoff import __main__ as isotropic_tradeoff
 from experiments.isotropic_tradeoff.measure import FIXED_RATE, Case
+from experiments.kv_cache import __main__ as kv_cache
+from experiments.kv_cache.methods import recipes
 from experiments.perplexity import __main__ as perplexity
+from experiments.quantize import __main__ as quantize
+from experiments.stage1 import __main__ as stage1
 from isojax.report import read_rows, select
 
 SMALL = ("--windows", 2, "--seeds", 3, "--bits", 3, "--quantizers", "absmax", "--coordinates",
@@ -257,6 +268,65 @@ def test_config_json_says_what_was_run(tradeoff):
         controls = {"none", "ecsq", "zero", "gaussian_noise"} if key == "quantizer" else set()
         assert measured - controls == set(settings[setting])
     assert {r.config["windows"] for r in found} == {settings["windows"]}
+
+
+def test_the_folder_of_a_run_has_the_model_in_its_name(monkeypatch, capsys):
+    for model, name in (
+        ("tiny", "tiny"), ("Qwen/Qwen2.5-0.5B@main", "Qwen2.5-0.5B"), ("/a/b.gguf", "b.gguf"),
+    ):  # fmt: skip
+        for quick, end in (((), ""), (("--quick",), "-quick")):
+            monkeypatch.setattr("sys.argv", ["perplexity", "--model", model, "--dry-run", *quick])
+            run(perplexity.main, perplexity.Config, "perplexity", perplexity.__doc__)
+            out = json.loads(capsys.readouterr().out)["out"]
+            assert out == f"results/perplexity-{name}{end}"
+
+
+@pytest.mark.parametrize(
+    "module, arguments",
+    [
+        (isotropic_tradeoff, ("--granularities", "group:7")),
+        (isotropic_tradeoff, ("--coordinates", "haar", "rotor:7")),
+        (kv_cache, ("--needles", 5)),
+        (kv_cache, ("--methods", "block_hadamard:5/lloyd_max")),
+        (block_rotation, ("--blocks", 7)),
+        (block_rotation, ("--coordinates", "block_hadamard:5")),
+        (alignment, ("--coordinates", "pca", "block_hadamard:5")),
+        (compare, ("--coordinates", "block_hadamard:5")),
+        (stage1, ("--dims", 128, 127)),
+        (end_to_end, ("--starts", "hadamard", "block_hadamard:5")),
+        (quantize, ("--plans", "input: block_hadamard:5/absmax bits=4")),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_cannot_be_run_is_refused_before_the_first_row(refuses, tmp_path, module, arguments):
+    refuses("", module, "--windows", 1, *arguments, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_method_is_answered_by_the_nearest_names(refuses, capsys):
+    refuses("haar+pre", kv_cache, "--methods", "har+pre")
+    with pytest.raises(ValueError) as caught:
+        recipes("har+pre")
+    assert len(str(caught.value)) < 300
+
+
+def test_a_run_begins_anew_where_asked_to(call):
+    out = call(perplexity, "--windows", 1)
+    with pytest.raises(SystemExit):
+        call(perplexity, "--windows", 1, "--dtype", "bfloat16", out=out)
+    call(perplexity, "--windows", 1, "--dtype", "bfloat16", "--overwrite", out=out)
+    assert {r.config["dtype"] for r in rows(out)} == {"bfloat16"}
+
+
+def test_a_stdout_that_is_closed_early_stops_no_run(small, tmp_path):
+    command = [sys.executable, "-m", "experiments.perplexity", "--model", str(small), "--text",
+               str(small / "text.txt"), "--length", "64", "--out", str(tmp_path)]  # fmt: skip
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == 0 and "Error" not in done.stderr and "error" not in done.stderr
+    assert (tmp_path / "table.md").exists()
 
 
 def test_a_run_that_failed_leaves_no_settings_behind(call, tmp_path):

@@ -77,6 +77,7 @@ def test_a_run_cut_anywhere_ends_as_an_undisturbed_one(whole, tmp_path, torn):
         folder.mkdir()
         part = b"".join(lines[:kept]) + (lines[kept][:-torn] if torn else b"")
         (folder / "rows.jsonl").write_bytes(part)
+        (folder / "config.json").write_text('{"experiment": "s"}')
         fill(Study("s", folder, {}), jobs([]), progress=False)
         assert len(read_rows(folder / "rows.jsonl")) == len(lines)
         assert content(folder / "rows.jsonl") == content(whole)
@@ -85,6 +86,7 @@ def test_a_run_cut_anywhere_ends_as_an_undisturbed_one(whole, tmp_path, torn):
 def test_only_what_is_missing_is_computed(whole, tmp_path):
     rows = [line for line in whole.read_text().splitlines() if '"haar"' not in line]
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "config.json").write_text('{"experiment": "s"}')
     log, given = [], []
     study = Study("s", tmp_path, {})
     fill(study, jobs(log), progress=False)
@@ -94,9 +96,10 @@ def test_only_what_is_missing_is_computed(whole, tmp_path):
         given.extend(entries)
         return losses(entries)
 
-    more = [Entry({"method": "haar", "window": i}, 0, BOTH) for i in range(4)]
-    fill(study, [Job("more windows", more, measure)], progress=False)
-    assert given == more[2:]
+    more = [Entry({"method": "rotor", "window": i}, 0, BOTH) for i in range(4)]
+    for entries in (more[:2], more):
+        fill(study, [Job("more windows", entries, measure)], progress=False)
+    assert given == more
 
 
 def test_more_seeds_of_a_sweep_keep_the_old_ones(tmp_path):

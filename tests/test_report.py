@@ -4,6 +4,8 @@ import dataclasses
 import json
 import statistics
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from isojax import report
@@ -12,6 +14,7 @@ from isojax.report import (
     Stamp,
     Study,
     against,
+    least,
     paired,
     pivot,
     read_rows,
@@ -37,7 +40,7 @@ def test_a_row_has_the_fields_of_the_schema(stamp):
     fields = json.loads(json.dumps(dataclasses.asdict(row)))
     assert set(fields) == {
         "experiment", "config", "seed", "metric", "value", "unit", "device", "versions",
-        "commit", "started",
+        "commit", "started", "source",
     }  # fmt: skip
     assert set(fields["versions"]) == {"python", "jax", "isojax"}
     assert (fields["unit"], fields["value"], fields["seed"]) == ("nats per token", 1.5, 0)
@@ -172,15 +175,67 @@ def test_a_pivot_shows_all_rows_that_agree_in_line_and_column(stamp):
     lines = pivot(rows, ["t"], ("dim", "bits"), "mse", mean, count=True).splitlines()
     assert lines[0] == "| t | 8, 3 | 8, 2 | 16, 2 | n |"
     assert lines[2:] == ["| haar | 2 | - | 7 | 2 |", "| pca | - | 5 | - | 1 |"]
-    ordered = pivot(rows, ["metric"], "bits", form=mean, order=(2, 3, 4)).splitlines()
+    pool = ("seed", "t", "dim")
+    ordered = pivot(rows, ["metric"], "bits", form=mean, order=(2, 3, 4), over=pool).splitlines()
     assert ordered == [
         "| metric | 2 | 3 | 4 |", "| --- | --- | --- | --- |", "| mse | 6 | 2 | - |",
         "| nll | 9 | - | - |",
     ]  # fmt: skip
-    each = pivot(rows, [], "metric", form={"mse": mean, "nll": lambda s: f"{s.n} rows"})
+    each = pivot(rows, [], "metric", form={"mse": mean, "nll": lambda s: f"{s.n} rows"},
+                 over=(*pool, "bits"))  # fmt: skip
     assert each.splitlines()[2] == "| 4 | 1 rows |"
-    keyed = pivot(rows, {"double": lambda r: 2 * r.config["bits"]}, "seed", "mse", mean)
+    keyed = pivot(rows, {"double": lambda r: 2 * r.config["bits"]}, "seed", "mse", mean, over=pool)
     assert keyed.splitlines()[2:] == ["| 6 | 1 | 3 |", "| 4 | 6 | - |"]
+
+
+def test_a_table_pools_replicates_alone(stamp):
+    rows = [
+        row
+        for t in ("key", "value")
+        for bits in (2, 3)
+        for row in rows_of(stamp, [1.0 * bits, 2.0 * bits], tensor=t, bits=bits)
+    ]
+    with pytest.raises(ValueError, match="a cell pools rows that differ in tensor, bits, such as"):
+        pivot(rows, [], "metric")
+    with pytest.raises(ValueError, match="a cell pools rows that differ in tensor, such as"):
+        pivot(rows, ["bits"], "metric")
+    with pytest.raises(ValueError, match="a cell pools rows that differ in metric"):
+        more = rows_of(stamp, [1.0], metric="nll", tensor="key", bits=2)
+        pivot([*rows, *more], ["bits", "tensor"], "device")
+    with pytest.raises(ValueError, match="a cell pools rows that differ in seed"):
+        pivot(rows, ["bits", "tensor"], "metric", over=())
+    lines = pivot(rows, ["bits"], "metric", count=True, over=("seed", "tensor")).splitlines()
+    assert lines[2:] == ["| 2 | 3 ± 1.2 | 4 |", "| 3 | 4.5 ± 1.7 | 4 |"]
+
+
+@pytest.mark.parametrize("index, columns", [(["bit"], "metric"), (["bits"], "tensr")])
+def test_a_key_that_no_row_has_is_named(stamp, index, columns):
+    rows = rows_of(stamp, [1.0], bits=2, tensor="key")
+    with pytest.raises(ValueError, match=f"no row has '({index[0]}|{columns})'; they have .*bits"):
+        pivot(rows, index, columns)
+
+
+def test_what_no_seed_changes_has_no_spread_and_counts_once(stamp):
+    rows = [*rows_of(stamp, [2.0] * 24, t="identity"), *rows_of(stamp, [1.0, 3.0], t="haar")]
+    lines = pivot(rows, ["t"], "metric", count=True).splitlines()
+    assert lines[2:] == ["| identity | 2 | 1 |", "| haar | 2 ± 1.4 | 2 |"]
+    several = [r for w in (1.0, 2.0) for r in rows_of(stamp, [w] * 3, t="identity", window=w)]
+    assert pivot(several, ["t"], "metric", count=True).endswith("| identity | 1.5 ± 0.71 | 2 |")
+
+
+@pytest.mark.parametrize(
+    ("found", "want"),
+    [
+        ({"a": [1.0, 1.2, 1.1], "b": [2.0, 2.2, 2.1]}, "a"),
+        ({"a": [1.0, 2.2, 1.1], "b": [1.2, 2.1, 1.3]}, None),  # within noise of the second
+        ({"a": [1.0], "b": [1.1]}, "a"),  # nothing is random
+        ({"a": [1.0], "b": [1.0]}, None),
+        ({"a": [1.0, 1.1, 1.2]}, None),  # nothing to be better than
+        ({"a": [float("nan")] * 2, "b": [1.0, 1.1], "c": [3.0, 3.1]}, "b"),
+    ],
+)
+def test_the_least_is_one_beyond_noise_of_the_second(found, want):
+    assert least({name: stat(values) for name, values in found.items()}) == want
 
 
 def test_differences_are_those_of_pairs_and_keep_their_rows(stamp):
@@ -205,8 +260,48 @@ def test_a_study_goes_on_and_refuses_other_settings(tmp_path):
     with pytest.raises(ValueError, match="experiment"):
         Study("other", tmp_path, {"bits": (2, 3), "seeds": 4})
     (tmp_path / "config.json").write_text("")
-    with pytest.raises(ValueError, match=r"config\.json: not a readable"):
-        Study("s", tmp_path, {"bits": (2, 3), "seeds": 4})
+    for hostile in ("", "[]", '"text"', "7", "[" * 100_000, "{" * 9, "\0"):
+        (tmp_path / "config.json").write_text(hostile)
+        with pytest.raises(ValueError, match=r"config\.json: not a readable"):
+            Study("s", tmp_path, {"bits": (2, 3), "seeds": 4})
+
+
+def test_another_value_of_a_row_is_refused_and_the_same_is_not(tmp_path):
+    study = Study("s", tmp_path, {})
+    study.add({"bits": 2}, 0, {"mse": 1.0}, UNITS)
+    study.add({"bits": np.int64(2)}, 0, {"mse": jnp.float32(1)}, UNITS)
+    with pytest.raises(ValueError, match=r"holds mse = 1 of .*bits.*now it is 99; give --overwr"):
+        study.add({"bits": 2}, 0, {"mse": 99.0}, UNITS)
+    assert [r.value for r in study.rows()] == [1.0]
+    nan = float("nan")
+    study.add({"bits": 3}, 0, {"mse": nan}, UNITS)
+    study.add({"bits": 3}, 0, {"mse": nan}, UNITS)
+
+
+def test_overwriting_begins_the_folder_anew_with_the_first_row(tmp_path):
+    Study("s", tmp_path, {"bits": 2}).add({"bits": 2}, 0, {"mse": 1.0}, UNITS)
+    study = Study("s", tmp_path, {"bits": 3}, overwrite=True)
+    assert not study.rows() and len(read_rows(tmp_path / "rows.jsonl")) == 1
+    study.add({"bits": 3}, 0, {"mse": 5.0}, UNITS)
+    assert [r.value for r in read_rows(tmp_path / "rows.jsonl")] == [5.0]
+    assert json.loads((tmp_path / "config.json").read_text())["bits"] == 3
+    assert Study("s", tmp_path, {"bits": 3}).rows() == study.rows()
+
+
+@pytest.mark.parametrize("value", [[1, 2], (1, 2), {"a": 1}, np.ones(2), 1j])
+def test_a_configuration_holds_no_lists(tmp_path, value):
+    with pytest.raises(ValueError, match="config: bits must be a string, a number or a boolean"):
+        Study("s", tmp_path, {}).add({"bits": value}, 0, {"mse": 1.0}, UNITS)
+
+
+def test_a_report_says_that_its_rows_are_of_uncommitted_code(tmp_path):
+    for commit, said in (("0123456789ab", False), ("0123456789ab-dirty", True)):
+        study = Study("s", tmp_path / commit, {})
+        study.stamp.commit = commit
+        study.add({"bits": 2}, 0, {"mse": 1.0}, UNITS)
+        study.finish("text")
+        table = (tmp_path / commit / "table.md").read_text()
+        assert ("uncommitted changes: 0123456789ab-dirty" in table) == said
 
 
 def test_a_relative_difference_from_zero_is_infinite_or_none(stamp):
@@ -217,12 +312,50 @@ def test_a_relative_difference_from_zero_is_infinite_or_none(stamp):
     assert paired(rows, "mse", {"t": "b"}, {"t": "b"}, relative=True).mean == 0.0
 
 
+def drawn(axes):
+    return {line.get_label(): line.get_color() for line in axes.lines}
+
+
 def test_a_figure_draws_mean_and_range(stamp, tmp_path):
     rows = [r for b in (2, 3) for r in rows_of(stamp, [float(b), b + 2.0], t="haar", bits=b)]
-    figure, axes = report.new_figure(1, 1, "title")
-    report.draw_lines(axes[0, 0], rows, "mse", "bits", "t")
-    (line,) = axes[0, 0].lines
-    assert list(line.get_ydata()) == [3.0, 4.0]
-    assert line.get_label() == "haar"
+    figure, axes = report.new_figure(1, 2, "title")
+    for panel, spread in zip(axes[0], (report.span, report.errors), strict=True):
+        report.draw_lines(panel, rows, "mse", "bits", "t", spread=spread)
+        (line,) = panel.lines
+        assert list(line.get_ydata()) == [3.0, 4.0]
+        assert line.get_label() == "haar"
+        low, high = spread(stat([2.0, 4.0]))
+        assert panel.collections[0].get_segments()[0][:, 1].tolist() == [low, high]
     report.save_figure(figure, tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 1000
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["haar"]
+    with pytest.raises(ValueError, match="no row of nll to draw"):
+        report.draw_lines(axes[0, 0], rows, "nll", "bits", "t")
+
+
+def test_a_name_has_one_colour_in_a_figure_and_no_two_share_one(stamp):
+    names = [f"method {i}" for i in range(14)]
+    rows = [r for n in names for b in (2, 3) for r in rows_of(stamp, [1.0 * b], t=n, bits=b)]
+    figure, axes = report.new_figure(1, 3, "title")
+    report.draw_lines(axes[0, 0], select(rows, t=tuple(names[:6])), "mse", "bits", "t")
+    report.draw_lines(axes[0, 1], select(rows, t=tuple(names[4:9])), "mse", "bits", "t")
+    report.draw_ranked(axes[0, 2], {n: stat([1.0]) for n in (names[8], *names[10:], "haar")})
+    colors = {}
+    for panel in axes[0]:
+        for name, color in drawn(panel).items():
+            assert colors.setdefault(name, color) == color
+    assert len(colors) == 14 == len(set(colors.values()))
+
+
+def test_one_place_on_the_axis_is_drawn_as_a_ranking(stamp, tmp_path):
+    values = {"b": [3.0, 5.0], "a": [7.0, 9.0], "c": [1.0, 2.0]}
+    rows = [r for t, v in values.items() for r in rows_of(stamp, v, t=t, bits=3)]
+    figure, axes = report.new_figure(1, 1, "title")
+    labels = {"a": "first", "b": "second"}
+    report.draw_lines(axes[0, 0], rows, "mse", "bits", "t", labels=labels)
+    names = [text.get_text() for text in axes[0, 0].get_yticklabels()]
+    assert names == ["c", "second", "first"]
+    assert [line.get_xdata()[0] for line in axes[0, 0].lines] == [1.5, 4.0, 8.0]
+    assert axes[0, 0].get_xlabel() == "bits: 3" and axes[0, 0].get_xscale() == "log"
+    report.save_figure(figure, tmp_path / "f.png")
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {*names}

@@ -128,10 +128,82 @@ def test_two_inner_names_are_refused():
         run(inner={"p": [1], "q": [2]})
 
 
-@pytest.mark.parametrize("seeds", [0, -1, 2.5])
+@pytest.mark.parametrize("seeds", [0, -1, 2.5, True, float("nan"), float("inf")])
 def test_seeds_must_be_a_positive_number(seeds):
-    with pytest.raises((ValueError, TypeError), match="seeds"):
+    with pytest.raises(ValueError, match="seeds must be a whole number of at least 1"):
         run(seeds=seeds)
+
+
+@pytest.mark.parametrize("seeds", [2.0, np.int64(2), jnp.int32(2)])
+def test_a_whole_number_of_any_kind_will_do_for_seeds(seeds):
+    assert [
+        r.seed
+        for r in run(
+            seeds=seeds,
+            static={"kind": ["haar"]},
+            traced=None,
+            trial=lambda key, kind: {"one": 1.0 * key_bit(key)},
+        )
+    ] == [0, 1]
+
+
+def key_bit(key):
+    return jax.random.bernoulli(key).astype(jnp.float32)
+
+
+def shaped(key, *, bits, clip):
+    return {"sum": jnp.sum(jnp.arange(bits)) * clip}
+
+
+def chosen(key, *, bits, clip):
+    return {"sum": clip * (1.0 if bits > 2 else 2.0)}
+
+
+def converted(key, *, bits, clip):
+    return {"sum": clip * jnp.asarray(np.arange(8)[np.asarray(bits)])}
+
+
+@pytest.mark.parametrize("trial", [shaped, chosen, converted])
+def test_what_fixes_the_form_of_a_program_is_named_where_traced(trial):
+    given = {"trial": trial, "static": None, "seeds": 1}
+    with pytest.raises(ValueError, match="traced: bits fixes a shape, a loop count or a choice"):
+        run(traced={"clip": [0.5], "bits": [2, 3]}, **given)
+    assert len(run(traced={"clip": [0.5]}, **given | {"static": {"bits": [2, 3]}})) == 2
+
+
+@pytest.mark.parametrize("values", [["haar", "pca"], [1, None], [[1, 2]], [jnp.ones(2)]])
+def test_what_is_no_number_cannot_be_traced(values):
+    with pytest.raises(ValueError, match="traced: scale must be numbers, got .*as static"):
+        run(traced={"scale": values})
+
+
+@pytest.mark.parametrize("values", [jnp.geomspace(0.5, 2, 3), np.geomspace(0.5, 2, 3), (0.5, 1, 2)])
+def test_arrays_are_lists_of_numbers(values):
+    found = [r.config["scale"] for r in run(traced={"scale": values}, static={"kind": ["haar"]})]
+    assert set(map(type, found)) <= {float, int}
+    assert sorted({*found}) == pytest.approx([0.5, 1, 2])
+
+
+@pytest.mark.parametrize("given", ["static", "traced"])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [("haar", "a list of values, got 'haar'"), (3, "a list of values"), (None, "a list of values"),
+     (np.ones((2, 2)), "a list of values"), ([], "at least one value")],
+)  # fmt: skip
+def test_a_name_without_a_list_of_values_is_refused(given, values, words):
+    with pytest.raises(ValueError, match=f"kind must have {words}"):
+        run(**{given: {"kind": values}})
+
+
+@pytest.mark.parametrize("found", [1.0, [1.0], None, "mse"])
+def test_a_trial_that_returns_no_dict_is_refused(found):
+    for inner, words in ((None, "a dict of scalars"), ({"p": [1]}, "a dict of dicts")):
+        with pytest.raises(ValueError, match=f"trial must return {words}.*, got"):
+            run(trial=lambda key: found, static=None, traced=None, inner=inner)
+    with pytest.raises(ValueError, match="trial must return a dict of scalars, got {}"):
+        run(trial=lambda key: {}, static=None, traced=None)
+    with pytest.raises(ValueError, match="trial must return scalars, got kind = haar"):
+        run(trial=lambda key: {"kind": "haar"}, static=None, traced=None)
 
 
 def test_grid_of_no_axes_is_one_empty_point():

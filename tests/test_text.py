@@ -23,22 +23,34 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         load_text("wikitext-2", split="dev")
 
 
-def test_wikitext_rows_are_joined_by_blank_lines(monkeypatch):
+def test_wikitext_rows_are_joined_by_blank_lines(monkeypatch, tmp_path):
     import datasets
+    import huggingface_hub
 
-    def fake(path, name, split):
-        assert (path, name, split) == ("Salesforce/wikitext", "wikitext-2-raw-v1", "validation")
-        return datasets.Dataset.from_dict({"text": ["", " = A = \n", "b\n"]})
+    asked = []
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.Dataset.from_dict({"text": ["", " = A = \n", "b\n"]}).to_parquet(
+        tmp_path / "wikitext-2-raw-v1" / "validation-00000-of-00001.parquet"
+    )
 
-    monkeypatch.setattr(datasets, "load_dataset", fake)
+    def fetched(name, repo_type, allow_patterns):
+        asked.append((name, repo_type, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     assert load_text("wikitext-2", split="validation") == "\n\n = A = \n\n\nb\n"
+    files = "wikitext-2-raw-v1/validation-*.parquet"
+    assert asked == [("Salesforce/wikitext", "dataset", [files])]
 
     def offline(*args, **kwargs):
+        asked.append(args)
         raise ConnectionError("no\nnetwork")
 
-    monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(FileNotFoundError, match=r"wikitext-2: cannot be fetched \(no network\)"):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    words = r"wikitext-2: cannot be fetched \(no network\); a UTF-8 file will do too"
+    with pytest.raises(FileNotFoundError, match=words):
         load_text("wikitext-2")
+    assert len(asked) == 2
 
 
 def test_windows_follow_each_other_from_the_start():

@@ -85,6 +85,10 @@ class Reader:
 
         return units(self.seen[0]), units(self.seen[1])
 
+    def check(self, tensor: str, name: str, bits: tuple[int, ...]) -> None:
+        """Raise `ValueError` unless the coordinates `name` can be coded at these bits."""
+        measure.eval_shape(jax.random.key(0), *self.vectors(tensor), name, bits)
+
     def bound(self, tensor: str, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
         """Shannon's bound at the bits of each entry."""
         for entry in todo:

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from isojax.report import Row, Study, new_figure, pivot, select, stat, summarize
-from isojax.report.figure import COLORS, MORE_COLORS
+from isojax.report import (
+    Row,
+    Stat,
+    Study,
+    deviations,
+    draw_curve,
+    new_figure,
+    pivot,
+    select,
+    stat,
+    summarize,
+)
 
 CODINGS = {
     "fixed": "one set of levels, a norm per vector",
@@ -27,6 +38,8 @@ LOOKS = {
     "top_tenth_energy": "energy in the top tenth",
 }
 ABOVE = "above_bound_db"
+OVER = ("seed", "layer")
+FORM = functools.partial(Stat.format, digits=3)
 
 
 def above_bound(rows: Sequence[Row]) -> list[Row]:
@@ -92,15 +105,37 @@ def text(study: Study, base: dict[str, Any]) -> str:
         above = above_bound(select(rows, tensor=tensor))
         parts += [
             f"## {tensor}", answers(here, above),
-            pivot(here, ["coordinates"], "metric", form=lambda s: s.format(3), order=LOOKS),
+            pivot(here, ["coordinates"], "metric", None, FORM, order=LOOKS, over=OVER),
         ]  # fmt: skip
         for coding, words in CODINGS.items():
             mine = select(above, coding=coding)
             rates = {b: f"{b} bit" for b in sorted({r.config["bits"] for r in mine})}
             head = {f"`{coding}` ({words}): above the bound, dB": "coordinates"}
             if rates:
-                parts.append(pivot(mine, head, "bits", form=lambda s: s.format(3), order=rates))
-    return "\n\n".join(parts)
+                parts.append(pivot(mine, head, "bits", None, FORM, order=rates, over=OVER))
+            parts.append(hidden(select(here, coding=coding), coding, rates))
+    return "\n\n".join(part for part in parts if part)
+
+
+def hidden(rows: Sequence[Row], coding: str, rates: Iterable[float]) -> str:
+    """How many measured errors no column of `rates` rests on, and from which rate on."""
+    spent = {_point(r): r.value for r in select(rows, "rate_bits")}
+    curves: dict[Any, list[float]] = {}
+    for row in select(rows, "nmse"):
+        own = row.config["coordinates"], row.config["layer"], row.seed
+        curves.setdefault(own, []).append(spent[_point(row)])
+    left, number = [], 0
+    for each in curves.values():
+        below = {max((s for s in each if s <= rate), default=None) for rate in rates}
+        above = {min((s for s in each if s >= rate), default=None) for rate in rates}
+        left += [s for s in each if s not in below | above]
+        number += len(each)
+    if not left:
+        return ""
+    return (
+        f"`{coding}`: {len(left)} of {number} measured errors are beyond these rates, from "
+        f"{min(left):.2f} bits per element on, and in rows.jsonl alone."
+    )
 
 
 def answers(rows: Sequence[Row], above: Sequence[Row]) -> str:
@@ -148,7 +183,6 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
     tensors = list(dict.fromkeys(r.config["tensor"] for r in rows))
     title = f"Rotate or align: {base['model']}"
     chart, axes = new_figure(len(tensors), len(CODINGS), title)
-    spare = dict(zip([n for n in _names(rows) if n not in COLORS], itertools.cycle(MORE_COLORS)))
     against = "haar" in _names(rows)
     for line, tensor in zip(axes, tensors, strict=True):
         above = above_bound(select(rows, tensor=tensor))
@@ -160,16 +194,11 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
                 bits = list(dict.fromkeys(r.config["bits"] for r in mine))
                 found = [summarize(mine, ABOVE, bits=b) for b in bits]
                 if found:
-                    panel.errorbar(
-                        bits, [s.mean for s in found], [s.sd for s in found], fmt="o-", ms=3,
-                        lw=1.3, capsize=2, label=name, color=COLORS.get(name) or spare[name],
-                    )  # fmt: skip
+                    draw_curve(panel, bits, found, name, deviations)
             panel.set_title(f"{tensor}, {coding}", fontsize=9)
             panel.set_visible(panel.has_data())
     for panel in axes[-1]:
         panel.set_xlabel("bits per element")
-    marks = axes[0, 0].get_legend_handles_labels()
-    chart.legend(*marks, loc="outside right upper", fontsize=8, frameon=False)
     return chart
 
 

@@ -30,11 +30,12 @@ from typing import Any
 import jax
 
 from isojax import transforms
-from isojax._core.checks import check_choice, check_positive
+from isojax._core.checks import check_positive
 from isojax.quantize import calibrate
-from isojax.report import Entry, Job, Study, fill
+from isojax.quantize.shapes import quantized_shapes
+from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, run
+from ..common import Calibrated, check_named, finish, run
 from ..scoring import SCORED, TAILS
 from .measure import LOOK, Reader
 from .points import (
@@ -87,11 +88,13 @@ class Config(Calibrated):
     """Windows of text, one after the other from its start."""
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
-        permutations = ("none", "random_permutation", "mass_diff")
-        return {
-            "settings": ("A4-down", "W4A4"), "rounding": ("nearest",),
-            "permutations": permutations, "blocks": (16, 64), "windows": 3,
-        }  # fmt: skip
+        fewer = {"settings": ("A4-down", "W4A4"), "rounding": ("nearest",), "windows": 3}
+        fewer |= {"permutations": ("none", "random_permutation", "mass_diff"), "blocks": (16, 64)}
+        if self.model != "tiny":
+            fewer |= {"settings": ("A4-down",), "permutations": ("none", "mass_diff")}
+            fewer |= {"blocks": (16,), "seeds": 1, "windows": 1, "calibration_windows": 1}
+            fewer |= {"length": 512}
+        return fewer
 
     def lengths(self, width: int) -> tuple[int, ...]:
         """Of the blocks between none and full."""
@@ -101,22 +104,14 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Fit, merge, score, and write what the record does not hold yet."""
-    assert config.out is not None
-    for name, values, allowed in (
-        ("settings", config.settings, SETTINGS), ("formats", config.formats, FORMATS),
-        ("permutations", config.permutations, PERMUTATIONS),
-        ("rounding", config.rounding, ROUNDINGS),
-    ):  # fmt: skip
-        for value in values:
-            check_choice(name, value, allowed)
-        if not values:
-            raise ValueError(f"{name} must name at least one, got none.")
+    check_named("settings", config.settings, SETTINGS)
+    check_named("formats", config.formats, FORMATS)
+    check_named("permutations", config.permutations, PERMUTATIONS)
+    check_named("rounding", config.rounding, ROUNDINGS)
     for name in ("seeds", "calibration_windows", "gptq_windows"):
         check_positive(name, getattr(config, name))
     grows = ("settings", "rounding", "formats", "permutations", "blocks", "coordinates")
-    # without a text of their own, the windows to fit on come after those to test on
-    grows += ("windows",) if config.calibration_text else ()
-    study = Study("block_rotation", config.out, config, grows=grows)
+    study = config.study("block_rotation", *grows, *config.windows_grow)
     groups = settings(config.settings, config.rounding)
     fitted = config.calibration_windows
     gptq = any(rounding in FITTED for group in groups for _, rounding in group)
@@ -148,11 +143,14 @@ def main(config: Config) -> None:
         make(point) for points, _ in cases for point in points for make in (shared_plan, own_plan)
     ]
     plans.append(own_plan(Point("A4-down", "none", "int4", "mass_diff:1")))  # for what is looked at
-    reader = Reader(model, texts, calibrate(model, fit_on, plans, samples=fitted * fit_on.shape[1]))
-    add_published(study)
+    stats = calibrate(model, fit_on, plans, samples=fitted * fit_on.shape[1])
+    for turn in config.coordinates:
+        own = own_plan(Point("A4-down", "none", config.formats[0], turn))
+        quantized_shapes(own, model.config, stats)  # or ValueError
+    reader = Reader(model, texts, stats)
     fill(study, jobs(config, reader, base, cases, turns))
-    study.finish(text(study, base, config.texts), figure(study, base, config.texts))
-    print((config.out / "table.md").read_text(encoding="utf-8"))
+    add_published(study)
+    finish(study, text(study, base, config.texts), figure(study, base, config.texts))
 
 
 def jobs(

@@ -12,7 +12,9 @@ from isojax.report import (
     Stat,
     Study,
     complete,
+    draw_curve,
     draw_lines,
+    errors,
     markdown,
     new_figure,
     select,
@@ -222,45 +224,22 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     blocks = sorted({r.config["block"] for r in scored})
     for panel, setting in zip(panels, settings, strict=False):
         mine = select(scored, setting=setting, format=forms[0])
-        means = _means(mine)
-        draw_lines(panel, means, "delta_nll", "block", "permutation", order=blocks)
-        panel.set_xticks(range(len(blocks)), map(_length, blocks))
+        draw_lines(panel, mine, "delta_nll", "block", "permutation", order=blocks, spread=errors)
         panel.set_title(setting, fontsize=10)
         panel.set_xlabel("block (0: no rotation)")
     for row in axes:
         row[0].set_ylabel("delta nll, nats per token")
-    panels[0].legend(fontsize=7, frameon=False)
-    looked = select([r for r in rows if "layer" in r.config], format=forms[0])
     panel = panels[len(settings)]
-    for name, color in (
-        ("none", "#444444"),
-        ("mass_diff", "#1f6fb4"),
-        ("co_activation", "#e07b00"),
-    ):
+    looked = select([r for r in rows if "layer" in r.config], format=forms[0])
+    for name in dict.fromkeys(r.config["permutation"] for r in looked):
         mine = select(looked, permutation=name)
-        if not mine:
-            continue
         at = sorted({r.config["block"] for r in mine})
         for metric, style in (("peak", "o-"), ("peak_expected", ":"), ("peak_bound", "--")):
-            values = [summarize(mine, metric, block=b).mean for b in at]
-            label = f"{name}, {LOOKS[metric]}"
-            panel.plot([blocks.index(b) for b in at], values, style, ms=3, color=color, label=label)
-    panel.set_xticks(range(len(blocks)), map(_length, blocks))
+            found = [summarize(mine, metric, block=b) for b in at]
+            draw_curve(panel, [blocks.index(b) for b in at], found, name, errors, style=style)
+    for panel in panels[: len(settings) + 1]:
+        panel.set_xticks(range(len(blocks)), map(_length, blocks))
     panel.set_yscale("log")
     panel.set_xlabel("block (0: no rotation)")
-    panel.set_title("largest element per token after rotation", fontsize=10)
-    panel.legend(fontsize=6, frameon=False)
+    panel.set_title("largest element per token (..: expected, --: bound)", fontsize=10)
     return chart
-
-
-def _means(rows: Sequence[Row]) -> list[Row]:
-    """One row for each block and permutation: the mean over windows."""
-    first: dict[tuple[Any, ...], Row] = {}
-    for row in rows:
-        first.setdefault((row.config["block"], row.config["permutation"]), row)
-    return [
-        dataclasses.replace(
-            row, value=summarize(rows, "delta_nll", block=block, permutation=name).mean
-        )
-        for (block, name), row in first.items()
-    ]

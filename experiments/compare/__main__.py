@@ -26,9 +26,9 @@ from typing import Any
 
 from isojax._core.checks import check_positive
 from isojax.recipes import Coordinates
-from isojax.report import Entry, Job, Study, fill
+from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, run
+from ..common import Calibrated, finish, run
 from ..scoring import SCORED, TAILS
 from .measure import (
     COST,
@@ -74,14 +74,13 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Measure, and write what the record does not hold yet."""
-    assert config.out is not None
     for name in ("seeds", "repeats"):
         check_positive(name, getattr(config, name))
     every = ("identity", "haar", *config.coordinates)
     names = list(dict.fromkeys(str(Coordinates.parse(name)) for name in every))
     if config.tensor.startswith("weight"):
         raise ValueError(f"tensor must be of activations, which texts change, got {config.tensor}.")
-    study = Study("compare", config.out, config, grows=("coordinates", "seeds"))
+    study = config.study("compare", "coordinates", "seeds")
     model, texts, fit_on, base = config.load()
     reader = Reader(model, fit_on, texts, config.tensor)
     for name in names:
@@ -89,8 +88,7 @@ def main(config: Config) -> None:
         reader.plans[name] = plans(Coordinates.parse(name), model)
     base |= {"tensor": config.tensor}
     fill(study, jobs(config, reader, base, names))
-    study.finish(text(study, base), figure(study, base))
-    print((config.out / "table.md").read_text(encoding="utf-8"))
+    finish(study, text(study, base), figure(study, base))
 
 
 def jobs(

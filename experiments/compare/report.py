@@ -8,8 +8,21 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from isojax.report import Row, Stat, Study, new_figure, pivot, select, stat, summarize
-from isojax.report.figure import COLORS, MORE_COLORS
+from isojax.report import (
+    Row,
+    Stat,
+    Study,
+    color_of,
+    deviations,
+    draw_curve,
+    errors,
+    least,
+    new_figure,
+    pivot,
+    select,
+    stat,
+    summarize,
+)
 
 # of a metric, in the model behind its setting
 COLUMNS = {
@@ -72,7 +85,8 @@ def text(study: Study, base: dict[str, Any]) -> str:
         "per element, norms and exact tokens counted. Parameters and FMAs of one vector; time "
         f"beside a pass over the tensor (x + 1). Fitted on {base['calibration']}. A dash: the "
         "coordinates have no such form here (learned axes of down_proj's input are a Hadamard "
-        "rotation, which is online). Bold: the least of a column.",
+        "rotation, which is online). Bold: the least of a column, where more than two standard "
+        "errors below the second.",
         lines(rows),
         "\n".join(f"- {line}" for line in answers(by_column(rows))),
     ]
@@ -86,8 +100,9 @@ def lines(rows: Sequence[Row]) -> str:
     shown = {metric: head for metric, head in COLUMNS.items() if select(rows, metric)}
     forms = {}
     for metric in shown:
-        means = [_mean(rows, metric, n) for n in names if select(rows, metric, coordinates=n)]
-        best = min(means) if metric in BEST and means else None
+        found = {n: mine for n in names if (mine := select(rows, metric, coordinates=n))}
+        found = {n: stat(r.value for r in mine) for n, mine in found.items()}
+        best = found.get(least(found)) if metric in BEST else None
         forms[metric] = functools.partial(_cell, best=best, loss=metric in LOSSES)
     return pivot(rows, ["coordinates"], "metric", form=forms, order=shown)
 
@@ -114,31 +129,28 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
     """What flattening and concentration are worth: a panel for each pair of columns."""
     rows = by_column(study.rows(**base))
     chart, axes = new_figure(1, len(PAIRS), f"Rotate or align: {base['model']}")
-    spare = iter(MORE_COLORS * 2)
-    colors = {n: COLORS.get(n) or next(spare) for n in _names(rows)}
     for panel, (one, other) in zip(axes[0], PAIRS, strict=True):
-        for name, color in colors.items():
+        for name in _names(rows):
             across, up = (
                 [r.value for r in select(rows, m, coordinates=name)] for m in (one, other)
             )
             if across and up:
                 x, y = stat(across), stat(up)
-                spread = y.sem if other in LOSSES else y.sd
-                panel.errorbar(x.mean, y.mean, spread, x.sd, "o", ms=5, color=color, label=name)
+                draw_curve(panel, [x.mean], [y], name, errors if other in LOSSES else deviations)
+                panel.hlines(y.mean, *deviations(x), color=color_of(panel, name), lw=1)
         panel.set_xlabel(COLUMNS[one])
         panel.set_ylabel(COLUMNS[other])
     axes[0, 0].set_xscale("log")
     axes[0, 0].set_xticks([2, 3, 5, 10, 20, 40], ["2", "3", "5", "10", "20", "40"])
     axes[0, 0].minorticks_off()
-    axes[0, 0].legend(fontsize=6, frameon=False)
     return chart
 
 
-def _cell(found: Stat, best: float | None, loss: bool) -> str:
+def _cell(found: Stat, best: Stat | None, loss: bool) -> str:
     cell = found.format(3)
     if loss and found.n > 1:
         cell = f"{found.mean:.3f} ± {found.sem:.3f}"
-    return f"**{cell}**" if found.mean == best else cell
+    return f"**{cell}**" if found == best else cell
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

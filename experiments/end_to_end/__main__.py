@@ -28,9 +28,9 @@ import jax
 
 from isojax import transforms
 from isojax._core.checks import check_positive
-from isojax.report import Entry, Job, Study, fill
+from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, run
+from ..common import Calibrated, check_named, finish, run
 from ..scoring import SCORED, TAILS
 from .measure import CHECKS, DESCENT, SETTINGS, Reader, steps_told
 from .report import figure, text
@@ -66,16 +66,13 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Learn, merge, score, and write what the record does not hold yet."""
-    assert config.out is not None
-    if not config.starts:
-        raise ValueError("starts must name at least one, got none.")
+    check_named("starts", config.starts)
     check_positive("seeds", config.seeds)
     if check_positive("steps", config.steps) % CHECKS:
         raise ValueError(f"steps must be a multiple of {CHECKS}, got {config.steps}.")
     if not 0 < config.rate < math.inf:
         raise ValueError(f"rate must be above 0 and finite, got {config.rate}.")
-    grows = ("starts", "seeds", "windows") if config.calibration_text else ("starts", "seeds")
-    study = Study("end_to_end", config.out, config, grows=grows)
+    study = config.study("end_to_end", "starts", "seeds", *config.windows_grow)
     model, texts, fit_on, base = config.load()
     for name in config.starts:
         for dim in (model.config.hidden_size, model.config.head_dim):
@@ -83,8 +80,7 @@ def main(config: Config) -> None:
     jax.eval_shape(functools.partial(transforms.hadamard, dim=model.config.intermediate_size), KEY)
     reader = Reader(model, fit_on, texts)
     fill(study, jobs(config, reader, base))
-    study.finish(text(study, base, config), figure(study, base, config))
-    print((config.out / "table.md").read_text(encoding="utf-8"))
+    finish(study, text(study, base, config), figure(study, base, config))
 
 
 def jobs(config: Config, reader: Reader, base: dict[str, Any]) -> Iterator[Job]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from isojax.report import Row, Study, draw_lines, markdown, new_figure, select, stat, summarize
+from isojax.report import (
+    Row,
+    Study,
+    color_of,
+    draw_lines,
+    markdown,
+    new_figure,
+    select,
+    stat,
+    summarize,
+)
 
 SETTINGS = ("W16A4", "W4A4")
 COLUMNS = (
@@ -78,14 +88,12 @@ def figure(study: Study, base: dict[str, Any], config: Any) -> Any:
     descent = [r for r in rows if "step" in r.config]
     draw_lines(grid[0, 0], descent, "kl_mean", "step", "coordinates")
     grid[0, 0].set_ylabel("KL on the calibration text, nats per token")
-    grid[0, 0].legend(fontsize=7, frameon=False)
     names = dict.fromkeys(start for _, start, _ in means)
-    colors = {line.get_label(): line.get_color() for line in grid[0, 0].get_lines()}
     for axes, setting in zip(grid[0, 1:], SETTINGS, strict=True):
         for name in names:
             before, after = (means.get((setting, name, learned), {}) for learned in (False, True))
             for seed in set(before) & set(after):
-                axes.plot([before[seed], after[seed]], "o-", ms=3, lw=1, color=colors[name])
+                axes.plot([before[seed], after[seed]], "o-", ms=3, lw=1, color=color_of(axes, name))
         axes.set_xticks([0, 1], ["start", "learned"])
         axes.set_xlim(-0.3, 1.3)
         axes.set_title(f"delta nll, {setting}, a line a seed", fontsize=10)

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 from isojax import metrics
 from isojax._core.checks import check_positive
 from isojax.recipes import Coordinates
-from isojax.report import Job, Study, fill
+from isojax.report import Job, fill
 
-from ..common import Common, run
+from ..common import Common, finish, run, say
 from .measure import Case, Tensor, check_names, jobs
 from .report import PUBLISHED_CHECK, add_published, figure, text
 
@@ -116,8 +116,7 @@ def main(config: Config) -> None:
         )
     if config.tensor.startswith("weight:"):
         raise ValueError(f"tensor must be an activation, got {config.tensor!r}; see --weights.")
-    assert config.out is not None
-    study = Study("isotropic_tradeoff", config.out, config)
+    study = config.study("isotropic_tradeoff", "seeds")
     model = load_model(config.model)
     middle = str(model.config.num_hidden_layers // 2)
     weights = [name.replace(":middle", f":{middle}") for name in config.weights]
@@ -142,7 +141,7 @@ def main(config: Config) -> None:
     split = (config.top, config.bottom, config.silent, config.fired, config.unit)
     at = metrics.thresholds(x, *split, pooled=not config.per_channel)
     check = float(metrics.noise_floor_mse(x, jnp.zeros_like(x), at.floor))
-    print(
+    say(
         f"check value, mean square of the bottom {config.bottom:.0%}: {check:.4f} "
         f"(published for Qwen/Qwen2.5-1.5B: {PUBLISHED_CHECK})"
     )
@@ -155,8 +154,8 @@ def main(config: Config) -> None:
         "length": config.tokens, "skip_tokens": config.skip_tokens, "rescale": config.rescale,
         "tensor": config.tensor,
     }  # fmt: skip
-    add_published(study)
     tensor = Tensor(x, at, samples)
+    tensor.check(names, fixed)
     units = {"check_value": "squared input units"}
     todo = [Job.one("check value", base, units, lambda: {"check_value": check})]
     for coordinates, *some in (
@@ -170,11 +169,12 @@ def main(config: Config) -> None:
         w = w / jnp.sqrt(jnp.mean(w * w))
         at = metrics.thresholds(w, silent=0.2, fired=0.4)
         tensor = Tensor(w, at, w, joined(inputs[name], slice(count))[-256:])
+        tensor.check(names, fixed_weights)
         todo += jobs(base | {"tensor": name}, tensor, names, fixed_weights, config.seeds)
     fill(study, todo)
+    add_published(study)
     written = text(study, base, weights, x.shape)
-    study.finish(written, figure(study, base, config.bits, config.granularities))
-    print(written)
+    finish(study, written, figure(study, base, config.bits, config.granularities))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -117,6 +118,14 @@ class Tensor:
     at: metrics.Thresholds
     samples: jax.Array | None = None
     inputs: jax.Array | None = None
+
+    def check(self, names: Sequence[str], cases: Sequence[Case]) -> None:
+        """Raise `ValueError` unless the coordinates and fixed-rate cases exist for this width."""
+        key = jax.random.key(0)
+        for name in names:
+            jax.eval_shape(functools.partial(fit, name=name, tensor=self), key)
+        for case in cases:
+            jax.eval_shape(lambda y, case=case: case.make(key, y, {}).encode(y), self.x)
 
 
 def check_names(names: Sequence[str], cases: Sequence[Case]) -> None:

@@ -203,11 +203,13 @@ def figure(
     for column, metric in enumerate(
         ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings")
     ):
-        draw_lines(axes[0, column], over_bits, metric, "bits", "coordinates", order=bits)
-        draw_lines(axes[1, column], select(rows, bits=3), metric, shares, "coordinates",
-                   order=granularities)  # fmt: skip
-        axes[0, column].set_xlabel("bits, one scale a tensor")
-        axes[1, column].set_xlabel("what shares a scale, 3 bit")
+        draw_lines(
+            axes[0, column], over_bits, metric, "bits", "coordinates", order=bits,
+            label="bits, one scale a tensor",
+        )  # fmt: skip
+        draw_lines(
+            axes[1, column], select(rows, bits=3), metric, shares, "coordinates",
+            order=granularities, label="what shares a scale, 3 bit",
+        )  # fmt: skip
         axes[1, column].tick_params(axis="x", labelsize=7)
-    axes[0, 0].legend(fontsize=7, frameon=False)
     return chart

@@ -29,11 +29,12 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from isojax._core.checks import check_choice, check_positive
+from isojax._core.checks import check_positive
 from isojax.quantize import Plan, calibrate
-from isojax.report import Entry, Job, Study, fill
+from isojax.quantize.shapes import quantized_shapes
+from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, run
+from ..common import Calibrated, check_named, finish, run
 from ..scoring import TAILS
 from .measure import INDUCTION, NEEDLE, SIZE, Reader, units_of
 from .methods import DEFAULT, DRAWN, plan, recipes, words
@@ -103,30 +104,25 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Fit, score, and write what the record does not hold yet."""
-    assert config.out is not None
-    for name, values, allowed in (
-        ("targets", config.targets, TARGETS), ("bits", config.bits, range(2, 9)),
-    ):  # fmt: skip
-        if not values:
-            raise ValueError(f"{name} must name at least one, got none.")
-        for value in values:
-            check_choice(name, value, allowed)
+    check_named("targets", config.targets, TARGETS)
+    check_named("bits", config.bits, range(2, 9))
     check_positive("prompts", config.prompts)
     for name, least in (("sinks", 0), ("recent", 0), ("induction", 0)):
         if getattr(config, name) < least:
             raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}.")
     methods = [*config.methods, *(DRAWN.format(name) for name in config.coordinates)]
-    if not methods:
-        raise ValueError("methods must name at least one, got none.")
+    check_named("methods", methods)
     pairs = {name: recipes(name, config.sinks, config.recent) for name in methods}
     grows = ("methods", "coordinates", "bits", "targets", "needles")
-    # without a text of their own, the windows to fit on come after those to test on
-    grows += ("windows",) if config.calibration_text else ()
-    study = Study("kv_cache", config.out, config, grows=grows)
+    study = config.study("kv_cache", *grows, *config.windows_grow)
     model, texts, fit_on, base = config.load()
     every = [plan(pair, "KV", config.bits[0]) for pair in pairs.values()]
     stats = calibrate(model, fit_on, every, samples=fit_on.size)
+    for what in every:
+        quantized_shapes(what, model.config, stats)  # or ValueError
     reader = Reader(model, texts, stats, config.induction or 0)
+    for length in config.needles:
+        reader.needles(length, config.prompts)  # or ValueError
 
     def jobs() -> Iterator[Job]:
         exact = base | {"method": "none"}
@@ -153,8 +149,7 @@ def main(config: Config) -> None:
         yield from probes(config, reader, own, what, random)
 
     fill(study, jobs())
-    study.finish(text(study, base, config.texts), figure(study, base, config.texts))
-    print((config.out / "table.md").read_text(encoding="utf-8"))
+    finish(study, text(study, base, config.texts), figure(study, base, config.texts))
 
 
 def probes(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from isojax._core.checks import nearest
 from isojax.kvcache.recipe import StoreRecipe
 from isojax.quantize import Plan, Rule
 from isojax.quantize.parts import Cached
@@ -108,8 +109,8 @@ def recipes(name: str, sinks: int = 0, recent: int = 0) -> tuple[StoreRecipe, St
     """
     if name not in METHODS and "/" not in name:
         raise ValueError(
-            f"methods must be of {', '.join(METHODS)}, or a recipe such as 'haar/lloyd_max "
-            f"sinks=4', or two for keys and values joined by '|'; got {name!r}."
+            f"no method {name!r}; the nearest are {', '.join(nearest(name, METHODS))}; or give a "
+            "recipe such as 'haar/lloyd_max sinks=4', or two for keys and values joined by '|'."
         )
     texts: Sequence[str] = METHODS.get(name) or name.split("|")
     if len(texts) > 2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,18 +11,21 @@ from isojax.report import (
     Stat,
     Study,
     complete,
+    draw_curve,
+    draw_ranked,
+    errors,
     markdown,
     new_figure,
     select,
     stat,
     summarize,
 )
-from isojax.report.figure import COLORS, MORE_COLORS
 
 ALWAYS = (
     "kivi", "identity", "haar", "quaternion_full", "planar", "haar+pre", "haar+pre+sinks",
     "aligned", "aligned+haar",
 )  # fmt: skip
+BEST = 3  # methods at each number of bits that the figure shows beside those
 DENSE = "haar"  # what others are measured against
 BLOCKWISE = ("quaternion_full", "quaternion_fast", "planar", "rotor")
 POINT = ("method", "bits", "target")
@@ -172,27 +174,35 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     rows = complete(study.rows(**base), windows, POINT)
     targets = [t for t in ("K", "V", "KV") if select(rows, "delta_nll", target=t)]
     chart, axes = new_figure(1, max(len(targets), 1), f"KV cache of {base['model']}")
-    colors, spare = dict(COLORS), itertools.cycle(MORE_COLORS)
     for panel, target in zip(axes[0], targets, strict=False):
         mine = select(rows, target=target)
-        names = dict.fromkeys(r.config["method"] for r in select(mine, "delta_nll"))
-        curves = {name: _curve(select(mine, method=name)) for name in names}
-        best = sorted(curves, key=lambda n: min(loss.mean for _, loss in curves[n]))
-        shown = dict.fromkeys([n for n in ALWAYS if n in curves] + best[:4])
-        for name in shown:
-            rate, loss = zip(*curves[name], strict=True)
-            if name not in colors:
-                colors[name] = next(spare)
-            panel.errorbar(
-                rate, [s.mean for s in loss], [s.sem for s in loss], fmt="o-", ms=3.5, lw=1.3,
-                capsize=2, color=colors[name], label=name,
-            )  # fmt: skip
-        panel.set_yscale("symlog", linthresh=0.01)
-        panel.set_title(f"{target} in codes", fontsize=10)
-        panel.set_xlabel("bits a number, scales counted (the other side at 16)")
-        panel.legend(fontsize=6, frameon=False)
-    axes[0, 0].set_ylabel("delta nll ± se, nat a token")
+        losses = select(mine, "delta_nll")
+        names = list(dict.fromkeys(r.config["method"] for r in losses))
+        ranked = {
+            bits: sorted(names, key=lambda n, b=bits: _mean(select(losses, bits=b, method=n)))
+            for bits in sorted({r.config["bits"] for r in losses})
+        }
+        best = [name for order in ranked.values() for name in order[:BEST]]
+        shown = [name for name in names if name in ALWAYS or name in best]
+        curves = {name: _curve(select(mine, method=name)) for name in shown}
+        if len(ranked) == 1:
+            draw_ranked(panel, {name: curve[0][1] for name, curve in curves.items()}, errors)
+        for name, curve in curves.items() if len(ranked) > 1 else ():
+            rate, loss = zip(*curve, strict=True)
+            draw_curve(panel, rate, loss, name, errors)
+        words = "delta nll ± se, nats per token", "bits per element, scales counted"
+        (panel.set_xscale if len(ranked) == 1 else panel.set_yscale)("symlog", linthresh=0.01)
+        panel.set_xlabel(words[len(ranked) > 1])
+        if len(ranked) > 1 and panel is axes[0, 0]:
+            panel.set_ylabel(words[0])
+        hidden = len(names) - len(shown)
+        also = f" ({hidden} others are in the table)" if hidden else ""
+        panel.set_title(f"{target} in codes{also}", fontsize=9)
     return chart
+
+
+def _mean(rows: Sequence[Row]) -> float:
+    return stat(r.value for r in rows).mean if rows else math.inf
 
 
 def _curve(rows: Sequence[Row]) -> list[tuple[float, Stat]]:

@@ -20,9 +20,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from isojax.report import Entry, Job, Row, Study, draw_lines, fill, new_figure, pivot, stat
+from isojax.report import Entry, Job, Row, draw_lines, fill, new_figure, pivot, stat
 
-from ..common import Common, run
+from ..common import Common, run, say
 
 NLL = {"nll": "nats per token"}
 
@@ -40,8 +40,7 @@ def main(config: Config) -> None:
     from isojax.data import load_text, windows
     from isojax.models import encode, load_model, token_nll
 
-    assert config.out is not None
-    study = Study("perplexity", config.out, config, grows=("windows",))
+    study = config.study("perplexity", "windows")
     model = load_model(config.model, config.dtype)
     ids = windows(encode(model.tokenizer, load_text(config.text)), config.texts, config.tokens)
     base = {
@@ -75,7 +74,7 @@ def main(config: Config) -> None:
     draw_lines(axes[0, 0], scored(), "nll", "window", "model", log=False)
     axes[0, 0].set_ylabel("nats per token")
     study.finish(f"nll: mean ± sd over {config.texts} windows, nats per token.\n\n{text}", figure)
-    print(f"perplexity {done[0].value:.4f}  nll {math.log(done[0].value):.4f} nats per token")
+    say(f"perplexity {done[0].value:.4f}  nll {math.log(done[0].value):.4f} nats per token")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ from typing import Any
 from isojax._core.checks import check_positive
 from isojax.quantize import Plan, find_plan, unquantized
 from isojax.quantize.shapes import quantized_shapes, statistics_shapes
-from isojax.report import Entry, Job, Study, fill
+from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, run
+from ..common import Calibrated, check_named, finish, run, say
 from ..scoring import SCORED, TAILS
 from .measure import COSTS, ERROR, PEAK, Reader
 from .report import figure, text
@@ -78,9 +78,7 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Quantize, score, and write what the record does not hold yet."""
-    assert config.out is not None
-    if not config.plans:
-        raise ValueError("plans must name at least one, got none.")
+    check_named("plans", config.plans)
     check_positive("seeds", config.seeds)
     if config.continuation < 0:
         raise ValueError(f"continuation must be at least 0, got {config.continuation}.")
@@ -88,9 +86,7 @@ def main(config: Config) -> None:
     if len(plans) < len(config.plans):
         raise ValueError(f"plans must have names of their own, got {', '.join(config.plans)}.")
     grows = ("plans", "errors", "prompt", "continuation", "save")
-    # without a text of their own, the windows to fit on come after those to test on
-    grows += ("windows",) if config.calibration_text else ()
-    study = Study("quantize", config.out, config, grows=grows)
+    study = config.study("quantize", *grows, *config.windows_grow)
     model, texts, fit_on, base = config.load()
     shapes = statistics_shapes(model.config)
     for name, plan in plans.items():
@@ -101,13 +97,10 @@ def main(config: Config) -> None:
     given = texts, fit_on, list(plans.values())
     reader = Reader(model, *given, config.prompt, config.continuation, config.save)
     fill(study, jobs(config, reader, base, plans))
-    study.finish(*(
-        make(study, base, plans, config.texts, model.config) for make in (text, figure)
-    ))  # fmt: skip
-    print((config.out / "table.md").read_text(encoding="utf-8"))
-    print(reader.go_on("unquantized", None))
-    for name, plan in plans.items():
-        print(reader.go_on(name, plan))
+    given = study, base, plans, config.texts, model.config
+    finish(study, text(*given), figure(*given))
+    for name, plan in {"unquantized": None, **plans}.items():
+        say(reader.go_on(name, plan))
 
 
 def jobs(

@@ -13,6 +13,8 @@ from isojax.report import (
     Study,
     complete,
     draw_lines,
+    draw_ranked,
+    errors,
     new_figure,
     pivot,
     select,
@@ -92,12 +94,12 @@ def text(
         "last window; weights are held in floating point here.",
         pivot(rows, ["plan"], "metric", form=FORMS, order=COLUMNS),
     ]
-    errors = select(rows, "relative_error")
-    if errors:
+    behind = select(rows, "relative_error")
+    if behind:
         parts += [
             "## Relative error of the hidden state behind each layer",
             "Mean over the tokens of the first window.",
-            pivot(errors, ["plan"], "layer", form=_mean(3)),
+            pivot(behind, ["plan"], "layer", form=_mean(3)),
         ]
     parts.append("## What stands where")
     for name, plan in plans.items():
@@ -113,19 +115,14 @@ def figure(
 ) -> Any:  # fmt: skip
     """The loss of each plan, and its error behind each layer."""
     rows = rows_of(study, base, plans, windows)
-    errors = select(rows, "relative_error")
-    chart, axes = new_figure(1, 1 + bool(errors), f"{base['model']} quantized by plans")
+    behind = select(rows, "relative_error")
+    chart, axes = new_figure(1, 1 + bool(behind), f"{base['model']} quantized by plans")
     panel = axes[0, 0]
     names = dict.fromkeys(r.config["plan"] for r in select(rows, "delta_nll"))
-    for place, name in enumerate(names):
-        loss = summarize(rows, "delta_nll", plan=name)
-        panel.errorbar([loss.mean], [place], xerr=[loss.sem], fmt="o", ms=4, capsize=2)
-    panel.set_yticks(range(len(names)), [n[:24] for n in names], fontsize=7)
-    panel.invert_yaxis()
+    draw_ranked(panel, {name: summarize(rows, "delta_nll", plan=name) for name in names}, errors)
     panel.set_xscale("symlog", linthresh=0.01)
     panel.set_xlabel("delta nll ± se, nats per token")
-    if errors:
-        draw_lines(axes[0, 1], errors, "relative_error", "layer", "plan")
+    if behind:
+        draw_lines(axes[0, 1], behind, "relative_error", "layer", "plan")
         axes[0, 1].set_ylabel("relative error of the hidden state")
-        axes[0, 1].legend(fontsize=6, frameon=False)
     return chart

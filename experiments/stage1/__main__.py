@@ -16,9 +16,9 @@ but on keys of the tiny model at 3 bit 0.033 (haar) to 0.052 (identity).
 from __future__ import annotations
 
 from isojax._core.checks import check_positive
-from isojax.report import Study, fill
+from isojax.report import fill
 
-from ..common import run
+from ..common import finish, run
 from .config import Config
 from .measure import check, codebook, costs, real, synthetic, times
 from .report import add_published, figure, text
@@ -34,14 +34,11 @@ def main(config: Config) -> None:
         check(config.coordinates, dim)
         for bits in config.bits:
             codebook(("sphere", bits), dim)
-    assert config.out is not None
-    study = Study("stage1", config.out, config)
+    study = config.study("stage1", "seeds")
     base, on_model = real(config)
-    add_published(study)
     fill(study, [on_model, *costs(config), *synthetic(config), *times(config)])
-    written = text(study, base, config.bits)
-    study.finish(written, figure(study, base))
-    print(written)
+    add_published(study)
+    finish(study, text(study, base, config.bits), figure(study, base))
 
 
 if __name__ == "__main__":

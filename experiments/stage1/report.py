@@ -238,10 +238,9 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
         panels.append((rows, f"{tensor}s of {base['model']}, d = {base['dim']}"))
     for place, (rows, title) in zip(axes[0], panels, strict=True):
         draw_lines(place, rows, "nmse", "bits", "coordinates")
-        place.set_title(title, fontsize=10)
+        place.set_title(title, fontsize=9)
     values = [r.value for rows, _ in panels for r in rows]
+    across = "y" if len({r.config["bits"] for r in iso}) > 1 else "x"
     for place in axes[0]:
-        place.set_ylim(min(values) / 1.3, max(values) * 1.3)
-    axes[0, 0].set_ylabel("NMSE")
-    axes[0, 0].legend(fontsize=7, frameon=False)
+        place.set(**{f"{across}lim": (min(values) / 1.3, max(values) * 1.3)})
     return chart

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,9 @@ from jax.dtypes import canonicalize_dtype
 
 def check_positive(name: str, value: Any) -> int:
     """Return `value` as an int, or raise `ValueError` unless it is a whole number above zero."""
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    number = as_scalar(value)
+    whole = isinstance(number, int | float) and not isinstance(number, bool) and number % 1 == 0
+    if not whole or number < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
     return int(value)
 
@@ -25,12 +28,30 @@ def check_divides(name: str, value: Any, total_name: str, total: int) -> int:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
-    """Return `value`, or raise `ValueError` unless it is one of `allowed`."""
+    """Return `value`, or raise `ValueError` unless it is one of `allowed`.
+
+    Of many allowed ones the message names the nearest.
+    """
     allowed = tuple(allowed)
     if value not in allowed:
-        choices = ", ".join(map(str, allowed))
+        shown = nearest(value, allowed)
+        choices = ", ".join(map(str, shown)) + (", ..." if len(shown) < len(allowed) else "")
         raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
     return value
+
+
+def nearest(value: Any, names: Iterable[Any], most: int = 12) -> list[Any]:
+    """All of `names` where they are few, else those most like `value`, or the first ones."""
+    names = list(names)
+    if len(names) <= most:
+        return names
+    near = difflib.get_close_matches(str(value), map(str, names), n=3, cutoff=0.5)
+    return [name for name in names if str(name) in near] or names[:3]
+
+
+def as_scalar(value: Any) -> Any:
+    """A scalar of numpy or JAX as a plain number; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
 
 
 def check_last_axis(name: str, x: Any, dim: int) -> None:

@@ -1,8 +1,14 @@
 """Rows in, tables and figures out: every number an experiment shows is a `Row` in a file."""
 
+from isojax.report.figure import color_of as color_of
+from isojax.report.figure import deviations as deviations
+from isojax.report.figure import draw_curve as draw_curve
 from isojax.report.figure import draw_lines as draw_lines
+from isojax.report.figure import draw_ranked as draw_ranked
+from isojax.report.figure import errors as errors
 from isojax.report.figure import new_figure as new_figure
 from isojax.report.figure import save_figure as save_figure
+from isojax.report.figure import span as span
 from isojax.report.jobs import Entry as Entry
 from isojax.report.jobs import Job as Job
 from isojax.report.jobs import fill as fill
@@ -10,9 +16,11 @@ from isojax.report.rows import Record as Record
 from isojax.report.rows import Row as Row
 from isojax.report.rows import Stamp as Stamp
 from isojax.report.rows import read_rows as read_rows
+from isojax.report.source import source_of as source_of
 from isojax.report.stats import Stat as Stat
 from isojax.report.stats import against as against
 from isojax.report.stats import complete as complete
+from isojax.report.stats import least as least
 from isojax.report.stats import paired as paired
 from isojax.report.stats import select as select
 from isojax.report.stats import stat as stat

@@ -1,4 +1,4 @@
-"""Figures made from rows: lines over a configuration value with a band over seeds."""
+"""Figures made from rows: lines over a configuration value, with a band for their spread."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from isojax.report.rows import Row
-from isojax.report.stats import select, stat
+from isojax.report.stats import Stat, select, stat
 
 COLORS = {
     "identity": "#444444",
@@ -21,6 +21,23 @@ MORE_COLORS = (
     "#c0392b", "#16a2b8", "#8c6d31", "#6b4fb0", "#7f8c1f", "#d4679c", "#e8b004", "#1b5e3a",
     "#9fb8d8", "#5a2a27", "#000080", "#ff7f50", "#00a86b", "#b39ddb",
 )  # fmt: skip
+
+Spread = Callable[[Stat], tuple[float, float]]
+
+
+def span(found: Stat) -> tuple[float, float]:
+    """From the lowest to the highest."""
+    return found.low, found.high
+
+
+def errors(found: Stat) -> tuple[float, float]:
+    """A standard error below and above the mean."""
+    return found.mean - found.sem, found.mean + found.sem
+
+
+def deviations(found: Stat) -> tuple[float, float]:
+    """A standard deviation below and above the mean."""
+    return found.mean - found.sd, found.mean + found.sd
 
 
 def new_figure(rows: int, columns: int, title: str) -> tuple[Any, Any]:
@@ -36,6 +53,51 @@ def new_figure(rows: int, columns: int, title: str) -> tuple[Any, Any]:
     return figure, grid
 
 
+def color_of(axes: Any, label: str) -> str:
+    """The colour of a label in all of the figure; no two have the same until all are taken."""
+    drawn = {line.get_label(): line.get_color() for a in axes.figure.axes for line in a.lines}
+    free = [color for color in MORE_COLORS if color not in drawn.values()]
+    own = drawn.get(label) or COLORS.get(label)
+    return own or (free or MORE_COLORS)[0 if free else len(drawn) % len(MORE_COLORS)]
+
+
+def draw_curve(
+    axes: Any,
+    x: Sequence[float | int],
+    found: Sequence[Stat],
+    label: str,
+    spread: Spread = span,
+    *,
+    style: str = "o-",
+) -> None:
+    """A line through means, with bars from the lower to the upper end of their spread.
+
+    Args:
+        axes: matplotlib axes.
+        x: places of the means.
+        found: the statistics.
+        label: name in the legend, which has one colour in all of the figure.
+        spread: ends of a bar.
+        style: of the line, as matplotlib has it; bars come with markers alone.
+    """
+    color, ends = color_of(axes, label), [spread(s) for s in found]
+    axes.plot(x, [s.mean for s in found], style, ms=3.5, lw=1.4, color=color, label=label)
+    if "o" in style and ends:
+        low, high = zip(*ends, strict=True)
+        axes.vlines(x, low, high, color=color, lw=1)
+
+
+def draw_ranked(axes: Any, found: Mapping[str, Stat], spread: Spread = span) -> None:
+    """A line for each name with its mean and spread, the least on top: for one place on an axis."""
+    names = sorted(found, key=lambda name: found[name].mean)
+    for place, name in enumerate(names):
+        color, (low, high) = color_of(axes, name), spread(found[name])
+        axes.plot([found[name].mean], [place], "o", ms=4, color=color, label=name)
+        axes.hlines([place], [low], [high], color=color, lw=1)
+    axes.set_yticks(range(len(names)), [name[:24] for name in names], fontsize=7)
+    axes.invert_yaxis()
+
+
 def draw_lines(
     axes: Any,
     rows: Sequence[Row],
@@ -46,8 +108,12 @@ def draw_lines(
     order: Sequence[Any] | None = None,
     labels: Mapping[str, str] | None = None,
     log: bool = True,
+    spread: Spread = span,
+    label: str | None = None,
 ) -> None:
-    """One line for each value of `hue`: the mean over seeds, a bar and band from lowest to highest.
+    """One line for each value of `hue`: the mean of its rows, with bars and a band for the spread.
+
+    Where there is one place on the horizontal axis, values go there and names on the vertical one.
 
     Args:
         axes: matplotlib axes.
@@ -57,36 +123,55 @@ def draw_lines(
         hue: configuration name that tells the lines apart.
         order: values of `x` from left to right; sorted numbers where None.
         labels: hue value -> name in the legend.
-        log: logarithmic vertical axis, with a zero where a value is zero.
+        log: logarithmic axis of values, with a zero where a value is zero.
+        spread: ends of the bars; from the lowest to the highest by default.
+        label: of the horizontal axis; `x` where it is a name.
+
+    Raises:
+        ValueError: no row is of `metric`.
     """
     rows = select(rows, metric)
+    if not rows:
+        raise ValueError(f"no row of {metric} to draw.")
     where = x if callable(x) else lambda row: row.config[x]
     places = list(order or sorted({where(r) for r in rows}))
-    spare = iter(MORE_COLORS * 4)
+    curves: dict[str, dict[int, Stat]] = {}
     for name in dict.fromkeys(r.config[hue] for r in rows):
         mine = select(rows, **{hue: name})
-        found = [(i, [r.value for r in mine if where(r) == p]) for i, p in enumerate(places)]
-        found = [(i, stat(values)) for i, values in found if values]
-        at = [i for i, _ in found]
-        color = COLORS.get(name) or next(spare)
-        label = (labels or {}).get(name, name)
-        axes.plot(at, [s.mean for _, s in found], "o-", ms=3.5, lw=1.4, color=color, label=label)
-        axes.vlines(at, [s.low for _, s in found], [s.high for _, s in found], color=color, lw=1)
-        axes.fill_between(
-            at, [s.low for _, s in found], [s.high for _, s in found], color=color, alpha=0.2, lw=0
-        )
-    axes.set_xticks(range(len(places)), [str(p) for p in places])
+        found = {i: [r.value for r in mine if where(r) == p] for i, p in enumerate(places)}
+        curves[(labels or {}).get(name, str(name))] = {
+            i: stat(values) for i, values in found.items() if values
+        }
+    across = "y" if len(places) > 1 else "x"
+    if across == "x":
+        draw_ranked(axes, {n: s for n, each in curves.items() for s in each.values()}, spread)
+    for name, found in curves.items() if across == "y" else ():
+        draw_curve(axes, [*found], [*found.values()], name, spread)
+        low, high = zip(*map(spread, found.values()), strict=True)
+        axes.fill_between([*found], low, high, color=color_of(axes, name), alpha=0.2, lw=0)
+    if across == "y":
+        axes.set_xticks(range(len(places)), [str(p) for p in places])
     values = [r.value for r in rows]
     if log and min(values) > 0:
-        axes.set_yscale("log")
+        axes.set(**{f"{across}scale": "log"})
     elif log and max(values) > 0:
-        axes.set_yscale("symlog", linthresh=min(v for v in values if v > 0))
-        axes.set_ylim(bottom=0)
-    if isinstance(x, str):
-        axes.set_xlabel(x)
+        least = min(v for v in values if v > 0)
+        getattr(axes, f"set_{across}scale")("symlog", linthresh=least)
+        if min(values) == 0:
+            axes.set(**{f"{across}lim": (0, None)})
+    label = x if label is None and isinstance(x, str) else label or ""
+    axes.set_xlabel(label if across == "y" else f"{label}: {places[0]}")
     axes.set_title(metric.replace("_", " "), fontsize=10)
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
-    """Write the figure as PNG, 150 dots an inch."""
+    """Write the figure as PNG, 150 dots an inch; one legend beside all axes if none has its own."""
+    if not (figure.legends or any(axes.get_legend() for axes in figure.axes)):
+        marks: dict[str, Any] = {}
+        for axes in figure.axes:
+            for mark, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                marks.setdefault(label, mark)
+        if marks:
+            place = "outside right upper" if figure.get_layout_engine() else "upper right"
+            figure.legend([*marks.values()], [*marks], loc=place, fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)

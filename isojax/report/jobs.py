@@ -15,16 +15,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsInt
 
 import jax
-from rich.progress import Progress, TimeElapsedColumn
 
+from isojax._core.checks import check_positive
 from isojax.report.rows import Units, Values, identity
+from isojax.report.source import source_of
 from isojax.report.study import Study
-from isojax.sweep import Grid, grid, sweep
+from isojax.sweep import Grid, grid, progress_bar, sweep
 
 
 class Entry(NamedTuple):
@@ -77,7 +79,7 @@ class Job:
         key: jax.Array,
         trial: Callable[..., Mapping[Any, Any]],
         *,
-        seeds: int | None,
+        seeds: SupportsInt | None,
         static: Grid | None = None,
         traced: Grid | None = None,
         inner: Grid | None = None,
@@ -99,17 +101,18 @@ class Job:
         def entry(point: Mapping[str, Any], seed: int) -> Entry:
             return Entry(config(dict(point)), None if seeds is None else seed, units)
 
+        count = 1 if seeds is None else check_positive("seeds", seeds)
         outer = grid(static or {})
         lanes = [n | label for n in grid(traced or {}) for label in grid(inner or {})]
         entries = [
             entry(point | lane, seed)
-            for point, seed, lane in itertools.product(outer, range(seeds or 1), lanes)
+            for point, seed, lane in itertools.product(outer, range(count), lanes)
         ]
 
         def measure(todo: Sequence[Entry]) -> Iterator[Values]:
             wanted = set(map(_name, todo))
             for result in sweep(
-                key, trial, seeds=seeds or 1, static=static, traced=traced, inner=inner,
+                key, trial, seeds=count, static=static, traced=traced, inner=inner,
                 done=lambda point, seed, _: _name(entry(point, seed)) not in wanted,
                 progress=False,
             ):  # fmt: skip
@@ -130,22 +133,34 @@ def fill(study: Study, jobs: Iterable[Job], *, progress: bool = True) -> None:
         progress: show a bar.
 
     Raises:
-        ValueError: a job gives other metrics than it declared, or another number of dicts than
-            there are entries; names the job and the difference.
+        ValueError: rows of a job are there by code of the user's that has changed since (nothing is
+            computed then); or a job gives other metrics than it declared, or another number of
+            dicts than there are entries; names the job and the difference.
     """
-    jobs = list(jobs)
-    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-    with Progress(*columns, disable=not progress) as bar:
+    sources = []
+    for job in (jobs := list(jobs)):
+        of = functools.cache(functools.partial(source_of, job.measure))
+        sources.append([of(*_members(entry)) for entry in job.entries])
+        for entry, source in zip(job.entries, sources[-1], strict=True):
+            study.check_source(*entry, source)
+    with progress_bar(not progress) as bar:
         task = bar.add_task("", total=sum(len(job.entries) for job in jobs))
-        for job in jobs:
-            todo = [entry for entry in job.entries if not study.has(*entry)]
+        for job, known in zip(jobs, sources, strict=True):
+            pairs = zip(job.entries, known, strict=True)
+            todo = [(entry, source) for entry, source in pairs if not study.has(*entry)]
             bar.update(task, description=job.title, advance=len(job.entries) - len(todo))
-            for entry, values in _computed(job, todo):
-                study.add(entry.config, entry.seed, values, entry.units)
+            done = _computed(job, [entry for entry, _ in todo])
+            for (entry, source), values in zip(todo, done, strict=True):
+                study.add(*entry[:2], values, entry.units, source=source, keep=True)
                 bar.advance(task)
 
 
-def _computed(job: Job, todo: Sequence[Entry]) -> Iterator[tuple[Entry, Values]]:
+def _members(entry: Entry) -> list[str]:
+    """What in a configuration may name functions of the user's own."""
+    return [v for v in entry.config.values() if isinstance(v, str) and ":" in v]
+
+
+def _computed(job: Job, todo: Sequence[Entry]) -> Iterator[Values]:
     """The values of the entries, checked."""
     for entry, values in itertools.zip_longest(todo, job.measure(todo) if todo else ()):
         if entry is None or values is None:
@@ -159,7 +174,7 @@ def _computed(job: Job, todo: Sequence[Entry]) -> Iterator[tuple[Entry, Values]]
                 f"job {job.title!r} must give the metrics it declares: lacks {lacks}, "
                 f"also gave {extra}, at {dict(entry.config)}, seed {entry.seed}."
             )
-        yield entry, values
+        yield values
 
 
 def _name(entry: Entry) -> str:

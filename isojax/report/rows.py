@@ -8,16 +8,19 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import jax
+from filelock import FileLock
 
 from isojax import __version__
+from isojax._core.checks import as_scalar
 
 Values = Mapping[str, SupportsFloat]  # metric -> number
 Units = Mapping[str, str]  # metric -> unit
+INSTEAD = "give --overwrite or another --out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Row:
         versions: of python, jax and isojax.
         commit: of the source tree, or "unknown".
         started: when the run started, UTC, ISO 8601.
+        source: hash of the user's own code that measured it, see `source_of`; empty where there
+            was none.
     """
 
     experiment: str
@@ -47,6 +52,7 @@ class Row:
     versions: dict[str, str]
     commit: str
     started: str
+    source: str = ""
 
     @property
     def identity(self) -> str:
@@ -56,7 +62,22 @@ class Row:
 
 def identity(experiment: str, config: Mapping[str, Any], seed: int | None, metric: str) -> str:
     """The identity of a row that need not exist yet."""
-    return json.dumps([experiment, config, seed, metric], sort_keys=True)
+    return json.dumps([experiment, flat(config), seed, metric], sort_keys=True)
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as rows hold it, scalars of numpy and JAX as plain numbers.
+
+    Raises:
+        ValueError: a value is no string, number, boolean or None; names it.
+    """
+    found = {name: as_scalar(value) for name, value in config.items()}
+    for name, value in found.items():
+        if not isinstance(value, str | int | float | None):
+            raise ValueError(
+                f"config: {name} must be a string, a number or a boolean, got {value!r}."
+            )
+    return found
 
 
 class Stamp:
@@ -80,57 +101,115 @@ class Stamp:
         seed: int | None,
         values: Values,
         units: Units,
+        source: str = "",
     ) -> list[Row]:
         """One row per metric of `values`; `units` has the unit of each, and may have more.
 
         Raises:
-            ValueError: a metric has no unit.
+            ValueError: a metric has no unit, or a value of `config` is none that rows hold.
         """
         if not set(values) <= set(units):
             raise ValueError(f"no unit for {sorted(set(values) - set(units))} of {dict(config)}.")
         return [
             Row(
-                self.experiment, dict(config), seed, metric, float(value), units[metric],
-                self.device, self.versions, self.commit, self.started,
+                self.experiment, flat(config), seed, metric, float(value), units[metric],
+                self.device, self.versions, self.commit, self.started, source,
             )
             for metric, value in values.items()
         ]  # fmt: skip
 
 
 class Record:
-    """An append-only file of rows that survives being killed.
+    """An append-only file of rows that survives being killed, and that several runs may share.
 
-    Opening it reads what is there and cuts off a last line that was torn. `append` writes in one
-    call and leaves out rows that are there already, so that a run started again neither loses
-    nor doubles one.
+    Opening it reads the whole lines that are there. `append` takes a lock, reads what others have
+    appended, cuts off a last line that was torn, and leaves out rows that are there already: no run
+    loses or doubles one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, anew: bool = False) -> None:
+        """Take the file; `anew` makes it an empty one when the first row is appended."""
         self.path = path
+        self.lock = FileLock(path.with_name(path.name + ".lock"))
         self.rows: list[Row] = []
-        if path.exists():
-            whole = _cut_torn_line(path)
-            self.rows = [_parse(line, path, i) for i, line in enumerate(whole.splitlines(), 1)]
-        self._known = {row.identity for row in self.rows}
+        self._known: dict[str, Row] = {}
+        self.anew = anew
+        self._lines = self._bytes = 0  # that have been read
+        if not anew:
+            self._catch_up()
 
-    def append(self, rows: Iterable[Row]) -> None:
-        """Add those of `rows` that are not there yet; on disk when this returns."""
-        new = {row.identity: row for row in rows if row.identity not in self._known}
-        if not new:
+    def append(self, rows: Iterable[Row], keep: bool = False) -> None:
+        """Add those of `rows` that are not there yet; on disk when this returns.
+
+        Args:
+            rows: to add.
+            keep: leave a row that is there with another value as it is.
+
+        Raises:
+            ValueError: a row is there with another value, and is not to be kept.
+            OSError: the file cannot be written; it then ends where it did before.
+        """
+        rows = list(rows)
+        if not rows:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in new.values())
-        with open(self.path, "ab", buffering=0) as file:
-            file.write(lines.encode())
-            os.fsync(file.fileno())
-        self._known |= set(new)
-        self.rows += new.values()
+        with self.lock:
+            if self.anew:
+                self.path.unlink(missing_ok=True)
+                self.anew = False
+            self._catch_up()
+            new: dict[str, Row] = {}
+            for row in rows:
+                old = self._known.get(row.identity) or new.setdefault(row.identity, row)
+                if not keep and repr(old.value) != repr(row.value):
+                    raise ValueError(
+                        f"{self.path} holds {row.metric} = {old.value:g} of {row.config}, seed "
+                        f"{row.seed}, now it is {row.value:g}; {INSTEAD}."
+                    )
+            lines = "".join(json.dumps(dataclasses.asdict(row)) + "\n" for row in new.values())
+            self._write(lines.encode())
+            self._lines += len(new)
+            self._known |= new
+            self.rows += new.values()
 
     def has(
         self, experiment: str, config: Mapping[str, Any], seed: int | None, metrics: Iterable[str]
     ) -> bool:
         """True if all these metrics are there."""
         return all(identity(experiment, config, seed, m) in self._known for m in metrics)
+
+    def find(self, name: str) -> Row | None:
+        """The row of this identity, or None."""
+        return self._known.get(name)
+
+    def _catch_up(self) -> None:
+        """Read the whole lines that have come since."""
+        if not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            if file.seek(0, os.SEEK_END) < self._bytes:
+                raise ValueError(f"{self.path}: another run has begun it anew; start again.")
+            file.seek(self._bytes)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        for row in _parsed(whole, self.path, self._lines + 1):
+            if self._known.setdefault(row.identity, row) is row:
+                self.rows.append(row)
+        self._lines += whole.count(b"\n")
+        self._bytes += len(whole)
+
+    def _write(self, data: bytes) -> None:
+        with open(self.path, "ab", buffering=0) as file:
+            file.truncate(self._bytes)  # what a killed run left of a line
+            rest = memoryview(data)
+            try:
+                while rest:  # a full disk takes a part, and fails at the next one
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError as error:
+                file.truncate(self._bytes)
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
+        self._bytes += len(data)
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -139,23 +218,34 @@ def read_rows(path: str | Path) -> list[Row]:
     Raises:
         ValueError: a line is no row; names the file and the line.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    return [_parse(line, Path(path), i) for i, line in enumerate(text.splitlines(), 1)]
+    return list(_parsed(Path(path).read_bytes(), Path(path), 1))
 
 
-def _parse(line: str, path: Path, number: int) -> Row:
+def _parsed(data: bytes, path: Path, first: int) -> Iterator[Row]:
+    """The rows of whole lines, of which the first has this number."""
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    for number, line in enumerate(lines, first):
+        row = _parse(line)
+        if row is None:
+            shown = line[:60].decode(errors="replace")
+            raise ValueError(f"{path}: line {number} is no row: {shown!r}.")
+        yield row
+
+
+_KINDS: dict[str, Any] = {
+    "experiment": str, "config": dict, "seed": int | None, "metric": str, "value": float | int,
+    "unit": str, "device": str, "versions": dict, "commit": str, "started": str, "source": str,
+}  # fmt: skip
+
+
+def _parse(line: bytes) -> Row | None:
     try:
-        return Row(**json.loads(line))
-    except (TypeError, ValueError):
-        raise ValueError(f"{path}: line {number} is no row: {line[:60]!r}.") from None
-
-
-def _cut_torn_line(path: Path) -> str:
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        os.truncate(path, len(whole))
-    return whole.decode("utf-8")
+        row = Row(**json.loads(line))
+        flat(row.config)
+        float(row.value)
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError):
+        return None
+    return row if all(isinstance(getattr(row, n), kind) for n, kind in _KINDS.items()) else None
 
 
 def _commit() -> str:

@@ -69,6 +69,20 @@ def stat(values: Iterable[float]) -> Stat:
     return Stat(statistics.fmean(values), sd, len(values), min(values), max(values))
 
 
+def least(found: Mapping[Any, Stat]) -> Any:
+    """The name of the least mean, if it is beyond noise of the second; else None.
+
+    Beyond noise: two standard errors of the difference between independent means. Means that are
+    not finite do not count.
+    """
+    ranked = sorted((s.mean, name) for name, s in found.items() if math.isfinite(s.mean))
+    if len(ranked) < 2:
+        return None
+    first, second = (found[name] for _, name in ranked[:2])
+    noise = 2 * math.hypot(first.sem, second.sem)
+    return ranked[0][1] if second.mean - first.mean > noise else None
+
+
 def select(rows: Iterable[Row], metric: str | None = None, **config: Any) -> list[Row]:
     """The rows of a metric whose configuration has these values; a tuple allows several."""
 

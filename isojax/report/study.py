@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from isojax.report.figure import save_figure
-from isojax.report.rows import Record, Row, Stamp, Units, Values
+from isojax.report.rows import INSTEAD, Record, Row, Stamp, Units, Values, identity
 from isojax.report.stats import select
 
-FREE = ("quick", "out", "dry_run")  # say nothing of what is measured
+FREE = ("quick", "out", "overwrite", "dry_run")  # say nothing of what is measured
 
 
 class Study:
@@ -24,7 +24,13 @@ class Study:
     """
 
     def __init__(
-        self, experiment: str, out: str | Path, settings: Any, grows: Sequence[str] = ("seeds",)
+        self,
+        experiment: str,
+        out: str | Path,
+        settings: Any,
+        grows: Sequence[str] = ("seeds",),
+        *,
+        overwrite: bool = False,
     ) -> None:
         """Open or make the folder.
 
@@ -33,29 +39,46 @@ class Study:
             out: the folder.
             settings: a dataclass, or a dict, that JSON can hold.
             grows: names of settings that only ask for more rows.
+            overwrite: begin the folder anew with the first row, whatever it holds.
 
         Raises:
-            ValueError: the folder holds a run with other settings; names them.
+            ValueError: the folder holds a run with other settings, or rows without settings; names
+                them.
         """
         self.folder = Path(out)
-        self.settings = new = {"experiment": experiment} | as_json(settings)
+        self.settings = {"experiment": experiment} | as_json(settings)
         self._config = self.folder / "config.json"
-        if self._config.exists():
-            old = _read_json(self._config)
-            changed = [
-                f"{k} (there {old.get(k)!r}, now {new.get(k)!r})"
-                for k in sorted(set(old) | set(new))
-                if k not in (*FREE, *grows) and old.get(k) != new.get(k)
-            ]
-            if changed:
-                raise ValueError(
-                    f"{self.folder} holds a run with other settings: {', '.join(changed)}; "
-                    "give another --out."
-                )
-        self._grows = [k for k in grows if k in new]
+        self._grows = [k for k in grows if k in self.settings]
         self._written = False
-        self.record = Record(self.folder / "rows.jsonl")
+        self.record = Record(self.folder / "rows.jsonl", overwrite)
         self.stamp = Stamp(experiment)
+        if not overwrite:
+            self._there()
+
+    def _there(self) -> dict[str, Any]:
+        """The settings of the folder, none where it is new.
+
+        Raises:
+            ValueError: they are others than these.
+        """
+        if not self._config.exists():
+            if self.record.rows:
+                raise ValueError(
+                    f"{self.folder} holds rows and no config.json that says what they are of; "
+                    f"{INSTEAD}."
+                )
+            return {}
+        old, new = _read_json(self._config), self.settings
+        changed = [
+            f"{k} (there {old.get(k)!r}, now {new.get(k)!r})"
+            for k in sorted(set(old) | set(new))
+            if k not in (*FREE, *self._grows) and old.get(k) != new.get(k)
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a run with other settings: {', '.join(changed)}; {INSTEAD}."
+            )
+        return old
 
     def add(
         self,
@@ -63,6 +86,9 @@ class Study:
         seed: int | None,
         values: Values,
         units: Units,
+        *,
+        source: str = "",
+        keep: bool = False,
     ) -> None:
         """Append a row for each metric of `values`, save those that are there already.
 
@@ -71,11 +97,13 @@ class Study:
             seed: number of the seed, or None.
             values: metric -> number.
             units: metric -> unit, of these metrics at least.
+            source: hash of the user's own code behind the values, see `source_of`.
+            keep: leave a row that is there with another value as it is.
 
         Raises:
-            ValueError: a metric has no unit.
+            ValueError: a metric has no unit, or a row is there with another value.
         """
-        self._append(self.stamp.rows(config, seed, values, units))
+        self._append(self.stamp.rows(config, seed, values, units, source), keep)
 
     def add_published(
         self,
@@ -90,15 +118,30 @@ class Study:
             [dataclasses.replace(r, device=device, versions={}, commit="unknown") for r in rows]
         )
 
-    def _append(self, rows: Sequence[Row]) -> None:
+    def _append(self, rows: Sequence[Row], keep: bool = False) -> None:
         if not self._written:
-            if self._config.exists():
-                old = _read_json(self._config)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self.record.lock:  # another run may have begun the folder since
+                old = {} if self.record.anew else self._there()
                 grown = {k: _union(old.get(k), self.settings[k]) for k in self._grows}
                 self.settings = self.settings | grown
-            _write(self._config, json.dumps(self.settings, indent=2) + "\n")
+                _write(self._config, json.dumps(self.settings, indent=2) + "\n")
+                self.record.append(rows, keep)
             self._written = True
-        self.record.append(rows)
+        else:
+            self.record.append(rows, keep)
+
+    def check_source(
+        self, config: Mapping[str, Any], seed: int | None, metrics: Iterable[str], source: str
+    ) -> None:
+        """Raise `ValueError` if other code of the user's measured the rows that are there."""
+        for metric in metrics:
+            row = self.record.find(identity(self.stamp.experiment, config, seed, metric))
+            if row and row.source not in ("", source):
+                raise ValueError(
+                    f"{self.folder} holds {metric} of {row.config} by code of yours that has "
+                    f"changed since; {INSTEAD}."
+                )
 
     def has(self, config: Mapping[str, Any], seed: int | None, metrics: Iterable[str]) -> bool:
         """True if the rows of all these metrics are there."""
@@ -109,7 +152,10 @@ class Study:
         return select(self.record.rows, metric, **config)
 
     def finish(self, text: str, figure: Any = None) -> None:
-        """Write `table.md` and `figure.png`."""
+        """Write `table.md`, which says if rows are of uncommitted code, and `figure.png`."""
+        dirty = sorted({r.commit for r in self.record.rows if r.commit.endswith("-dirty")})
+        if dirty:
+            text += f"\n\nSome rows are of a tree with uncommitted changes: {', '.join(dirty)}."
         _write(self.folder / "table.md", text.rstrip() + "\n")
         if figure is not None:
             save_figure(figure, self.folder / "figure.png")
@@ -132,9 +178,12 @@ def _write(path: Path, text: str) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable configuration ({error}).") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: not a readable configuration (no object).")
+    return found
 
 
 def as_json(settings: Any) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from isojax._core.checks import nearest
 from isojax.report.rows import Row
 from isojax.report.stats import Stat, stat
 
 Cell = Callable[[Stat], str]
 Key = str | Callable[[Row], Any]
+OWN = ("metric", "seed", "unit", "device")
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
@@ -26,8 +29,7 @@ def value_of(row: Row, key: Key) -> Any:
     """
     if callable(key):
         return key(row)
-    own = key in ("metric", "seed", "unit", "device")
-    return getattr(row, key) if own else row.config.get(key, "-")
+    return getattr(row, key) if key in OWN else row.config.get(key, "-")
 
 
 def pivot(
@@ -39,11 +41,13 @@ def pivot(
     *,
     order: Mapping[Any, str] | Sequence[Any] | None = None,
     count: bool = False,
+    over: Sequence[str] = ("seed", "window"),
 ) -> str:
     """A Markdown table: a line per values of the index, a column per values of `columns`.
 
     Lines and columns come in the order in which their values first appear. A cell shows all rows
-    that agree in both, whatever their seed or window; a dash where there is none.
+    that agree in both, which may differ in what `over` names alone; a dash where there is none.
+    Values that no seed changes count once, without a spread.
 
         pivot(rows, ["transform"], "metric")                    # a column per metric
         pivot(rows, {"d": "dim"}, ("dtype", "bits"), "nmse")    # one metric by dtype and bits
@@ -57,19 +61,23 @@ def pivot(
         order: values of the columns to show, from left to right, or value -> heading; tuples of
             values where `columns` is a tuple.
         count: show a last column, n, the largest number of rows in a cell of the line.
+        over: keys of replicates, of which a cell takes the mean.
+
+    Raises:
+        ValueError: no row has a key, or the rows of a cell differ in further keys; names them.
     """
     heads = index if isinstance(index, Mapping) else dict(zip(index, index, strict=True))
-    cells: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
+    across = columns if isinstance(columns, tuple) else (columns,)
+    shown_rows = [row for row in rows if value is None or row.metric == value]
+    _check_keys(shown_rows, (*heads.values(), *across))
+    cells: dict[tuple[Any, ...], dict[Any, list[Row]]] = {}
     present: dict[Any, None] = {}  # a set that keeps its order
-    for row in rows:
-        if value is None or row.metric == value:
-            line = cells.setdefault(tuple(value_of(row, key) for key in heads.values()), {})
-            if isinstance(columns, tuple):
-                at = tuple(value_of(row, key) for key in columns)
-            else:
-                at = value_of(row, columns)
-            line.setdefault(at, []).append(row.value)
-            present[at] = None
+    for row in shown_rows:
+        line = cells.setdefault(tuple(value_of(row, key) for key in heads.values()), {})
+        places = tuple(value_of(row, key) for key in across)
+        at = places if isinstance(columns, tuple) else places[0]
+        line.setdefault(at, []).append(row)
+        present[at] = None
 
     def heading(at: Any) -> str:
         return ", ".join(map(str, at)) if isinstance(columns, tuple) else str(at)
@@ -77,12 +85,39 @@ def pivot(
     found = present.keys() if order is None else order
     shown = dict(found) if isinstance(found, Mapping) else {at: heading(at) for at in found}
     forms = form if isinstance(form, Mapping) else dict.fromkeys(shown, form)
-    lines = [
-        [
-            *name,
-            *(forms[at](stat(line[at])) if at in line else "-" for at in shown),
-            *([max((len(line[at]) for at in shown if at in line), default=0)] if count else []),
-        ]
-        for name, line in cells.items()
-    ]
+    lines = []
+    for name, line in cells.items():
+        found = {at: _replicates(line[at], over) for at in shown if at in line}
+        counts = [max(map(len, found.values()), default=0)] if count else []
+        told = [forms[at](stat(found[at])) if at in found else "-" for at in shown]
+        lines.append([*name, *told, *counts])
     return markdown([*map(str, heads), *shown.values(), *(["n"] if count else [])], lines)
+
+
+def _check_keys(rows: Sequence[Row], keys: Iterable[Key]) -> None:
+    names = dict.fromkeys([*OWN, *(name for row in rows for name in row.config)])
+    for key in keys:
+        if rows and isinstance(key, str) and key not in names:
+            raise ValueError(f"no row has {key!r}; they have {', '.join(nearest(key, names))}.")
+
+
+def _replicates(rows: Sequence[Row], over: Sequence[str]) -> list[float]:
+    """The values of a cell, those that no seed changes once.
+
+    Raises:
+        ValueError: the rows are no replicates.
+    """
+    names = dict.fromkeys(["metric", *(name for row in rows for name in row.config)])
+    left = [n for n in names if n not in over and len({value_of(row, n) for row in rows}) > 1]
+    if left or "seed" not in over and len({row.seed for row in rows}) > 1:
+        first = rows[0]
+        raise ValueError(
+            f"a cell pools rows that differ in {', '.join(left or ['seed'])}, such as those of "
+            f"{first.metric} at {first.config}: name it in index or columns, in over if these are "
+            "replicates, or select rows."
+        )
+    alike: dict[str, list[float]] = {}
+    for row in rows:
+        alike.setdefault(json.dumps(row.config, sort_keys=True), []).append(row.value)
+    each = ([values[0]] if len({*values}) == 1 else values for values in alike.values())
+    return [value for values in each for value in values]
