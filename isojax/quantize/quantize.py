@@ -130,7 +130,7 @@ def _past(base: Quantized, number: int) -> Past:
 
 def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Quantized:
     part = plan.whole("residual")
-    if not isinstance(part, Turn) or not part.coordinates.stages:
+    if not isinstance(part, Turn):
         return base
     samples = pooled(stats.layers, base.config.hidden_size, part.coordinates.needs)
     samples = dataclasses.replace(samples, learned=stats.whole.get("learned:residual"))

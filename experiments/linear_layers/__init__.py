@@ -1,0 +1,1 @@
+"""Rotated, aligned, or aligned then flattened: the inputs of linear layers."""

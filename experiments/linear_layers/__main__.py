@@ -1,0 +1,129 @@
+"""Rotate, align, or align and then flatten: what do linear layers lose in 4 bits, at what cost?
+
+    python -m experiments.linear_layers
+    python -m experiments.linear_layers --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
+        --calibration-text valid.txt --seeds 5 --out results/linear_layers
+
+Every row quantizes the inputs and the weights of all linear layers at the same places and ranges,
+on the same texts; what differs is the basis. A rotation in the residual stream (`quarot`) merges,
+but folds the scales of norms into the weights; coordinates at the four inputs (`--coordinates`)
+leave them, and all but a leading diagonal of them runs online: hence loss against online cost.
+Diagonals before a Hadamard matrix were used in QuIP (for weights alone), SmoothRot, DuQuant and
+OSTQuant; CAT and WUSH are closed forms that align both sides, Kronecker factors are FlatQuant's.
+Every seed reads all windows; `delta_nll` is against the model as it is. A table by layer and input
+says which of concentration and alignment makes the difference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from isojax._core.checks import check_positive
+from isojax.quantize.parts import SITES
+from isojax.quantize.shapes import quantized_shapes, statistics_shapes
+from isojax.report import Entry, Job, fill
+
+from ..common import Calibrated, check_named, finish, run
+from ..scoring import SCORED, TAILS
+from .measure import COSTS, LAYER, Reader
+from .methods import COORDINATES, FORMATS, PLANS, ROUNDINGS, Case, bits_of, cases, plan_of
+from .report import figure, text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Calibrated):
+    """Settings."""
+
+    settings: tuple[str, ...] = ("W4A4",)
+    """Bits of weights and of the inputs of linear layers, such as W4A4, W4A16, W16A4."""
+    formats: tuple[str, ...] = ("int4",)
+    """int4 (a scale per token and per output channel), int4g32, int4g128 (for 32 or 128
+    neighbours), mxfp4, nvfp4."""
+    rounding: tuple[str, ...] = ROUNDINGS
+    """Of weights: nearest, gptq."""
+    plans: tuple[str, ...] = tuple(name for name in PLANS if name != "spinquant")
+    """none, smoothquant, quarot (its places), quarot+balance (so, with a diagonal at o and down),
+    spinquant (quarot with rotations learned on the loss, for each seed), folded (a Hadamard at all
+    inputs, norms folded)."""
+    coordinates: tuple[str, ...] = COORDINATES
+    """Coordinates at all four inputs, the scales of norms left there."""
+    seeds: int = 2
+    """Seeds of what is drawn; each reads all windows."""
+    steps: int = 100
+    """Of learned rotations, a multiple of 10."""
+    layers: bool = True
+    """Look at every layer and input too."""
+    samples: int = 4096
+    """Tokens to keep the vectors of, for coordinates that are fitted on more than moments."""
+
+    windows: int = 8
+    """Windows of text, one after the other from its start."""
+
+    def quickened(self) -> dict[str, Any]:  # noqa: D102
+        fewer: dict[str, Any] = {
+            "rounding": ("nearest",), "plans": ("quarot",), "seeds": 1, "layers": False,
+            "coordinates": ("hadamard", "balance@hadamard"), "calibration_windows": 4,
+        }  # fmt: skip
+        small = self.model == "tiny"
+        return fewer | ({"windows": 2} if small else {"windows": 1, "length": 512})
+
+
+def main(config: Config) -> None:
+    """Fit, quantize, score, and write what the record does not hold yet."""
+    assert config.out is not None
+    check_named("settings", config.settings)
+    for setting in config.settings:
+        bits_of(setting)
+    check_named("formats", config.formats, FORMATS)
+    check_named("rounding", config.rounding, ROUNDINGS)
+    check_named("plans and coordinates", (*config.plans, *config.coordinates))
+    for name in config.plans:
+        check_named("plans", (name,), PLANS)
+    for name in ("seeds", "steps", "samples"):
+        check_positive(name, getattr(config, name))
+    grows = ("settings", "formats", "rounding", "plans", "coordinates", "seeds", "layers")
+    study = config.study("linear_layers", *grows, *config.windows_grow)
+    given = config.plans, config.coordinates, config.settings, config.formats, config.rounding
+    every = cases(*given)
+    model, texts, fit_on, base = config.load()
+    shapes = statistics_shapes(model.config)
+    for case in every:
+        quantized_shapes(plan_of(case, config.steps), model.config, shapes)  # or ValueError
+    plans = [plan_of(case, config.steps) for case in every]
+    reader = Reader(model, texts, fit_on, plans, config.samples, config.out / "statistics")
+    fill(study, jobs(config, reader, base, every))
+    finish(study, *(make(study, base, every, config.texts) for make in (text, figure)))
+
+
+def jobs(config: Config, reader: Reader, base: dict[str, Any], every: list[Case]) -> Iterator[Job]:
+    """The exact model, each case with one seed, and each layer by itself."""
+    yield reader.exact_job(base | {"setting": "exact"})
+    for case in every:
+        plan = plan_of(case, config.steps)
+        for number in range(config.seeds if plan.random else 1):
+            seed, own = number if plan.random else None, base | case._asdict()
+            entries = [Entry(own | {"window": i}, seed, SCORED) for i in range(config.texts)]
+            entries.append(Entry(own | {"windows": config.texts}, seed, TAILS))
+            entries += [Entry(own, seed, COSTS)] if not number else []
+            title = " ".join([*case, f"seed {number}"])
+            yield Job(title, entries, functools.partial(reader.values, plan, number))
+    looked = [case for case in every if config.layers and case[3:] == every[0][3:]]
+    number = reader.model.config.num_hidden_layers
+    for case in looked:
+        plan = plan_of(case, config.steps, setting="W16A16")
+        own = base | {"plan": case.plan, "coordinates": case.coordinates}
+        own |= {"norm_scale": case.norm_scale, "format": case.format}
+        entries = [
+            Entry(own | {"input": site, "layer": i}, 0 if plan.random else None, LAYER)
+            for site in SITES
+            for i in range(number)
+        ]
+        values = functools.partial(reader.layers, plan, 0, case.format)
+        yield Job(f"{case.plan} {case.coordinates}, by layers", entries, values)
+
+
+if __name__ == "__main__":
+    run(main, Config, "linear_layers", __doc__)

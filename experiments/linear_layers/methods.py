@@ -1,0 +1,113 @@
+"""What is compared: what stands at the inputs of linear layers, and how all is rounded."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from isojax.quantize import Plan
+from isojax.quantize.parts import SITES
+
+ROUNDINGS = ("nearest", "gptq")
+# levels of inputs and of weights; every range is that of least squared error
+FORMATS = {
+    "int4": ("absmax:range=mse", "absmax:range=mse"),
+    "int4g32": ("absmax:group:32:mse", "absmax:group:32:mse"),
+    "int4g128": ("absmax:group:128:mse", "absmax:group:128:mse"),
+    "mxfp4": ("mxfp4", "mxfp4"),
+    "nvfp4": ("nvfp4", "nvfp4"),
+}
+# residual stream and values, whether the scales of norms are folded, and what the four inputs pass
+# through: of q/k/v, o, gate/up, down
+ROTATED = ("identity", "hadamard", "identity", "hadamard")
+PLANS: dict[str, tuple[dict[str, str], str, tuple[str, ...]]] = {
+    "none": ({}, "input", ("identity",) * 4),
+    "smoothquant": ({}, "input", ("smooth:0.5", "identity", "smooth:0.5", "identity")),
+    "quarot": ({"residual": "hadamard", "values": "hadamard"}, "folded", ROTATED),
+    "quarot+balance": (
+        {"residual": "hadamard"}, "folded",
+        ("identity", "balance@hadamard", "identity", "balance@hadamard"),
+    ),
+    "spinquant": (
+        {"residual": "learned:steps={steps}", "values": "learned:steps={steps}"}, "folded", ROTATED,
+    ),
+    "folded": ({"residual": "identity"}, "folded", ("hadamard",) * 4),
+}  # fmt: skip
+"""Plans by name; `folded` is the full Hadamard at all four inputs, norms folded as in QuaRot."""
+COORDINATES = (
+    "hadamard", "haar",
+    "smooth:0.3@hadamard", "smooth:0.5@hadamard", "smooth:0.7@hadamard",
+    "awq@hadamard",
+    "balance:0.25@hadamard", "balance:0.5@hadamard", "balance:0.75@hadamard",
+    "block_hadamard:32", "mass_diff@block_hadamard:32", "balance@block_hadamard:32",
+    "cat:32@hadamard", "wush:32@block_hadamard:32", "kron_wush@hadamard", "wush@hadamard",
+)  # fmt: skip
+"""Coordinates at all four inputs, the scales of norms left there."""
+
+
+class Case(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        plan: one of `PLANS`, or `inputs` for coordinates at all four.
+        coordinates: of the inputs; where they differ, of all, joined by commas.
+        norm_scale: `folded` or `input`.
+        setting: bits of weights and of inputs, as W4A4.
+        format: one of `FORMATS`.
+        rounding: of weights; `none` where they are exact.
+    """
+
+    plan: str
+    coordinates: str
+    norm_scale: str
+    setting: str
+    format: str
+    rounding: str
+
+
+def cases(
+    plans: tuple[str, ...], coordinates: tuple[str, ...], settings: tuple[str, ...],
+    formats: tuple[str, ...], roundings: tuple[str, ...],
+) -> list[Case]:  # fmt: skip
+    """All that is asked for; what shares a setting, a format and a rounding stands together."""
+    found = []
+    for setting in settings:
+        rounded = roundings if bits_of(setting)[0] < 16 else ("none",)
+        for form in formats:
+            for rounding in rounded:
+                how = (setting, form, rounding)
+                for name in plans:
+                    _, norm_scale, inputs = PLANS[name]
+                    said = inputs[0] if len(set(inputs)) == 1 else ", ".join(inputs)
+                    found.append(Case(name, said, norm_scale, *how))
+                found += [Case("inputs", chain, "input", *how) for chain in coordinates]
+    return found
+
+
+def bits_of(setting: str) -> tuple[int, int]:
+    """Bits of weights and of inputs, 16 for exact ones.
+
+    Raises:
+        ValueError: it does not read as W4A4.
+    """
+    match = re.fullmatch(r"W(\d+)A(\d+)", setting)
+    if not match or not all(2 <= int(bits) <= 8 or bits == "16" for bits in match.groups()):
+        raise ValueError(f"settings must read as W4A4, bits from 2 to 8, or 16; got {setting!r}.")
+    return int(match[1]), int(match[2])
+
+
+def plan_of(case: Case, steps: int, **changes: Any) -> Plan:
+    """The plan of a case; `steps` are those of learned rotations."""
+    case = case._replace(**changes)
+    turns, _, inputs = PLANS.get(case.plan, ({}, "", (case.coordinates,) * 4))
+    weight, activation = bits_of(case.setting)
+    levels = FORMATS[case.format]
+    lines = [f"{place}: {turn.format(steps=steps)}" for place, turn in turns.items()]
+    for site, coordinates in zip(SITES, inputs, strict=True):
+        if activation < 16:
+            lines.append(f"input:{site}: {coordinates}/{levels[0]} bits={activation}")
+        elif coordinates != "identity":
+            lines.append(f"input:{site}: {coordinates}")
+    if weight < 16:
+        lines.append(f"weight: identity/{levels[1]} bits={weight} rounding={case.rounding}")
+    return Plan.parse("\n".join(lines))
