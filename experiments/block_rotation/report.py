@@ -241,5 +241,5 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
         panel.set_xticks(range(len(blocks)), map(_length, blocks))
     panel.set_yscale("log")
     panel.set_xlabel("block (0: no rotation)")
-    panel.set_title("largest element per token (..: expected, --: bound)", fontsize=10)
+    panel.set_title("largest element (dotted: expected, dashed: bound)", fontsize=8)
     return chart
