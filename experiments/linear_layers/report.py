@@ -124,7 +124,7 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
         panel.set_title(", ".join(kind))
         panel.set_xlabel("online multiply-adds per token / 1000")
         panel.set_xscale("symlog", linthresh=100)
-        panel.set_yscale("log")
+        panel.set_yscale("symlog", linthresh=0.01)
     axes[0, 0].set_ylabel("delta nll, nats per token")
     axes[0, -1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return chart
