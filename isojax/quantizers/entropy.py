@@ -38,7 +38,7 @@ class ECSQ(Quantizer):
         return Codes(_codes(v, self.step.astype(v.dtype)))
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
-        return codes.values * self.step
+        return codes.values.astype(self.step.dtype) * self.step
 
 
 def ecsq(step: float | Float[Array, ""]) -> ECSQ:

@@ -83,7 +83,7 @@ class Lattice(Quantizer):
         return Codes(values, bits=self.bits)
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
-        return codes.values * (self._spacing() / 2)
+        return codes.values.astype(self.step.dtype) * (self._spacing() / 2)
 
     def entropy_bits(self, codes: Codes, per: str = "tensor", bins: int = 4096) -> Float[Array, ""]:
         """Entropy of the codes in bits a number, with the coset and the even sum counted once.

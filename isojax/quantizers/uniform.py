@@ -126,6 +126,7 @@ class Uniform(Quantizer):
 
     def _place(self, values: Array, scale: Any, offset: Any) -> Array:
         """The levels that codes stand for."""
+        values = values.astype(scale.dtype)
         if self.grid == "affine":
             return (values * (scale / 2) + offset / 2) * 2
         if self.grid == "zero_point":
