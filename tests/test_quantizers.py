@@ -30,7 +30,7 @@ NORMALIZED = {
     "gaussian-token": q.lloyd_max_gaussian(4),
     "sphere-group": q.lloyd_max_sphere(3, 8, granularity="group", group=8),
     "levels-channel": q.nearest_level(LEVELS, "norm", "channel"),
-    "samples-peak": q.lloyd_max_samples(Y, 3, normalize="absmax"),
+    "samples-peak": q.lloyd_max_samples(Y, 3, normalize="peak"),
     "samples-tensor": q.lloyd_max_samples(Y, 3, normalize="rms", granularity="tensor"),
     "unbiased-token": q.unbiased(q.lloyd_max_gaussian(2)),
     "unbiased-tensor": q.unbiased(q.lloyd_max_sphere(3, 8, granularity="tensor")),

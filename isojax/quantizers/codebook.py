@@ -37,7 +37,7 @@ class Codebook(Quantizer):
         levels: in increasing order; [n] for all components, or [d, n] with a row for each component
             of the last axis. A row with fewer levels ends in +inf, which nothing is near.
         normalize: the scale of the numbers that share one: their root mean square `rms`, their
-            Euclidean norm `norm`, their largest magnitude `absmax`, or `none`.
+            Euclidean norm `norm`, their largest magnitude `peak`, or `none`.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0.
         symmetric: whether the levels are known to be their own negatives; a kernel then searches
@@ -119,7 +119,7 @@ def nearest_level(
 
     Args:
         levels: 2 to 256 numbers, or [d, n] with as many for each component; see `Codebook`.
-        normalize: `none`, or divide by the `rms`, the `norm` or the `absmax` of the numbers that
+        normalize: `none`, or divide by the `rms`, the `norm` or the `peak` of the numbers that
             share a scale.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0; it must divide the last axis.

@@ -38,7 +38,7 @@ class FP8(Quantizer):
     group: int = static()
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
-        peak = shared_scale(self._split(y), "absmax", self.granularity)
+        peak = shared_scale(self._split(y), "peak", self.granularity)
         assert peak is not None
         return self._codes(y, peak / self._largest)
 

@@ -17,7 +17,7 @@ from isojax._core.axes import SHARED, shared_axes
 from isojax._core.checks import check_choice, check_divides, check_positive
 
 GRANULARITIES = (*SHARED, "group")
-NORMALIZE = ("none", "rms", "norm", "absmax")
+NORMALIZE = ("none", "rms", "norm", "peak")
 
 
 def check_granularity(granularity: str, group: int) -> None:
@@ -50,11 +50,11 @@ def scale_axes(ndim: int, granularity: str) -> tuple[int, ...]:
 
 
 def shared_scale(v: Array, normalize: str, granularity: str) -> Array | None:
-    """The `rms`, `norm` or `absmax` of the split `v` that share a scale; None for `none`."""
+    """The `rms`, `norm` or `peak` of the split `v` that share a scale; None for `none`."""
     axes = scale_axes(v.ndim, granularity)
     if normalize == "none":
         return None
-    if normalize == "absmax":
+    if normalize == "peak":
         return jnp.max(jnp.abs(v), axes, keepdims=True)
     reduce = jnp.mean if normalize == "rms" else jnp.sum
     return root(reduce(jnp.square(v), axes, keepdims=True))

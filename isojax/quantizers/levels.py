@@ -33,7 +33,7 @@ from isojax.quantizers.uniform import Uniform, absmax, minmax
 
 CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel")
 ALLOCATIONS = ("even", "greedy")
-GAINS = {"vector": "rms", "peak": "absmax", "none": "none"}
+GAINS = {"vector": "rms", "peak": "peak", "none": "none"}
 
 
 @dataclasses.dataclass(frozen=True)

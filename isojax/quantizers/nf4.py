@@ -30,4 +30,4 @@ def nf4(granularity: str = "token", group: int = 0) -> Codebook:
     References:
         Dettmers et al., "QLoRA", 2023, arXiv 2305.14314.
     """
-    return nearest_level(jnp.asarray(NF4), "absmax", granularity, group)
+    return nearest_level(jnp.asarray(NF4), "peak", granularity, group)
