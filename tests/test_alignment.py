@@ -94,5 +94,5 @@ def test_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=r"metric must have shape \(6, 6\), got \(4, 4\)"):
         learn.aligned(jnp.eye(DIM), jnp.eye(4))
-    with pytest.raises(ValueError, match="power must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="power must be at least 0 and finite, got -1"):
         learn.aligned(jnp.eye(DIM), jnp.eye(DIM), power=-1)

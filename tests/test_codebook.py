@@ -136,3 +136,63 @@ def test_ecsq_fit_vmaps_over_rates():
     z = gaussian(4096)
     steps = jax.vmap(lambda rate: fit_ecsq(z, rate).step)(jnp.array([2.0, 3.0]))
     assert_allclose(steps, [fit_ecsq(z, rate).step for rate in (2.0, 3.0)], rtol=1e-5)
+
+
+def best_error(v, number, starts=6):
+    """Mean squared error of the best of several runs of k-means in fp64, from k-means++ starts."""
+    v, rng = np.sort(np.asarray(v, np.float64)), np.random.default_rng(0)
+    middle = len(v) // 2
+    low, high = -np.cumsum(v[:middle][::-1])[::-1], np.cumsum(v[middle:])
+    total, best = np.concatenate([low, [0], high]), np.inf
+    for _ in range(starts):
+        levels = [rng.choice(v)]
+        far = np.square(v - levels[0])
+        for _ in range(number - 1):
+            place = np.searchsorted(np.cumsum(far), rng.random() * far.sum())
+            levels.append(v[min(place, len(v) - 1)])
+            far = np.minimum(far, np.square(v - levels[-1]))
+        levels = np.sort(levels)
+        for _ in range(200):
+            at = np.searchsorted(v, (levels[1:] + levels[:-1]) / 2, "right")
+            at = np.concatenate([[0], at, [len(v)]])
+            count = np.diff(at)
+            levels = np.where(count > 0, np.diff(total[at]) / np.maximum(count, 1), levels)
+        best = min(best, error_and_cells(v, levels)[0])
+    return best
+
+
+def error_and_cells(v, levels):
+    v, levels = np.asarray(v, np.float64), np.sort(np.asarray(levels, np.float64))
+    cell = np.searchsorted((levels[1:] + levels[:-1]) / 2, v)
+    return np.square(v - levels[cell]).mean(), len(np.unique(cell))
+
+
+def hard_samples():
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal(19_999, np.float32)
+    cases = {f"one of {m:g}": (np.append(z, m), 4) for m in (1e3, 1e4, 1e5, 1e6, 1e30, -1e38)}
+    cases["two modes"] = (np.append(z[:10_000] - 1000, z[10_000:] + 1000), 4)
+    cases["one of 4096"] = (np.append(z[:4095], 3000), 3)
+    hidden = z[:16_384].copy()
+    hidden[[0, 1, 2, 3, 4, 5]] = 900, -300, 200, 5000, 4000, 2500
+    cases["massive"] = (hidden, 2)
+    cases["cauchy"] = (rng.standard_cauchy(20_000), 4)
+    cases["1e20"] = (z * 1e20, 3)
+    cases["gaussian"] = (z, 8)
+    return {name: (np.asarray(v, np.float32), bits) for name, (v, bits) in cases.items()}
+
+
+@pytest.mark.parametrize("v, bits", hard_samples().values(), ids=hard_samples().keys())
+def test_sample_levels_are_as_good_as_the_best_of_k_means_and_all_used(v, bits):
+    levels = fit_samples(jnp.asarray(v), bits).levels
+    error, used = error_and_cells(v, levels)
+    assert np.isfinite(levels).all() and used == 2**bits
+    assert error < 1.05 * best_error(v, 2**bits)
+
+
+def test_every_one_of_few_values_has_its_level():
+    values = np.arange(-8, 8) ** 3 + 5000.0
+    v = np.repeat(values, np.random.default_rng(0).integers(1, 900, 16)).astype(np.float32)
+    assert_allclose(fit_samples(jnp.asarray(v), 4).levels, values, rtol=1e-6)
+    few = fit_samples(jnp.asarray(v[v > 5100]), 4)
+    assert_allclose(roundtrip(few, jnp.asarray(v[v > 5100])), v[v > 5100], rtol=1e-6)

@@ -88,7 +88,7 @@ def test_zeros_teach_no_rotation_and_bad_numbers_are_refused():
     assert gap(learned.entries) < 1e-5
     for words, message in (
         ({"steps": 0}, "steps must be a whole number of at least 1"),
-        ({"rate": -1.0}, "rate must be above 0"),
+        ({"rate": -1.0}, "rate must be above zero and finite"),
     ):
         with pytest.raises(ValueError, match=message):
             learn.learned_rotation(KEY, X, **words)

@@ -244,7 +244,7 @@ def test_the_gram_of_bf16_is_computed_in_fp32():
         (lambda: gptq(W, H[:8, :8], TOKEN), r"hessian must have shape \(32, 32\), got \(8, 8\)"),
         (lambda: gptq(W, H.at[3, 2].set(jnp.nan), TOKEN), "hessian must be finite"),
         (lambda: gptq(W, -H, TOKEN), "hessian must .*positive definite.*damping 0.01"),
-        (lambda: gptq(W, H, TOKEN, damping=-1), "damping must be at least 0, got -1"),
+        (lambda: gptq(W, H, TOKEN, damping=-1), "damping must be at least 0 and finite, got -1"),
         (lambda: gptq(W, H, TOKEN, block=0), "block.*at least 1, got 0"),
         (lambda: gptq(W, H, GROUP, act_order=True, static_groups=False), "True with act_order"),
         (lambda: gptq(W, H, q.nvfp4(), static_groups=False), "static_groups.*its own scale"),

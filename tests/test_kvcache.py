@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -12,7 +13,7 @@ from numpy.testing import assert_allclose
 from isojax import transforms
 from isojax.codec import Codec
 from isojax.kvcache import LayerCache, apply_rope, causal_attention, new_cache, store
-from isojax.quantizers import lloyd_max_sphere, minmax
+from isojax.quantizers import from_name, lloyd_max_sphere, minmax
 
 HEADS, GROUPS, DIM, TOKENS = 4, 2, 16, 23
 FREQUENCY = 1000.0 ** (-jnp.arange(DIM // 2) / (DIM // 2))
@@ -242,6 +243,46 @@ def test_three_bit_keys_and_values_take_a_fifth_of_fp16():
 def test_what_makes_no_sense_is_refused(message, make):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "zero", "fp8"])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_codecs_without_leaves_are_stored(name, rotated):
+    quantizer = from_name(name, 8 if name == "fp8" else 4, "token")
+    kept = store(Codec(transforms.identity(32), quantizer))
+    cache = new_cache(
+        layers=3, batch=2, slots=8, kv_heads=2, head_dim=32, keys=kept, values=kept, rotated=rotated
+    ).unstack()
+    k, v = jax.random.normal(jax.random.key(0), (2, 2, 5, 2, 32))
+    q, frequency = jax.random.normal(jax.random.key(1), (2, 5, 4, 32)), jnp.ones(16)
+    layer, got = cache.layers[1].attend(q, k, v, jnp.array(0), frequency)
+    # each token by itself, as the cache stores it
+    read = lambda x: quantizer.decode(quantizer.unpack(quantizer.pack(  # noqa: E731
+        quantizer.encode_rounded(x[None]))))[0]  # fmt: skip
+    k, v = (jnp.apply_along_axis(read, -1, x) for x in (k, v))
+    assert_allclose(got, causal_attention(q, k, v), atol=2e-5)
+    assert len(cache.layers) == 3 and layer.keys.nbytes == layer.values.nbytes
+
+
+def test_unbounded_codes_cannot_be_stored():
+    kept = store(Codec(transforms.identity(32), from_name("none", 4)))
+    with pytest.raises(ValueError, match="codes must have a number of bits to be packed"):
+        new_cache(layers=1, batch=1, slots=8, kv_heads=2, head_dim=32, keys=kept)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_keys_of_another_model_or_too_many_are_refused(packed, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    kept = store(codec("haar")) if packed else None
+    layer = cache_of(kept, kept, slots=8).unstack().layers[0]
+    start = jnp.array(0)
+    layer.attend(Q[:, :8], K[:, :8], V[:, :8], start, FREQUENCY)
+    for what, k in (
+        ("heads", jnp.repeat(K[:, :8], 2, axis=2)), ("texts", K[:1, :8]),
+        ("numbers", K[:, :8, :, :8]), ("tokens", K[:, :9]),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"k must be of .*{what}.*got shape"):
+            layer.attend(Q[: len(k), : k.shape[1]], k, k, start, FREQUENCY)
 
 
 @pytest.mark.parametrize("unstacked", [False, True])

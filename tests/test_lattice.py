@@ -222,7 +222,7 @@ def test_products_of_hurwitz_units_are_hurwitz_units_and_of_integers_integers():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: q.d4(0.0), "step must be above zero, got 0.0"),
+        (lambda: q.d4(0.0), "step must be above zero and finite, got 0.0"),
         (lambda: q.e8(1.0, 8), "width must be one of 0, 1, .* 7; got 8"),
         (lambda: q.e8(1.0).encode(Y[:, :12]), "must divide the last axis=12, got 8"),
         (lambda: q.d4_for_rate(Y, 0.0), "rate_bits must be above 0 .* got 0.0"),

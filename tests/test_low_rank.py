@@ -72,5 +72,5 @@ def test_it_makes_batches():
         assert_allclose(batch.entries[i], one.entries, atol=1e-4)
     with pytest.raises(ValueError, match="samples must have shape"):
         learn.low_rank(keys[0], x[0, :0], 2.0)
-    with pytest.raises(ValueError, match="rate must be at least 0, got -1.0"):
+    with pytest.raises(ValueError, match="rate must be at least 0 and finite, got -1.0"):
         learn.low_rank(keys[0], x[0], -1.0)

@@ -152,10 +152,20 @@ def test_a_nan_vector_touches_no_other_and_a_zero_vector_stays_zero(quantizer):
 
 
 def test_scales_are_held_to_the_finite_range_of_their_dtype():
-    for y, scale in ((1e30 * Y[:1], 65504.0), (1e-30 * Y[:1], 0.0)):
+    for y, scale in ((1e10 * Y[:1], 65504.0), (1e-30 * Y[:1], 0.0)):
         packed, decoded = stored(q.lloyd_max_gaussian(3), y)[1::2]
         assert_array_equal(packed.scale, [[scale]])
         assert np.isfinite(decoded).all()
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [q.absmax(4, "token"), q.minmax(4, "token"), q.lloyd_max_gaussian(3), q.fp4("token")],
+)
+def test_an_infinity_does_not_come_back_as_a_number(quantizer):
+    y = Y.at[3, 2].set(jnp.inf)
+    decoded = stored(quantizer, y)[-1]
+    assert np.isnan(decoded[3]).all() and np.isfinite(np.delete(decoded, 3, 0)).all()
 
 
 @pytest.mark.parametrize("quantizer", [q.ecsq(0.1), q.none()])
@@ -226,8 +236,10 @@ def test_channel_levels_move_with_the_offset_and_scale_of_their_channel():
     fitted, alone = quick_jit(
         lambda y: (q.lloyd_max_channels(y, 3).levels, q.lloyd_max_samples(y[:, 0], 3).levels)
     )(y)
-    for i in range(4):
-        assert_allclose((fitted[i] - offset[i]) / scale[i], alone, rtol=2e-3, atol=2e-3)
+    error = jnp.mean((q.nearest_level(alone).roundtrip(base) - base) ** 2)
+    for i in range(4):  # of samples there are many minima next to each other
+        levels = q.nearest_level((fitted[i] - offset[i]) / scale[i])
+        assert_allclose(jnp.mean((levels.roundtrip(base) - base) ** 2), error, rtol=0.03)
 
 
 def test_mixed_channel_levels_are_those_of_each_number_of_bits():

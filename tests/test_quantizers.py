@@ -30,6 +30,7 @@ NORMALIZED = {
     "gaussian-token": q.lloyd_max_gaussian(4),
     "sphere-group": q.lloyd_max_sphere(3, 8, granularity="group", group=8),
     "levels-channel": q.nearest_level(LEVELS, "norm", "channel"),
+    "samples-peak": q.lloyd_max_samples(Y, 3, normalize="peak"),
     "samples-tensor": q.lloyd_max_samples(Y, 3, normalize="rms", granularity="tensor"),
     "unbiased-token": q.unbiased(q.lloyd_max_gaussian(2)),
     "unbiased-tensor": q.unbiased(q.lloyd_max_sphere(3, 8, granularity="tensor")),
@@ -39,6 +40,10 @@ FLOATS = {
     "fp4-channel": q.fp4("channel", clip=0.9),
     "mxfp4-group": q.mxfp4(),
     "nvfp4-group": q.nvfp4(),
+    "nf4-token": q.nf4(),
+    "nf4-group": q.nf4("group", 8),
+    "e4m3-tensor": q.fp8("e4m3", "tensor"),
+    "e5m2-group": q.fp8("e5m2", "group", 8),
 }
 SCALED = UNIFORM | NORMALIZED | FLOATS
 STORED = SCALED | {
@@ -217,6 +222,8 @@ def test_gaussian_noise_has_the_given_energy():
         (q.mxfp4(), 4 + 8 / 32),
         (q.nvfp4(), 4 + 8 / 16 + 32 / 192),
         (q.nvfp4(0.001), 4 + 8 / 16),
+        (q.nf4("group", 8), 4 + 16 / 8),
+        (q.fp8("e5m2", "token"), 8 + 16 / 32),
         (q.zero(), 0),
     ],
 )
@@ -250,6 +257,9 @@ NAMED = {
     "fp4": q.fp4("group", 8),
     "mxfp4": q.mxfp4(),
     "nvfp4": q.nvfp4(),
+    "nf4": q.nf4("group", 8),
+    "fp8": q.fp8("e4m3", "group", 8),
+    "fp8_e5m2": q.fp8("e5m2", "group", 8),
     "zero": q.zero(),
     "none": q.none(),
 }
@@ -257,7 +267,8 @@ NAMED = {
 
 @pytest.mark.parametrize("name", q.NAMES)
 def test_a_name_is_its_factory(name):
-    named, direct = q.from_name(name, 4, "group", 8), NAMED[name]
+    bits = 8 if name.startswith("fp8") else 4
+    named, direct = q.from_name(name, bits, "group", 8), NAMED[name]
     assert_array_equal(roundtrip(named, Y), roundtrip(direct, Y))
 
 

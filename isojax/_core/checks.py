@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.dtypes import canonicalize_dtype
 
 
 def check_positive(name: str, value: Any) -> int:
     """Return `value` as an int, or raise `ValueError` unless it is a whole number above zero."""
-    number = as_scalar(value)
-    whole = isinstance(number, int | float) and not isinstance(number, bool) and number % 1 == 0
-    if not whole or number < 1:
+    try:
+        whole = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:  # a float, or what is traced
+        whole = 0
+    if whole < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-    return int(value)
+    return whole
 
 
 def check_divides(name: str, value: Any, total_name: str, total: int) -> int:
@@ -28,16 +33,19 @@ def check_divides(name: str, value: Any, total_name: str, total: int) -> int:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
-    """Return `value`, or raise `ValueError` unless it is one of `allowed`.
+    """Return the one of `allowed` that `value` is, or raise `ValueError`; 3.0 and True are no 3.
 
     Of many allowed ones the message names the nearest.
     """
     allowed = tuple(allowed)
-    if value not in allowed:
-        shown = nearest(value, allowed)
-        choices = ", ".join(map(str, shown)) + (", ..." if len(shown) < len(allowed) else "")
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
-    return value
+    loose = isinstance(value, float | bool)
+    if not isinstance(value, Tracer):
+        for one in allowed:
+            if one == value and not (loose and type(one) is not type(value)):
+                return one
+    shown = nearest(value, allowed)
+    choices = ", ".join(map(str, shown)) + (", ..." if len(shown) < len(allowed) else "")
+    raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
 
 
 def nearest(value: Any, names: Iterable[Any], most: int = 12) -> list[Any]:
@@ -58,6 +66,18 @@ def check_last_axis(name: str, x: Any, dim: int) -> None:
     """Raise `ValueError` unless the last axis of `x` has length `dim`."""
     if x.ndim == 0 or x.shape[-1] != dim:
         raise ValueError(f"{name} must have a last axis of length {dim}, got shape {x.shape}.")
+
+
+def check_above_zero(name: str, value: Any) -> None:
+    """Raise `ValueError` for a Python number that is not above zero and finite."""
+    if isinstance(value, int | float) and not 0 < value < math.inf:
+        raise ValueError(f"{name} must be above zero and finite, got {value!r}.")
+
+
+def check_not_empty(name: str, x: Any) -> None:
+    """Raise `ValueError` unless `x` has numbers."""
+    if 0 in x.shape:
+        raise ValueError(f"{name} must not be empty, got shape {x.shape}.")
 
 
 def compute_dtype(dtype: Any, name: str = "x") -> Any:

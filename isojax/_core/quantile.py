@@ -25,16 +25,21 @@ def quantile(
     A `q` given as a Python float is placed exactly; a traced one to within fp32. No gradient.
 
     Args:
-        x: the numbers, of which there is at least one; not NaN.
+        x: the numbers; a NaN among those of a quantile makes it NaN.
         q: a scalar in [0, 1].
         axis: the axes to reduce; all of them by default.
         keepdims: leave the reduced axes with length one.
+
+    Raises:
+        ValueError: there are no numbers for a quantile.
     """
     x = x.astype(compute_dtype(x.dtype))
     axis = tuple(range(x.ndim)) if axis is None else tuple(axis)
     count = 1
     for a in axis:
         count *= x.shape[a]
+    if count == 0:
+        raise ValueError(f"x must have numbers for each quantile, got shape {x.shape}.")
     position = q * (count - 1)
     rank = jnp.asarray(position // 1, jnp.int32)
     weight = jnp.asarray(position % 1, x.dtype)
@@ -52,7 +57,8 @@ def quantile(
     above = jnp.min(jnp.where(order > low, order, largest), axis, keepdims=True)
     high = jnp.where((_count(order <= low, axis) > rank + 1) | (weight == 0), low, above)
     below, above = unordered(low, x.dtype), unordered(high, x.dtype)
-    result = below + weight * (above - below)
+    result = jnp.where(below == above, below, below + weight * (above - below))
+    result = jnp.where(jnp.any(jnp.isnan(x), axis, keepdims=True), jnp.nan, result)
     return result if keepdims else result.reshape([n for a, n in enumerate(shape) if a not in axis])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from isojax._core.checks import check_positive, compute_dtype
+from isojax._core.checks import check_not_empty, check_positive, compute_dtype
 from isojax._core.pytree import pytree, static
 
 
@@ -51,10 +51,11 @@ class Samples:
         """`x`, in fp32.
 
         Raises:
-            ValueError: there are none.
+            ValueError: there are none, or they are empty.
         """
         if self.x is None:
             raise ValueError("samples must hold vectors for what is fitted here, got none.")
+        check_not_empty("samples", self.x)
         return self.x.astype(compute_dtype(self.x.dtype))
 
     @property

@@ -41,7 +41,13 @@ class Codec:
     scale: Float[Array, "..."] | None = None
 
     def encode(self, x: Float[Array, "*batch d"]) -> Codes:
-        """Codes of the rotated `x`."""
+        """Codes of the rotated `x`.
+
+        Raises:
+            ValueError: the last axis of `x` is not `transform.dim` long, or the quantizer is for
+                vectors of another length than the transform.
+        """
+        self._check(x)
         return self.quantizer.encode(self.rotate(x))
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:
@@ -59,14 +65,15 @@ class Codec:
                 kernel, which by default runs on GPUs where transform and quantizer have one.
 
         Raises:
-            ValueError: the implementation does not support the arguments or cannot run here.
+            ValueError: as `encode`; or the implementation does not support the arguments or cannot
+                run here.
         """
 
         def plain(codec: Codec, x: Array) -> Array:
             y = codec.quantizer.roundtrip(codec.rotate(x))
             return codec.unrotate(y).astype(canonicalize_dtype(x.dtype))
 
-        check_last_axis("x", x, self.transform.dim)
+        self._check(x)
         return run("roundtrip", implementation, plain, self, x)
 
     def store(
@@ -93,7 +100,7 @@ class Codec:
             quantizer = codec.quantizer
             return quantizer.pack(quantizer.encode_rounded(codec.rotate(x), dtype), dtype)
 
-        check_last_axis("x", x, self.transform.dim)
+        self._check(x)
         if jnp.dtype(dtype).itemsize < 2:
             raise ValueError(f"dtype of scales must have at least 16 bits, got {jnp.dtype(dtype)}.")
         return run("store", implementation, plain, self, x, dtype=jnp.dtype(dtype))
@@ -155,6 +162,16 @@ class Codec:
             return jnp.einsum("...d,sd->...s", q, k, precision="highest")
 
         return run("scores", implementation, plain, self, query, packed)
+
+    def _check(self, x: Array) -> None:
+        check_last_axis("x", x, self.transform.dim)
+        lengths = {self.transform.dim: None, self.transform.out_dim: None}  # before and after zeros
+        if self.quantizer.dim and self.quantizer.dim not in lengths:
+            allowed = " or ".join(map(str, lengths))
+            raise ValueError(
+                f"quantizer must be for vectors of {allowed} numbers, those of the transform; "
+                f"got one for {self.quantizer.dim}."
+            )
 
     def _decoded(self, packed: Packed) -> Array:
         return self.quantizer.decode(self.quantizer.unpack(packed))

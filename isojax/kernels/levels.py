@@ -25,6 +25,8 @@ def unsupported_codebook(quantizer: Any) -> str:
         return f"a Codebook as quantizer, got {type(quantizer).__name__}."
     if quantizer.granularity != "token":
         return f"granularity 'token', got {quantizer.granularity!r}."
+    if quantizer.normalize == "peak":
+        return "normalize 'none', 'rms' or 'norm', got 'peak'."
     if quantizer.levels.ndim != 1 or quantizer.levels.shape[0] > MOST_LEVELS:
         return f"2 to {MOST_LEVELS} levels for all numbers, got shape {quantizer.levels.shape}."
     return ""

@@ -46,7 +46,8 @@ def kernel(codec: Codec, x: Array, *, dtype: Any, interpret: bool) -> Packed:
             y = turn.forward(state, v)
             scale = shared_scale(v if turn.isometry else y, book.normalize, turn.codes)
             if scale is not None:
-                kept = jnp.where(scale > largest, largest, scale).astype(dtype)
+                held = jnp.where(scale < jnp.inf, largest, jnp.nan)  # as `stored` does
+                kept = jnp.where(scale > largest, held, scale).astype(dtype)
                 write(outs[1], *rows_of(span), kept)
                 scale = kept.astype(jnp.float32)
             border = scales(scale, turn.gain)[0]

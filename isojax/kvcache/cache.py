@@ -58,7 +58,13 @@ class LayerCache:
 
         Returns:
             The layer with the new tokens, and what the queries read; NaN if there was no room.
+
+        Raises:
+            ValueError: keys or values are of another batch or model than the side, or more than
+                its slots.
         """
+        self.keys.check("k", k)
+        self.values.check("v", v)
         keys, k_seen = self.keys.update(k, start, frequency, self.rotated, layer)
         values, v_seen = self.values.update(v, start, None, self.rotated, layer)
         if self.rotated:
@@ -161,8 +167,10 @@ def new_cache(
             return PlainSide(jnp.zeros((layers, batch * kv_heads, *sizes), dtype), columns)
         _check_store(name, kept, layers, slots, kv_heads, head_dim)
         kept = jax.tree.map(jnp.copy, kept)  # a cache may be donated; no two leaves are one buffer
-        empty = jax.vmap(lambda kept: PackedSide.empty(kept, batch, slots, kv_heads, head_dim))
-        return empty(kept)
+        return jax.vmap(
+            lambda kept: PackedSide.empty(kept, batch, slots, kv_heads, head_dim),
+            axis_size=layers,  # the codec may have no leaves
+        )(kept)
 
     both = LayerCache(side("keys", keys), side("values", values), rotated)
     return Cache(both, jnp.zeros((), jnp.int32))

@@ -54,6 +54,15 @@ class PackedSide:
         first = jnp.zeros((batch, store.sinks, *shape), store.dtype)
         return cls(store, packed, first, jnp.zeros((batch, store.tail, *shape), store.dtype), slots)
 
+    def check(self, name: str, x: Float[Array, "b t g d"]) -> None:
+        """Raise `ValueError` unless new keys or values `x` are such as this holds."""
+        batch, _, heads, dim = self.first.shape[-4:]
+        if (x.shape[0], *x.shape[2:]) != (batch, heads, dim) or x.shape[1] > self.slots:
+            raise ValueError(
+                f"{name} must be of {batch} texts, {heads} heads, {dim} numbers each, and at most "
+                f"{self.slots} tokens, got shape {x.shape}."
+            )
+
     def update(
         self,
         x: Float[Array, "b t g d"],

@@ -35,6 +35,16 @@ class PlainSide:
         """Bytes of what is kept for tokens."""
         return nbytes(self.numbers)
 
+    def check(self, name: str, x: Float[Array, "b t g d"]) -> None:
+        """Raise `ValueError` unless new keys or values `x` are such as this holds."""
+        heads, dim = self.numbers.shape[-3], self.numbers.shape[-2 if self.columns else -1]
+        batch, tokens, groups, own = x.shape
+        if (batch * groups, own) != (heads, dim) or tokens > self.slots:
+            raise ValueError(
+                f"{name} must be of {heads} texts times heads, {dim} numbers each, and at most "
+                f"{self.slots} tokens, got shape {x.shape}."
+            )
+
     def update(
         self,
         x: Float[Array, "b t g d"],

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from isojax._core.checks import check_choice
+from isojax._core.checks import check_choice, check_not_empty
+from isojax._core.finite import check_finite
 from isojax._core.samples import Samples
 from isojax.kvcache.attention import apply_rope
 from isojax.kvcache.store import Store, mean_at, store
@@ -125,8 +126,9 @@ class StoreRecipe:
 
         Raises:
             ValueError: the recipe cannot be fitted on these samples or to these bits, or there are
-                no tokens after the sinks.
+                no tokens after the sinks; or `samples` or `metric` are concrete and not finite.
         """
+        check_not_empty("samples", samples)
         at = np.arange(samples.shape[2]) if positions is None else np.asarray(positions)
         kept = np.flatnonzero(at >= self.sinks)
         if not len(kept):
@@ -136,6 +138,9 @@ class StoreRecipe:
         # what is never read from codes is nothing to fit them on
         whole = len(kept) == len(at)
         x = (samples if whole else samples[:, :, kept]).astype(jnp.float32)
+        check_finite("samples", x)  # below, all is traced
+        if metric is not None:
+            check_finite("metric", metric)
         at, mean, recipe = jnp.asarray(at[kept]), None, self.recipe
         if frequency is None and self.offset == "pre_rope":
             recipe = dataclasses.replace(recipe, centre=True)

@@ -15,9 +15,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
-from isojax._core.checks import check_positive, compute_dtype
+from isojax._core.checks import check_above_zero, check_positive, compute_dtype
+from isojax._core.finite import finite, unless
 from isojax.learn.fit import fit, minibatch
 from isojax.learn.objectives import rate_distortion
 from isojax.learn.stiefel import stiefel
@@ -40,25 +42,44 @@ def aligned(
         power: eigenvalues of the metric are raised to this power: 1 takes it as it is, 0 ignores
             it. In between it lets fewer components starve at low rates (as `log_spectrum` does).
         ridge: share of the mean eigenvalue that is added to all of the metric, so that nothing is
-            free of charge because calibration never read it.
+            free of charge because calibration never read it. A metric of zeros says nothing, and
+            counts as the identity times this.
+
+    Returns:
+        The axes, NaN where `moment` or `metric` are traced and refused below.
 
     Raises:
-        ValueError: the shapes differ, or a Python number among `power` and `ridge` is negative.
+        ValueError: the shapes differ; a Python number among `power` and `ridge` is negative or not
+            finite; `moment` or `metric` is not finite; or `metric`, with its ridge, is singular.
     """
     if metric is not None and metric.shape != moment.shape:
         raise ValueError(f"metric must have shape {moment.shape}, got {metric.shape}.")
     for name, value in (("power", power), ("ridge", ridge)):
-        if isinstance(value, int | float) and value < 0:
-            raise ValueError(f"{name} must be at least 0, got {value!r}.")
-    moment = moment.astype(compute_dtype(moment.dtype))
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value!r}.")
+    moment = finite("moment", moment.astype(compute_dtype(moment.dtype)))
     root = back = jnp.eye(moment.shape[-1], dtype=moment.dtype)
     if metric is not None:
-        size, axes = jnp.linalg.eigh(metric.astype(moment.dtype))
-        size = (jnp.maximum(size, 0) + ridge * jnp.mean(size)) ** (power / 2)
+        size, axes = jnp.linalg.eigh(finite("metric", metric.astype(moment.dtype)))
+        mean = jnp.mean(size)
+        size = jnp.maximum(size, 0) + ridge * jnp.where(mean > 0, mean, 1)
+        size = _regular(size, jnp.asarray(power) > 0) ** (power / 2)
         root, back = (_product(axes * s, axes.T) for s in (size, 1 / size))
     _, turn = jnp.linalg.eigh(_product(_product(root, moment), root))
     turn = turn[:, ::-1]
     return Oblique(_product(root, turn), _product(turn.T, back))
+
+
+def _regular(size: Float[Array, " d"], needed: Array) -> Float[Array, " d"]:
+    """Eigenvalues of a metric that, where that is needed, can be inverted."""
+    least = len(size) * jnp.finfo(size.dtype).eps * jnp.max(size)
+    good = (jnp.min(size) > least) | ~needed
+    if not isinstance(good, Tracer) and not good:
+        raise ValueError(
+            f"metric must be positive definite, with a ridge above 0 if need be; got eigenvalues "
+            f"from {jnp.min(size):.3g} to {jnp.max(size):.3g}."
+        )
+    return unless(good, size)
 
 
 def log_spectrum(metric: Float[Array, "d d"]) -> Float[Array, "d d"]:
@@ -69,8 +90,11 @@ def log_spectrum(metric: Float[Array, "d d"]) -> Float[Array, "d d"]:
 
     Args:
         metric: as for `aligned`; zeros stay zeros.
+
+    Raises:
+        ValueError: `metric` is concrete and not finite.
     """
-    size, axes = jnp.linalg.eigh(metric.astype(compute_dtype(metric.dtype)))
+    size, axes = jnp.linalg.eigh(finite("metric", metric.astype(compute_dtype(metric.dtype))))
     size = jnp.maximum(size, 0)
     mean = jnp.mean(size)
     return _product(axes * jnp.log1p(size / jnp.where(mean == 0, 1, mean)), axes.T)
@@ -99,8 +123,10 @@ def learned_alignment(
         learning_rate: of Adam, above 0.
 
     Raises:
-        ValueError: an argument is not allowed, or the dtype of `x` is not floating.
+        ValueError: an argument is not allowed, the dtype of `x` is not floating, or `x` is
+            concrete and not finite; else it is NaN.
     """
+    check_above_zero("learning_rate", learning_rate)
     x = x.astype(compute_dtype(x.dtype))
     start = pca(x)
     step = ecsq_for_rate(start.apply(x), rate, "channel").step

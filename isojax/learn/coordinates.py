@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from isojax._core.checks import check_choice, check_positive
+from isojax._core.finite import finite
 from isojax._core.members import COORDINATES
 from isojax._core.samples import Samples
 from isojax.learn.alignment import aligned, learned_alignment, log_spectrum
@@ -86,7 +87,8 @@ def _standardize(key: Key[Array, ""], samples: Samples) -> Diagonal:
     """Division by the standard deviation of each channel; a constant one by that of all."""
     deviation = samples.vectors.std(0)
     whole = jnp.sqrt(jnp.mean(jnp.square(deviation)))
-    steady = jnp.where(deviation > SMALL * whole, deviation, jnp.where(whole > 0, whole, 1))
+    whole = finite("the deviation of samples", whole)
+    steady = jnp.where(deviation > SMALL * whole, deviation, jnp.where(whole == 0, 1, whole))
     return Diagonal(1 / steady)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from isojax._core.checks import check_divides, check_positive
+from isojax._core.checks import check_divides, check_not_empty, check_positive
 
 _P = TypeVar("_P")
 
@@ -30,7 +30,7 @@ def fit(
 
     Parameters are compared by `objective`, at the start and then `checks` times, evenly spaced,
     the last time at the end. So the result is never worse on it than `init`, also where the descent
-    diverges.
+    diverges; parameters whose objective is NaN are never taken.
 
     It is not compiled here: wrap it in `jax.jit`, in `jax.vmap` over keys, starts, learning rates
     or weights of the loss, or in both.
@@ -79,7 +79,7 @@ def fit(
         value = judge(learner[0])
         if callback is not None:
             jax.debug.callback(callback, numbers[-1] + 1, value)
-        better = (value < lowest) | jnp.isnan(lowest)
+        better = (value < lowest) | (jnp.isnan(lowest) & ~jnp.isnan(value))
         best = jax.tree.map(lambda new, old: jnp.where(better, new, old), learner[0], best)
         return (learner, best, jnp.where(better, value, lowest)), values
 
@@ -94,6 +94,7 @@ def minibatch(key: Key[Array, ""], x: Float[Array, "n *rest"], size: int) -> Arr
     """`size` rows of `x`, drawn with replacement: a step costs the same however many there are.
 
     Raises:
-        ValueError: `size` is not a whole number of at least 1.
+        ValueError: `size` is not a whole number of at least 1, or `x` is empty.
     """
+    check_not_empty("x", x)
     return x[jax.random.randint(key, (check_positive("size", size),), 0, len(x))]

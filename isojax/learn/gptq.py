@@ -13,6 +13,7 @@ where r_i is the rounding error of channel i. That is one Cholesky factor of H, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -67,23 +68,27 @@ def gptq(
             divide their number, so it is lowered until it does. Changes only the speed.
 
     Raises:
-        ValueError: the Hessian is misshapen; it is not finite or has a negative eigenvalue (not
-            checked where it is traced: codes are meaningless then); `damping` is a negative Python
-            number; `block` is below one; `static_groups` is False and groups are not contiguous
-            (`act_order`) or have scales relative to the tensor's own (`nvfp4()`, not `nvfp4(t)`);
-            or the quantizer keeps outliers.
+        ValueError: the Hessian is misshapen; it is not finite or has a negative eigenvalue (where
+            it is traced, scales are NaN then); `damping` is a Python number that is negative or
+            not finite; `block` is below one; `static_groups` is False and groups are not
+            contiguous (`act_order`) or have scales relative to the tensor's own (`nvfp4()`, not
+            `nvfp4(t)`); or the quantizer keeps outliers or rounds numbers together, as lattices do.
     """
     inputs, outputs = w.shape
     if hessian.shape != (inputs, inputs):
         raise ValueError(f"hessian must have shape {(inputs, inputs)}, got {hessian.shape}.")
-    if isinstance(damping, int | float) and not damping >= 0:
-        raise ValueError(f"damping must be at least 0, got {damping!r}.")
+    if isinstance(damping, int | float) and not 0 <= damping < math.inf:
+        raise ValueError(f"damping must be at least 0 and finite, got {damping!r}.")
     dtype = compute_dtype(w.dtype, "w")
     w, hessian = w.astype(dtype), hessian.astype(dtype)
-    codes = quantizer.encode(w.T)
+    codes, kind = quantizer.encode(w.T), type(quantizer).__name__
     if codes.outliers is not None:
-        kind = type(quantizer).__name__
         raise ValueError(f"quantizer must round at given scales, without outliers, got {kind}.")
+    if quantizer.together > 1:
+        raise ValueError(
+            f"quantizer must round each number by itself, got {kind}, which rounds "
+            f"{quantizer.together} together."
+        )
     grouped = codes.scale is not None and codes.scale.ndim > w.ndim
     renewed = grouped and not static_groups
     if renewed and act_order:
@@ -95,7 +100,9 @@ def gptq(
 
     order = jnp.argsort(-jnp.diagonal(hessian)) if act_order else jnp.arange(inputs)
     feedback = _feedback(hessian[order][:, order], damping)
-    if not isinstance(feedback, Tracer) and not jnp.all(jnp.isfinite(feedback)):
+    # a Cholesky factor hides an infinity on the diagonal
+    good = jnp.all(jnp.isfinite(feedback)) & jnp.all(jnp.isfinite(hessian))
+    if not isinstance(good, Tracer) and not good:
         raise ValueError(
             "hessian must be finite and, once damped, positive definite; "
             f"got one without a Cholesky factor at damping {damping}."
@@ -135,7 +142,8 @@ def gptq(
     )
     (codes, _), values = jax.lax.scan(round_block, (codes, jnp.zeros_like(w)), parts)
     values = values.reshape(inputs, outputs)[jnp.argsort(order)]
-    return dataclasses.replace(codes, values=values.T)
+    codes = dataclasses.replace(codes, values=values.T)
+    return codes.unless(good) if isinstance(good, Tracer) else codes
 
 
 def _feedback(hessian: Array, damping: Any) -> Array:

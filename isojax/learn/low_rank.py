@@ -7,11 +7,14 @@ principal axes and the rest are each rotated at random, and the rank is that whi
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from isojax._core.checks import compute_dtype
+from isojax._core.finite import finite
 from isojax.transforms import Dense, pca
 
 
@@ -29,11 +32,12 @@ def rank_for_rate(variances: Float[Array, " d"], rate: float | Float[Array, ""])
         rate: bits a number.
 
     Raises:
-        ValueError: `rate` is a Python number below 0.
+        ValueError: `rate` is a Python number below 0 or not finite, or `variances` are concrete
+            and not finite.
     """
-    if isinstance(rate, int | float) and not rate >= 0:
-        raise ValueError(f"rate must be at least 0, got {rate!r}.")
-    v = variances.astype(compute_dtype(variances.dtype))
+    if isinstance(rate, int | float) and not 0 <= rate < math.inf:
+        raise ValueError(f"rate must be at least 0 and finite, got {rate!r}.")
+    v = finite("variances", variances.astype(compute_dtype(variances.dtype)))
     dim = v.shape[-1]
     ranks = jnp.arange(1, dim + 1)
     share, least = ranks / dim, jnp.finfo(v.dtype).tiny
@@ -57,8 +61,8 @@ def low_rank(
         rate: bits a number that the codes are to take.
 
     Raises:
-        ValueError: `samples` is not a matrix with at least one row, or `rate` is a Python number
-            below 0.
+        ValueError: `samples` is not a matrix with at least one row, or not finite, see `pca`; or
+            `rate` is a Python number below 0 or not finite.
     """
     axes = pca(samples)
     variances = jnp.mean(jnp.square(axes.apply(samples.astype(jnp.float32))), axis=0)

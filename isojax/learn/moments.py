@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from isojax._core.checks import compute_dtype
+from isojax._core.checks import check_not_empty, compute_dtype
 from isojax._core.pytree import pytree
 
 
@@ -44,6 +44,7 @@ def gram(x: Float[Array, "*tokens d"]) -> Gram:
         >>> total = gram(x[0]) + gram(x[1])
         >>> codes = gptq(w, total.hessian, quantizer)
     """
+    check_not_empty("x", x)
     x = x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1])
     return Gram(jnp.matmul(x.T, x, precision="highest"), jnp.asarray(len(x), x.dtype))
 

@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from isojax import quantizers, transforms
-from isojax._core.checks import check_positive, compute_dtype
+from isojax._core.checks import check_above_zero, check_not_empty, check_positive, compute_dtype
+from isojax._core.finite import finite, unless
 from isojax.learn.fit import fit, minibatch
 from isojax.learn.objectives import quantization_error
 from isojax.learn.stiefel import stiefel
@@ -32,7 +33,7 @@ def learned_rotation(
     error of integers with a scale a vector from its peak (`quantizers.absmax`), straight through
     the rounding: the setting of SpinQuant (Liu et al. 2024, arXiv 2405.16406), with the error of
     the vectors themselves in place of the model's loss. Computed and returned in fp32 for bf16 and
-    fp16. Zeros learn nothing.
+    fp16. Zeros learn nothing. NaN where the mean square of `x` is traced and not finite.
 
     Args:
         key: draws the start and the minibatches.
@@ -43,16 +44,17 @@ def learned_rotation(
         rate: of Adam, above 0: about as many radians as a plane turns by in a step.
 
     Raises:
-        ValueError: `d` is no order of a Hadamard matrix, the dtype of `x` is not floating, or
-            another argument is not allowed.
+        ValueError: `d` is no order of a Hadamard matrix, the dtype of `x` is not floating, its
+            mean square is not finite, or another argument is not allowed.
     """
-    if isinstance(rate, int | float) and not rate > 0:
-        raise ValueError(f"rate must be above 0, got {rate!r}.")
+    check_above_zero("rate", rate)
+    check_not_empty("x", x)
     x = x.astype(compute_dtype(x.dtype))
     first, key = jax.random.split(key)
     start = transforms.Dense(transforms.hadamard(first, x.shape[-1]).matrix())
     quantizer = quantizers.absmax(bits, "token")
-    energy = jnp.mean(jnp.square(x))
+    energy = finite("the mean square of x", jnp.mean(jnp.square(x)))
+    start = transforms.Dense(unless(~jnp.isnan(energy), start.entries))
     energy = jnp.where(energy == 0, 1, energy)
 
     def loss(rotation: Any, key: Array) -> Array:

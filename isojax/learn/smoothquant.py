@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isojax._core.checks import check_last_axis, compute_dtype
+from isojax._core.finite import finite
 
 
 def smooth_scale(
@@ -32,11 +33,11 @@ def smooth_scale(
         alpha: how much of the range to move, 0 to 1; traced.
 
     Returns:
-        s in fp32, or fp64 for fp64.
+        s in fp32, or fp64 for fp64; NaN where a maximum is traced and not finite.
 
     Raises:
-        ValueError: `alpha` is a Python number out of its range, there are no weights, or one has
-            other rows than x has channels.
+        ValueError: `alpha` is a Python number out of its range, there are no weights, one has
+            other rows than x has channels, or a maximum is not finite.
     """
     if isinstance(alpha, int | float) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be from 0 to 1, got {alpha!r}.")
@@ -45,10 +46,11 @@ def smooth_scale(
     for w in weights:
         if w.shape[:-1] != x_absmax.shape:
             raise ValueError(f"weights must have shape {(*x_absmax.shape, 'out')}, got {w.shape}.")
-    x_most = x_absmax.astype(compute_dtype(x_absmax.dtype, "x_absmax"))
+    x_most = finite("x_absmax", x_absmax.astype(compute_dtype(x_absmax.dtype, "x_absmax")))
     w_most = jnp.max(jnp.stack([jnp.max(jnp.abs(w), -1) for w in weights]), 0).astype(x_most.dtype)
+    w_most = finite("weights", w_most)
     scale = x_most**alpha / w_most ** (1 - alpha)
-    return jnp.where((x_most > 0) & (w_most > 0), scale, 1)
+    return jnp.where((x_most == 0) | (w_most == 0), 1, scale)
 
 
 def smooth(scale: Float[Array, "*batch i"], written: Any, read: Any) -> tuple[Any, Any]:

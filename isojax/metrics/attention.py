@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isojax._core.queries import over_queries
-from isojax.metrics.error import computed
+from isojax.metrics.error import computed, pair
 
 
 class AttentionErrors(NamedTuple):
@@ -49,8 +49,10 @@ def attention_errors(
         v_hat: the reconstruction of `v`.
 
     Raises:
-        ValueError: g does not divide h.
+        ValueError: g does not divide h, or a reconstruction has another shape.
     """
+    pair(k, k_hat)
+    pair(v, v_hat)
     q, k, v, k_hat, v_hat = computed(q, k, v, k_hat, v_hat)
     (tokens, heads, dim), groups = q.shape, k.shape[1]
     if heads % groups:

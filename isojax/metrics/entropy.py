@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from isojax._core.axes import SHARED
-from isojax._core.checks import check_choice, check_positive
+from isojax._core.checks import check_above_zero, check_choice, check_not_empty, check_positive
 
 BINS = 4096
 
@@ -71,14 +71,15 @@ def cross_entropy_bits(
     check_positive("bins", bins)
     if codes.shape[-1] != seen.shape[-1]:
         raise ValueError(f"codes and seen must be of one length, got {codes.shape}, {seen.shape}.")
-    if not prior > 0:
-        raise ValueError(f"prior must be above 0, got {prior}.")
+    check_above_zero("prior", prior)
     first = bins * jnp.arange(codes.shape[1])
-    count = jnp.bincount((jnp.mod(seen, bins) + first).ravel(), length=bins * codes.shape[1])
-    count = jnp.take(count, jnp.mod(codes, bins) + first)
+    places = (jnp.mod(a.astype(jnp.int32), bins) + first for a in (seen, codes))
+    count = jnp.bincount(next(places).ravel(), length=bins * codes.shape[1])
+    count = jnp.take(count, next(places))
     return -jnp.mean(jnp.log2((count + prior / bins) / (len(seen) + prior)))
 
 
 def _check_integers(name: str, codes: Array) -> None:
+    check_not_empty(name, codes)
     if not jnp.issubdtype(codes.dtype, jnp.integer):
         raise ValueError(f"{name} must have an integer dtype, got {codes.dtype}.")

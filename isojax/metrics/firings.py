@@ -12,14 +12,14 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from isojax.metrics.error import computed
+from isojax.metrics.error import computed, pair
 
 
 def false_firings(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
 ) -> Int[Array, ""]:
     """Number of entries that were silent and now fire: |x| < silent and |x_hat| > fired."""
-    x, x_hat = computed(x, x_hat)
+    x, x_hat = pair(x, x_hat)
     return jnp.sum((jnp.abs(x) < silent) & (jnp.abs(x_hat) > fired))
 
 
@@ -27,7 +27,7 @@ def missed_firings(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
 ) -> Int[Array, ""]:
     """Number of entries that fired and now are silent: |x| > fired and |x_hat| < silent."""
-    x, x_hat = computed(x, x_hat)
+    x, x_hat = pair(x, x_hat)
     return jnp.sum((jnp.abs(x) > fired) & (jnp.abs(x_hat) < silent))
 
 
@@ -59,7 +59,7 @@ def firing_counts(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], fired: Any
 ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """How many entries fire in both, in `x`, and in `x_hat`."""
-    true, made = (jnp.abs(a) > fired for a in computed(x, x_hat))
+    true, made = (jnp.abs(a) > fired for a in pair(x, x_hat))
     return jnp.sum(true & made), jnp.sum(true), jnp.sum(made)
 
 

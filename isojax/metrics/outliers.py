@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from isojax._core.quantile import quantile
-from isojax.metrics.error import computed
+from isojax.metrics.error import pair
 
 
 def quantile_threshold(x: Float[Array, "*batch d"], q: Any, pooled: bool = True) -> Array:
@@ -34,7 +34,7 @@ def outlier_mse(
     The tradeoff's outliers are the top 1%: `threshold = quantile_threshold(x, 0.99)`. 0 if there
     are none.
     """
-    x, x_hat = computed(x, x_hat)
+    x, x_hat = pair(x, x_hat)
     return masked_mse(jnp.square(x_hat - x), jnp.abs(x) >= threshold)
 
 
@@ -46,10 +46,10 @@ def noise_floor_mse(
     The tradeoff's noise floor is the bottom 90%: `threshold = quantile_threshold(x, 0.90)`. 0 if
     there are none.
     """
-    x, x_hat = computed(x, x_hat)
+    x, x_hat = pair(x, x_hat)
     return masked_mse(jnp.square(x_hat - x), jnp.abs(x) <= threshold)
 
 
 def masked_mse(square: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
     """Mean of `square` where `mask` holds; 0 if it holds nowhere."""
-    return jnp.sum(square * mask) / jnp.maximum(jnp.sum(mask), 1)
+    return jnp.sum(jnp.where(mask, square, 0)) / jnp.maximum(jnp.sum(mask), 1)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Integer
 
 from isojax._core.axes import SHARED
 from isojax._core.checks import check_choice, check_positive
+from isojax._core.finite import check_finite
 from isojax.metrics.error import computed
 
 # Mean squared error of the Lloyd-Max quantizer of a unit Gaussian at 0 to 8 bits (Max 1960, his
@@ -88,8 +89,8 @@ def shannon_rate(variances: Float[Array, "d"], mse: float | Float[Array, ""]) ->
     below = jnp.cumsum(ordered) - ordered
     total = dim * jnp.asarray(mse, ordered.dtype)
     level = jnp.max((total - below) / jnp.arange(dim, 0, -1))
-    above = variances > level
-    return jnp.mean(jnp.where(above, jnp.log2(jnp.where(above, variances, level) / level), 0)) / 2
+    saved = jnp.where(variances <= level, 0, jnp.log2(jnp.maximum(variances, level) / level))
+    return jnp.mean(saved) / 2
 
 
 def distance_to_shannon_db(
@@ -163,18 +164,20 @@ def allocate_bits(
         Integers from 0 to `most`, of sum d * mean_bits.
 
     Raises:
-        ValueError: `mean_bits` is out of range or d of them no whole number, or `distortions` ends
-            before `most`.
+        ValueError: `mean_bits` is out of range or d of them no whole number, `distortions` ends
+            before `most`, or `variances` are concrete and not finite. A traced one that is NaN
+            gets no bits before others.
 
     References:
         Fox, "Discrete optimization via marginal analysis", 1966; Segall, "Bit allocation and
         encoding for vector sources", 1976.
     """
     (variances,) = computed(variances)
+    check_finite("variances", variances)
     dim = variances.shape[0]
-    total = round(dim * mean_bits)
-    whole = math.isclose(total, dim * mean_bits, abs_tol=1e-6)
-    if not (whole and 0 <= mean_bits <= check_positive("most", most)):
+    allowed = 0 <= mean_bits <= check_positive("most", most)
+    total = round(dim * mean_bits) if allowed else 0
+    if not (allowed and math.isclose(total, dim * mean_bits, abs_tol=1e-6)):
         raise ValueError(
             f"mean_bits must be from 0 to {most} with a whole number of bits in all, "
             f"got {mean_bits!r} for {dim} components."
@@ -185,5 +188,6 @@ def allocate_bits(
         )
     table = jnp.asarray(distortions, variances.dtype)[..., : most + 1]
     gains = variances[:, None] * (table[..., :-1] - table[..., 1:])
+    gains = jnp.where(jnp.isnan(gains), -jnp.inf, gains)
     best = jnp.argsort(gains.ravel(), descending=True)[:total]
     return jnp.zeros(dim, jnp.int32).at[best // most].add(1)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from isojax._core.checks import check_choice
 from isojax._core.pytree import pytree
-from isojax.metrics.error import computed, mean_cosine
+from isojax.metrics.error import computed, mean_cosine, pair
 from isojax.metrics.firings import rms, share
 from isojax.metrics.outliers import quantile_threshold
 
@@ -90,7 +90,7 @@ def measure(
         x_hat: their reconstruction.
         at: thresholds of the original, from `thresholds(x)`.
     """
-    x, x_hat = (a.reshape(-1, a.shape[-1]) for a in computed(x, x_hat))
+    x, x_hat = (a.reshape(-1, a.shape[-1]) for a in pair(x, x_hat))
 
     def vector_sums(pair: tuple[Array, Array]) -> dict[str, Array]:
         return {name: jnp.sum(v, dtype=x.dtype) for name, v in _terms(*pair, at).items()}

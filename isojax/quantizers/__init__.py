@@ -26,6 +26,8 @@ from isojax.quantizers.float4 import NVFP4 as NVFP4
 from isojax.quantizers.float4 import fp4 as fp4
 from isojax.quantizers.float4 import mxfp4 as mxfp4
 from isojax.quantizers.float4 import nvfp4 as nvfp4
+from isojax.quantizers.float8 import FP8 as FP8
+from isojax.quantizers.float8 import fp8 as fp8
 from isojax.quantizers.lattice import Lattice as Lattice
 from isojax.quantizers.lattice import d4 as d4
 from isojax.quantizers.lattice import d4_for_rate as d4_for_rate
@@ -39,6 +41,7 @@ from isojax.quantizers.mixed import MixedCodebook as MixedCodebook
 from isojax.quantizers.mixed import mixed_codebook as mixed_codebook
 from isojax.quantizers.named import NAMES as NAMES
 from isojax.quantizers.named import from_name as from_name
+from isojax.quantizers.nf4 import nf4 as nf4
 from isojax.quantizers.packing import pack_bits as pack_bits
 from isojax.quantizers.packing import pack_mixed as pack_mixed
 from isojax.quantizers.packing import packed_bytes as packed_bytes

@@ -44,6 +44,16 @@ class Quantizer(abc.ABC):
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:
         """What the codes stand for, in fp32 (or fp64 for scales in fp64)."""
 
+    @property
+    def dim(self) -> int:
+        """Length of the vectors that the levels are for, 0 for any."""
+        return 0
+
+    @property
+    def together(self) -> int:
+        """Neighbours that are rounded together: 1, but for lattices."""
+        return 1
+
     def encode_like(self, y: Float[Array, "*batch d"], codes: Codes) -> Codes:
         """Codes of `y` at the scale and offset of `codes`, where the quantizer has them.
 
@@ -124,6 +134,14 @@ class Wrapped(Quantizer):
     """A quantizer that does what `inner` does, save for what a subclass changes."""
 
     inner: Any
+
+    @property
+    def dim(self) -> int:  # noqa: D102
+        return self.inner.dim
+
+    @property
+    def together(self) -> int:  # noqa: D102
+        return self.inner.together
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
         return self.inner.encode(y)

@@ -37,11 +37,12 @@ class Codebook(Quantizer):
         levels: in increasing order; [n] for all components, or [d, n] with a row for each component
             of the last axis. A row with fewer levels ends in +inf, which nothing is near.
         normalize: the scale of the numbers that share one: their root mean square `rms`, their
-            Euclidean norm `norm`, or `none`.
+            Euclidean norm `norm`, their largest magnitude `peak`, or `none`.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0.
         symmetric: whether the levels are known to be their own negatives; a kernel then searches
             half of them.
+        dim: length of the vectors that the levels are for, 0 for any.
     """
 
     levels: Float[Array, "*d n"]
@@ -49,6 +50,7 @@ class Codebook(Quantizer):
     granularity: str = static()
     group: int = static()
     symmetric: bool = static()
+    dim: int = static(default=0, kw_only=True)  # pyright: ignore[reportIncompatibleMethodOverride]
 
     @property
     def bits(self) -> int:
@@ -111,16 +113,19 @@ def nearest_level(
     granularity: str = "token",
     group: int = 0,
     symmetric: bool = False,
+    dim: int = 0,
 ) -> Codebook:
     """The codebook of any `levels`, which it sorts.
 
     Args:
         levels: 2 to 256 numbers, or [d, n] with as many for each component; see `Codebook`.
-        normalize: `none`, or divide by the `rms` or the `norm` of the numbers that share a scale.
+        normalize: `none`, or divide by the `rms`, the `norm` or the `peak` of the numbers that
+            share a scale.
         granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0; it must divide the last axis.
         symmetric: say that an even number of levels are symmetric about zero; they are made so,
             `(levels - levels[::-1]) / 2`, also while they are learned.
+        dim: length of the vectors that they are for, where that is known; d for rows.
 
     Raises:
         ValueError: an argument is none of the allowed values.
@@ -130,7 +135,8 @@ def nearest_level(
     check_granularity(granularity, group)
     if symmetric and levels.shape[-1] % 2:
         raise ValueError(f"levels must be even in number to be symmetric, got {levels.shape[-1]}.")
-    return Codebook(levels, normalize, granularity, group, symmetric)
+    dim = levels.shape[0] if levels.ndim == 2 else dim
+    return Codebook(levels, normalize, granularity, group, symmetric, dim=dim)
 
 
 def sorted_levels(levels: Float[Array, "*d n"]) -> Float[Array, "*d n"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped, UInt, UInt8
+from jaxtyping import Array, Bool, Float, Shaped, UInt, UInt8
 
 from isojax._core.pytree import pytree, static
 
@@ -52,6 +52,17 @@ class Codes:
     bits: int | float | None = static(default=None)
     outliers: Outliers | None = None
     tensor_scale: Float[Array, "..."] | None = None
+
+    def unless(self, good: Bool[Array, ""]) -> Codes:
+        """These codes where they are good, else with scales and offsets that are NaN."""
+
+        def lost(part: Any) -> Any:
+            if part is None or part.dtype.itemsize > 1 or part.dtype != jnp.uint8:
+                return None if part is None else jnp.where(good, part, jnp.nan)
+            return jnp.where(good, part, jnp.uint8(0xFF))  # NaN of E8M0
+
+        parts = {name: lost(getattr(self, name)) for name in ("scale", "offset", "tensor_scale")}
+        return dataclasses.replace(self, **parts)
 
     def rounded(self, dtype: Any) -> Codes:
         """These codes with scale and offset rounded to `dtype` as in `stored`, still in fp32."""
@@ -107,12 +118,14 @@ def nbytes(tree: Any) -> int:
 def stored(part: Shaped[Array, "..."], dtype: Any) -> Shaped[Array, "..."]:
     """`part` in the storage `dtype`; what lies beyond its finite range becomes its largest number.
 
-    A magnitude that rounds to zero is zero, and NaN stays NaN. What has one byte stays as it is.
+    A magnitude that rounds to zero is zero. NaN stays NaN, and infinity becomes it, so that what
+    was lost does not come back as a plausible number. What has one byte stays as it is.
     """
     if part.dtype.itemsize == 1:
         return part
     largest = float(jnp.finfo(dtype).max)
-    return jnp.clip(part, -largest, largest).astype(dtype)
+    held = jnp.clip(part, -largest, largest)
+    return jnp.where(jnp.isinf(part), jnp.nan, held).astype(dtype)
 
 
 def loaded(part: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

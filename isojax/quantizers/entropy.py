@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from isojax._core.checks import check_positive, compute_dtype
+from isojax._core.checks import check_above_zero, check_not_empty, check_positive, compute_dtype
+from isojax._core.finite import finite
 from isojax._core.pytree import pytree
 from isojax.metrics.entropy import code_entropy_bits
 from isojax.quantizers.base import Quantizer
@@ -37,17 +38,16 @@ class ECSQ(Quantizer):
         return Codes(_codes(v, self.step.astype(v.dtype)))
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
-        return codes.values * self.step
+        return codes.values.astype(self.step.dtype) * self.step
 
 
 def ecsq(step: float | Float[Array, ""]) -> ECSQ:
     """An entropy-coded uniform quantizer of the given `step`, in the units of its input.
 
     Raises:
-        ValueError: `step` is a Python number that is not above zero.
+        ValueError: `step` is a Python number that is not above zero and finite.
     """
-    if isinstance(step, int | float) and step <= 0:
-        raise ValueError(f"step must be above zero, got {step!r}.")
+    check_above_zero("step", step)
     return ECSQ(jnp.asarray(step, float))
 
 
@@ -70,8 +70,8 @@ def ecsq_for_rate(
         bins: as in `code_entropy_bits`.
 
     Raises:
-        ValueError: `per` is none of these, `bins` is below one, or `rate_bits` is a Python number
-            out of its range.
+        ValueError: `per` is none of these, `bins` is below one, `rate_bits` is a Python number out
+            of its range, or `samples` are empty, or concrete and not finite: else the step is NaN.
     """
     check_rate(rate_bits, bins)
 
@@ -94,8 +94,9 @@ def step_for_rate(
 ) -> Float[Array, ""]:
     """The finest step at which `entropy(samples, step)` is not above `rate_bits`."""
     v = samples.astype(compute_dtype(samples.dtype, "samples"))
-    peak = jnp.max(jnp.abs(v))
-    top = jnp.log(4 * jnp.where(peak == 0, 1, peak))
+    check_not_empty("samples", samples)
+    peak = finite("samples", jnp.max(jnp.abs(v)))
+    top = jnp.log(jnp.where(peak == 0, 1, peak)) + math.log(4)
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends

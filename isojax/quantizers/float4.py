@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from isojax._core.checks import compute_dtype
+from isojax._core.checks import check_above_zero, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.quantizers.base import Quantizer
-from isojax.quantizers.codes import Codes, stored
+from isojax.quantizers.codes import Codes
 from isojax.quantizers.granularity import check_granularity, divide, scale_axes, split
 
 LARGEST = 6.0
@@ -122,7 +122,7 @@ class NVFP4(Float4):
         if self.tensor_scale is None:
             own = jnp.max(peak) / (LARGEST * LARGEST_E4M3)
         scale = jax.lax.stop_gradient(divide(peak, LARGEST * self._of_tensor(own)))
-        return stored(jnp.maximum(scale, LEAST_E4M3), jnp.float8_e4m3fn), own
+        return jnp.clip(scale, LEAST_E4M3, LARGEST_E4M3).astype(jnp.float8_e4m3fn), own
 
     def _step(self, scale: Any, tensor_scale: Any) -> Array:
         tensor_scale = self._of_tensor(tensor_scale)
@@ -181,10 +181,9 @@ def nvfp4(tensor_scale: float | Float[Array, ""] | None = None) -> NVFP4:
     The last axis must be a multiple of 16, or encoding raises ValueError.
 
     Raises:
-        ValueError: `tensor_scale` is a Python number that is not above zero.
+        ValueError: `tensor_scale` is a Python number that is not above zero and finite.
     """
-    if isinstance(tensor_scale, int | float) and not tensor_scale > 0:
-        raise ValueError(f"tensor_scale must be above zero, got {tensor_scale!r}.")
+    check_above_zero("tensor_scale", tensor_scale)
     return NVFP4(None if tensor_scale is None else jnp.asarray(tensor_scale, float))
 
 

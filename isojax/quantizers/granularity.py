@@ -17,7 +17,7 @@ from isojax._core.axes import SHARED, shared_axes
 from isojax._core.checks import check_choice, check_divides, check_positive
 
 GRANULARITIES = (*SHARED, "group")
-NORMALIZE = ("none", "rms", "norm")
+NORMALIZE = ("none", "rms", "norm", "peak")
 
 
 def check_granularity(granularity: str, group: int) -> None:
@@ -33,13 +33,15 @@ def split(values: Array, granularity: str, group: int) -> Array:
     """`values` as they broadcast against their scales: in groups `[..., d/g, g]`, or unchanged.
 
     Raises:
-        ValueError: `group` does not divide the last axis.
+        ValueError: `group` does not divide the last axis, or there are no numbers to share a scale.
     """
-    if granularity != "group":
-        return values
-    dim = values.shape[-1]
-    check_divides("group", group, "the last axis", dim)
-    return values.reshape(*values.shape[:-1], dim // group, group)
+    if granularity == "group":
+        dim = values.shape[-1]
+        check_divides("group", group, "the last axis", dim)
+        values = values.reshape(*values.shape[:-1], dim // group, group)
+    if any(values.shape[a] == 0 for a in scale_axes(values.ndim, granularity)):
+        raise ValueError(f"y must have numbers that share a scale, got shape {values.shape}.")
+    return values
 
 
 def scale_axes(ndim: int, granularity: str) -> tuple[int, ...]:
@@ -48,11 +50,14 @@ def scale_axes(ndim: int, granularity: str) -> tuple[int, ...]:
 
 
 def shared_scale(v: Array, normalize: str, granularity: str) -> Array | None:
-    """The `rms` or the `norm` of the split numbers `v` that share a scale; None for `none`."""
+    """The `rms`, `norm` or `peak` of the split `v` that share a scale; None for `none`."""
+    axes = scale_axes(v.ndim, granularity)
     if normalize == "none":
         return None
+    if normalize == "peak":
+        return jnp.max(jnp.abs(v), axes, keepdims=True)
     reduce = jnp.mean if normalize == "rms" else jnp.sum
-    return root(reduce(jnp.square(v), scale_axes(v.ndim, granularity), keepdims=True))
+    return root(reduce(jnp.square(v), axes, keepdims=True))
 
 
 def root(square: Array) -> Array:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
-from isojax._core.checks import check_choice, compute_dtype
+from isojax._core.checks import check_above_zero, check_choice, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.metrics.entropy import code_entropy_bits
 from isojax.quantizers.base import Quantizer
@@ -65,6 +65,10 @@ class Lattice(Quantizer):
         """Fixed-rate bits a code, or None if unbounded."""
         return sum(self._widths()) / self.size if self.width else None
 
+    @property
+    def together(self) -> int:  # noqa: D102
+        return self.size
+
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:
         """Codes of `y`.
 
@@ -79,7 +83,7 @@ class Lattice(Quantizer):
         return Codes(values, bits=self.bits)
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:  # noqa: D102
-        return codes.values * (self._spacing() / 2)
+        return codes.values.astype(self.step.dtype) * (self._spacing() / 2)
 
     def entropy_bits(self, codes: Codes, per: str = "tensor", bins: int = 4096) -> Float[Array, ""]:
         """Entropy of the codes in bits a number, with the coset and the even sum counted once.
@@ -158,7 +162,8 @@ def d4(step: float | Float[Array, ""], width: int = 0) -> Lattice:
         width: 1 to 7 for a lattice bounded to width + 1/4 bits a number, 0 for an unbounded one.
 
     Raises:
-        ValueError: `step` is a Python number that is not above zero, or `width` none of these.
+        ValueError: `step` is a Python number that is not above zero and finite, or `width` none of
+            these.
     """
     return _lattice(4, step, width)
 
@@ -171,7 +176,8 @@ def e8(step: float | Float[Array, ""], width: int = 0) -> Lattice:
         width: 1 to 7 for a lattice bounded to as many bits a number, 0 for an unbounded one.
 
     Raises:
-        ValueError: `step` is a Python number that is not above zero, or `width` none of these.
+        ValueError: `step` is a Python number that is not above zero and finite, or `width` none of
+            these.
     """
     return _lattice(8, step, width)
 
@@ -215,8 +221,7 @@ def e8_for_rate(
 
 
 def _lattice(size: int, step: float | Array, width: int) -> Lattice:
-    if isinstance(step, int | float) and step <= 0:
-        raise ValueError(f"step must be above zero, got {step!r}.")
+    check_above_zero("step", step)
     check_choice("width", width, range(MOST_WIDTH + 1))
     return Lattice(jnp.asarray(step, float), size, width)
 

@@ -18,19 +18,22 @@ from isojax._core.members import LEVELS, WRAPPERS, Stage
 from isojax._core.samples import Samples
 from isojax.metrics.rate_distortion import allocate_bits
 from isojax.quantizers.base import Quantizer
+from isojax.quantizers.codebook import Codebook
 from isojax.quantizers.controls import none, zero
 from isojax.quantizers.entropy import ECSQ, ecsq_for_rate
 from isojax.quantizers.float4 import FP4, MXFP4, NVFP4, fp4, mxfp4, nvfp4
+from isojax.quantizers.float8 import FP8, fp8
 from isojax.quantizers.lattice import Lattice, d4_for_rate, e8_for_rate
 from isojax.quantizers.lloyd_max import lloyd_max_gaussian, lloyd_max_sphere
 from isojax.quantizers.lloyd_max_samples import lloyd_max_channels, lloyd_max_samples
+from isojax.quantizers.nf4 import nf4
 from isojax.quantizers.sparse import Sparse, sparse
 from isojax.quantizers.unbiased import Unbiased, unbiased
 from isojax.quantizers.uniform import Uniform, absmax, minmax
 
 CODEBOOKS = ("sphere", "gaussian", "fitted", "fitted_channel")
 ALLOCATIONS = ("even", "greedy")
-GAINS = {"vector": "rms", "none": "none"}
+GAINS = {"vector": "rms", "peak": "peak", "none": "none"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +151,8 @@ def _lloyd_max(
             `fitted_channel` on each channel.
         allocation: bits of a channel: `even`, or `greedy`, for `fitted_channel`: 0 to 8, each bit
             where it lowers the error most, at the same mean.
-        gain: what fitted levels are relative to: the root mean square of the `vector`, or `none`.
+        gain: what fitted levels are relative to: the root mean square of the `vector`, its largest
+            magnitude, `peak`, or `none`.
     """
     check_choice("codebook", codebook, CODEBOOKS)
     normalize = GAINS[check_choice("gain", gain, GAINS)]
@@ -172,6 +176,18 @@ def _lloyd_max(
 @LEVELS.member("fp4", fitted=(), bits=(4,))
 def _fp4(samples: Samples, bits: int, granularity: str = "token", group: int = 0) -> FP4:
     return fp4(granularity, group_of(granularity, group, samples.dim))
+
+
+@LEVELS.member("nf4", fitted=(), bits=(4,))
+def _nf4(samples: Samples, bits: int, granularity: str = "token", group: int = 0) -> Codebook:
+    return nf4(granularity, group_of(granularity, group, samples.dim))
+
+
+@LEVELS.member("fp8", fitted=(), bits=(8,))
+def _fp8(
+    samples: Samples, bits: int, kind: str = "e4m3", granularity: str = "token", group: int = 0
+) -> FP8:
+    return fp8(kind, granularity, group_of(granularity, group, samples.dim))
 
 
 @LEVELS.member("mxfp4", fitted=(), bits=(4,))

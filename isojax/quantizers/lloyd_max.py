@@ -38,7 +38,7 @@ def lloyd_max_gaussian(
     """
     levels = jnp.asarray(_gaussian_levels(check_choice("bits", bits, range(1, 9))))
     levels = levels / math.sqrt(check_positive("dim", dim))
-    return nearest_level(levels, normalize, granularity, group, symmetric=True)
+    return nearest_level(levels, normalize, granularity, group, True, _whole(dim, granularity))
 
 
 def lloyd_max_sphere(
@@ -60,12 +60,17 @@ def lloyd_max_sphere(
     Raises:
         ValueError: an argument is none of the allowed values.
     """
-    check_choice("bits", bits, range(1, 9))
+    bits = check_choice("bits", bits, range(1, 9))
     dim = check_positive("dim", dim)
     if dim < 2:
         raise ValueError(f"dim must be at least 2, got {dim}.")
     levels = jnp.asarray(_sphere_levels(bits, dim))
-    return nearest_level(levels, normalize, granularity, group, symmetric=True)
+    return nearest_level(levels, normalize, granularity, group, True, _whole(dim, granularity))
+
+
+def _whole(dim: int, granularity: str) -> int:
+    """Length of the vectors that levels for `dim` numbers of one scale are for, 0 for any."""
+    return dim if granularity == "token" and dim > 1 else 0
 
 
 @functools.cache

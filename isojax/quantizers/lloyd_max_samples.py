@@ -1,8 +1,4 @@
-"""Lloyd-Max codebooks of samples: pooled, or of each component apart.
-
-Lloyd's algorithm as in `isojax.quantizers.lloyd_max`, on a histogram with counts and means: an
-iteration costs no pass over the samples, and many fits run side by side under `vmap`.
-"""
+"""Lloyd-Max codebooks of samples: pooled, or of each component apart, see `kmeans`."""
 
 from __future__ import annotations
 
@@ -13,15 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from isojax._core.checks import check_choice, check_positive, compute_dtype
+from isojax._core.checks import check_choice, check_not_empty, check_positive, compute_dtype
+from isojax._core.finite import finite
 from isojax.quantizers.codebook import MOST_LEVELS, Codebook, nearest_level
 from isojax.quantizers.granularity import divide, shared_scale, split
+from isojax.quantizers.kmeans import k_means
 from isojax.quantizers.mixed import check_total_bytes, mixed_codebook
 from isojax.quantizers.packing import MOST_BITS
-
-BINS = 2048
-SMOOTHING = 32
-LINEAR = 4  # bins are even up to about 1/LINEAR mean deviations from the mean
 
 
 def lloyd_max_samples(
@@ -36,12 +30,12 @@ def lloyd_max_samples(
 ) -> Codebook:
     """The Lloyd-Max codebook of `samples`, by `steps` of Lloyd's algorithm (k-means in 1-D).
 
-    The samples are counted first, in 2048 bins that widen away from their mean, and taken to be
-    evenly spread in each. A cell left empty keeps its level. Traced: works under `jit`, and under
-    `vmap` over samples.
+    From the start of `k_means`, which serves massive outliers and modes far apart. Traced: works
+    under `jit`, and under `vmap` over samples.
 
     Args:
-        samples: an array like those to be quantized, pooled after dividing by the scales; finite.
+        samples: an array like those to be quantized, pooled after dividing by the scales. Where
+            they are traced and not finite, all levels are NaN.
         bits: 1 to 8.
         levels: number of levels, 2 to 256, in place of 2^bits; an odd number leaves one at zero
             for symmetric samples.
@@ -51,16 +45,16 @@ def lloyd_max_samples(
         group: group length for granularity `group`, else 0.
 
     Raises:
-        ValueError: an argument is none of the allowed values.
+        ValueError: an argument is none of the allowed values, or the samples are none or not
+            finite.
     """
-    check_choice("bits", bits, range(1, 9))
+    bits = check_choice("bits", bits, range(1, 9))
     check_positive("steps", steps)
     number = 2**bits if levels is None else levels
     if not 2 <= number <= MOST_LEVELS:
         raise ValueError(f"levels must be 2 to {MOST_LEVELS}, got {levels!r}.")
     v = _normalized(samples, normalize, granularity, group).ravel()
-    fitted = _fit(v, jnp.asarray(number), number, steps)
-    return nearest_level(fitted, normalize, granularity, group)
+    return nearest_level(k_means(v, number, steps), normalize, granularity, group)
 
 
 def lloyd_max_channels(
@@ -90,7 +84,8 @@ def lloyd_max_channels(
         A `Codebook` for one number of bits, a `MixedCodebook` for many.
 
     Raises:
-        ValueError: an argument is none of the allowed values.
+        ValueError: an argument is none of the allowed values, or the samples are none or not
+            finite.
     """
     check_positive("steps", steps)
     mixed = np.ndim(bits) > 0
@@ -99,8 +94,8 @@ def lloyd_max_channels(
         total_bytes = check_total_bytes(bits, total_bytes, most_bits)
     number = 2 ** (most_bits if mixed else check_choice("bits", bits, range(1, MOST_BITS + 1)))
     v = _normalized(samples, normalize, granularity, group)
-    active = jnp.broadcast_to(1 << jnp.asarray(bits), samples.shape[-1:])
-    levels = jax.vmap(lambda v, active: _fit(v, active, number, steps))(v.T, active)
+    active = jnp.broadcast_to(1 << jnp.asarray(bits, jnp.int32), samples.shape[-1:])
+    levels = jax.vmap(lambda v, active: k_means(v, number, steps, active))(v.T, active)
     if not mixed:
         return nearest_level(levels, normalize, granularity, group)
     return mixed_codebook(
@@ -109,52 +104,14 @@ def lloyd_max_channels(
 
 
 def _normalized(samples: Array, normalize: str, granularity: str, group: int) -> Array:
-    v = split(samples.astype(compute_dtype(samples.dtype, "samples")), granularity, group)
-    v = divide(v, shared_scale(v, normalize, granularity))
-    return v.astype(jnp.float32).reshape(samples.shape)
+    """The samples over their scales, in fp32.
 
-
-def _fit(v: Array, active: Array, number: int, steps: int) -> Array:
-    """The `active` levels of the samples `v` [m], and +inf up to `number` of them."""
-    centre = jnp.mean(v)
-    edge, mass, first = _histogram(v - centre)
-
-    def move_to_means(_: Any, level: Array) -> Array:
-        border = jnp.concatenate([edge[:1], (level[1:] + level[:-1]) / 2, edge[-1:]])
-        cell = jnp.diff(jnp.interp(border, edge, mass))
-        mean = jnp.diff(jnp.interp(border, edge, first)) / jnp.where(cell > 0, cell, 1)
-        return jnp.where(cell > 0, jnp.clip(mean, border[:-1], border[1:]), level)
-
-    start = _companded(edge, mass, active, number)
-    return centre + jax.lax.fori_loop(0, steps, move_to_means, start)
-
-
-def _histogram(v: Array) -> tuple[Array, Array, Array]:
-    """Edges of bins, and the number and the sum of the centred samples `v` below each edge.
-
-    Bins are even in asinh(LINEAR * z), z in mean deviations.
+    Raises:
+        ValueError: there are none, or they or their scales are concrete and not finite.
     """
-    unit = jnp.mean(jnp.abs(v)) / LINEAR
-    u = jnp.arcsinh(divide(v, unit))
-    low, width = jnp.min(u), (jnp.max(u) - jnp.min(u)) / BINS
-    place = jnp.clip(divide(u - low, width), 0, BINS - 1).astype(jnp.int32)
-    edge = unit * jnp.sinh(low + width * jnp.arange(1, BINS))
-    least, most = jnp.min(v), jnp.max(v)
-    edge = jnp.concatenate([least[None], jnp.clip(edge, least, most), most[None]])
-    count = jnp.bincount(place, length=BINS)
-    total = jnp.bincount(place, v - edge[place], length=BINS) + edge[:-1] * count
-    return edge, _below(count), _below(total)
-
-
-def _below(bins: Array) -> Array:
-    return jnp.concatenate([jnp.zeros(1), jnp.cumsum(bins.astype(jnp.float32))])
-
-
-def _companded(edge: Array, mass: Array, active: Array, number: int) -> Array:
-    """Levels at equal shares of the cube root of a histogram's density, in wider bins."""
-    edge = edge[::SMOOTHING]
-    share = jnp.cumsum(jnp.cbrt(jnp.diff(mass[::SMOOTHING]) * jnp.square(jnp.diff(edge))))
-    place = jnp.arange(number)
-    wanted = (place + 0.5) / active * share[-1]
-    level = jnp.interp(wanted, jnp.concatenate([jnp.zeros(1), share]), edge)
-    return jnp.where(place < active, level, jnp.inf)
+    check_not_empty("samples", samples)
+    v = split(samples.astype(compute_dtype(samples.dtype, "samples")), granularity, group)
+    scale = shared_scale(v, normalize, granularity)
+    if scale is not None:
+        v = divide(v, finite("the scales of samples", scale))
+    return finite("samples", v.astype(jnp.float32)).reshape(samples.shape)

@@ -77,10 +77,10 @@ def mixed_codebook(
     total_bytes = check_total_bytes(bits, total_bytes, most=(number - 1).bit_length())
     check_choice("normalize", normalize, NORMALIZE)
     check_granularity(granularity, group)
-    widths = jnp.asarray(bits)
+    widths = jnp.asarray(bits, jnp.int32)
     kept = jnp.arange(number) < (1 << widths)[:, None]
     levels = jnp.where(kept, levels, jnp.inf)
-    return MixedCodebook(levels, normalize, granularity, group, False, widths, total_bytes)
+    return MixedCodebook(levels, normalize, granularity, group, False, widths, total_bytes, dim=dim)
 
 
 def check_total_bytes(bits: Any, total_bytes: int | None, most: int = MOST_BITS) -> int:
@@ -89,12 +89,14 @@ def check_total_bytes(bits: Any, total_bytes: int | None, most: int = MOST_BITS)
     Raises:
         ValueError: it is None for traced bits or too small, or a number of bits is not 0 to `most`.
     """
+    if not jnp.issubdtype(jnp.asarray(bits).dtype, jnp.integer):
+        raise ValueError(f"bits must be integers, got dtype {jnp.asarray(bits).dtype}.")
     if isinstance(bits, Tracer):
         if total_bytes is None:
             raise ValueError("total_bytes must be given for bits that are traced, got None.")
         return total_bytes
     bits = np.asarray(bits)
-    if not np.issubdtype(bits.dtype, np.integer) or bits.min() < 0 or bits.max() > most:
+    if bits.min() < 0 or bits.max() > most:
         raise ValueError(f"bits must be integers from 0 to {most}, got {bits.tolist()}.")
     least = -(-int(bits.sum()) // 8)
     if total_bytes is not None and total_bytes < least:

@@ -134,6 +134,7 @@ def unpack_mixed(
 
 def _places(bits: Array) -> tuple[Array, Array]:
     """The byte in which each code begins, and at which bit of it."""
+    bits = bits.astype(jnp.int32)  # sums of bytes would wrap
     start = jnp.cumsum(bits) - bits
     return start // 8, (start % 8).astype(jnp.uint16)
 

@@ -31,6 +31,10 @@ class Sparse(Quantizer):
     inner: Uniform | Codebook
     share: float = static()
 
+    @property
+    def dim(self) -> int:  # noqa: D102
+        return self.inner.dim
+
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
         rows = self._rows(y.astype(compute_dtype(y.dtype, "y")))
         median = quantile(rows, 0.5, (rows.ndim - 1,), keepdims=True)

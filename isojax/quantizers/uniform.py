@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isojax._core.checks import check_choice, check_positive, compute_dtype
+from isojax._core.finite import power_of_two
 from isojax._core.pytree import pytree, static
 from isojax._core.quantile import quantile
 from isojax.quantizers.base import Quantizer
@@ -73,13 +74,12 @@ class Uniform(Quantizer):
         axes, clip = scale_axes(v.ndim, self.granularity), self.clip.astype(v.dtype)
         symmetric = self.grid in SYMMETRIC
         if self.range_rule == "percentile":
-            lost = jnp.any(jnp.isnan(v), axes, keepdims=True)
             high = quantile(jnp.abs(v) if symmetric else v, clip, axes, keepdims=True)
-            low = -high if symmetric else quantile(v, 1 - clip, axes, keepdims=True)
-            return jnp.where(lost, jnp.nan, low), jnp.where(lost, jnp.nan, high)
+            return -high if symmetric else quantile(v, 1 - clip, axes, keepdims=True), high
         if self.range_rule == "std":
-            mean = jnp.mean(v, axes, keepdims=True)
-            half = clip * root(jnp.var(v, axes, keepdims=True))
+            unit = power_of_two(jnp.max(jnp.abs(v), axes, keepdims=True))
+            mean = unit * jnp.mean(v / unit, axes, keepdims=True)
+            half = unit * (clip * root(jnp.var(v / unit, axes, keepdims=True)))
             middle = jnp.zeros_like(mean) if symmetric else mean
             return middle - half, middle + half
         if symmetric:
@@ -113,7 +113,7 @@ class Uniform(Quantizer):
             return high / (2 ** (self.bits - 1) - 1 + SYMMETRIC.index(self.grid) / 2), None
         if self.grid == "zero_point":
             low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
-        scale = (high - low) / (2**self.bits - 1)
+        scale = (high / 2 - low / 2) / ((2**self.bits - 1) / 2)  # their difference may overflow
         return scale, low if self.grid == "affine" else -_zero_point(scale, low) * scale
 
     def _round(self, v: Array, scale: Any, offset: Any) -> Array:
@@ -126,8 +126,9 @@ class Uniform(Quantizer):
 
     def _place(self, values: Array, scale: Any, offset: Any) -> Array:
         """The levels that codes stand for."""
+        values = values.astype(scale.dtype)
         if self.grid == "affine":
-            return values * scale + offset
+            return (values * (scale / 2) + offset / 2) * 2
         if self.grid == "zero_point":
             return (values - _zero_point(scale, offset)) * scale
         return values * scale
@@ -223,7 +224,7 @@ def minmax(
 def _uniform(
     bits: int, granularity: str, group: int, grid: str, range_rule: str, clip: Any, steps: int
 ) -> Uniform:
-    check_choice("bits", bits, range(2, 9))
+    bits = check_choice("bits", bits, range(2, 9))
     check_granularity(granularity, group)
     check_choice("range_rule", range_rule, DEFAULT_CLIP)
     check_positive("steps", steps)
@@ -242,7 +243,7 @@ def _check_clip(clip: float, range_rule: str, grid: str) -> None:
 
 
 def _shrink(low: Array, high: Array, ratio: Array) -> tuple[Array, Array]:
-    margin = (1 - ratio) * (high - low) / 2
+    margin = (1 - ratio) * (high / 2 - low / 2)
     return low + margin, high - margin
 
 

@@ -9,6 +9,7 @@ import jax
 from jax.core import Tracer
 from jaxtyping import Array, Key
 
+from isojax._core.finite import finite
 from isojax._core.members import COORDINATES, LEVELS
 from isojax._core.samples import Samples
 from isojax.codec import Codec
@@ -89,7 +90,9 @@ class Recipe:
         Raises:
             ValueError: a part cannot be made for these samples or this number of bits.
         """
-        offset = samples.vectors.mean(0) if self.centre else None
+        offset = None
+        if self.centre:
+            offset = finite("the mean of samples", samples.vectors.mean(0))
         samples = samples if offset is None else samples.minus(offset)
         if not isinstance(bits, Tracer):
             samples = dataclasses.replace(samples, bits=bits)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from isojax._core.checks import check_positive
+from isojax._core.finite import finite
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
 from isojax.transforms.drawn import drawn
@@ -60,15 +61,18 @@ def pca(samples: Float[Array, "n d"]) -> Dense:
 
     Columns are the eigenvectors of the second moment `samples^T samples / n`, by descending
     energy, each with its largest entry positive. Fit and test on different tokens: with n near d
-    the fit describes the samples, and their own error is no estimate of any other's.
+    the fit describes the samples, and their own error is no estimate of any other's. NaN where the
+    second moment is traced and not finite.
 
     Raises:
-        ValueError: `samples` is not a matrix with at least one row.
+        ValueError: `samples` is not a matrix with at least one row, or its second moment is not
+            finite: it holds NaN, or numbers whose squares leave the range of fp32.
     """
     if samples.ndim != 2 or samples.shape[0] < 1:
         raise ValueError(f"samples must have shape [n, d] with n at least 1, got {samples.shape}.")
     x = samples.astype(jnp.float32)
-    _, axes = jnp.linalg.eigh(jnp.matmul(x.T, x, precision="highest") / len(x))
+    moment = jnp.matmul(x.T, x, precision="highest") / len(x)
+    _, axes = jnp.linalg.eigh(finite("the second moment of samples", moment))
     axes = axes[:, ::-1]
     peak = jnp.take_along_axis(axes, jnp.abs(axes).argmax(0, keepdims=True), axis=0)
     return Dense(axes * jnp.where(peak < 0, -1.0, 1.0))

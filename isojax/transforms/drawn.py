@@ -32,6 +32,8 @@ def drawn(
             given = inspect.signature(factory).bind(key, 1, *args, **kwargs).arguments
             size = check_positive(block, given[block]) if block else multiple
             dim = samples.dim
+            if block and size > 2 * dim:
+                raise ValueError(f"{block} must be at most twice the {dim} numbers, got {size}.")
             length = -(-dim // size) * size
             made = factory(key, length, *args, **kwargs)
             return made if length == dim else padded(made, dim)

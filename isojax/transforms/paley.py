@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 
 import numpy as np
 from jaxtyping import Int8
@@ -45,7 +46,9 @@ def decompose(order: int) -> tuple[int, int]:
 
 def admissible_blocks(dim: int) -> tuple[int, ...]:
     """The divisors of `dim` that are orders of a Hadamard matrix here, largest first."""
-    return tuple(n for n in range(dim, 0, -1) if dim % n == 0 and _base(n) is not None)
+    low = [n for n in range(1, math.isqrt(dim) + 1) if dim % n == 0]
+    divisors = sorted({*low, *(dim // n for n in low)}, reverse=True)
+    return tuple(n for n in divisors if _base(n) is not None)
 
 
 @functools.lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from isojax._core.checks import check_choice, check_divides, check_positive
+from isojax._core.finite import power_of_two
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
 from isojax.transforms.block_diagonal import block_product
@@ -49,7 +50,8 @@ def conjugate(q: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
 def normalize(u: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     """The unit quaternion, or complex number, u / |u|; at u = 0 it is 1, with gradient zero."""
     one = jnp.array(np.eye(u.shape[-1])[0], u.dtype)
-    u = jnp.where((u * u).sum(-1, keepdims=True) > 0, u, one)
+    peak = jnp.max(jnp.abs(u), -1, keepdims=True)
+    u = jnp.where(peak == 0, one, u / power_of_two(peak))  # so that squares stay in range
     return u / jnp.sqrt((u * u).sum(-1, keepdims=True))
 
 

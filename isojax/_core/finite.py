@@ -1,0 +1,50 @@
+"""Numbers that are not finite: refused where they are known, NaN where they are traced."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float
+
+
+def check_finite(name: str, x: Float[Array, "..."]) -> bool:
+    """Whether `x` could be looked at, which it cannot where it is traced.
+
+    Raises:
+        ValueError: it could, and it holds NaN or infinity.
+    """
+    lost = jnp.sum(~jnp.isfinite(x))
+    if isinstance(lost, Tracer):
+        return False
+    if lost:
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity in {lost} of {x.size} numbers."
+        )
+    return True
+
+
+def finite(name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return `x`, which is to be finite; where it is traced and is not, all of it is NaN.
+
+    For what a fit is made from: one bad number is an error, and never a plausible result.
+
+    Raises:
+        ValueError: `x` is not traced and holds NaN or infinity.
+    """
+    return x if check_finite(name, x) else unless(jnp.all(jnp.isfinite(x)), x)
+
+
+def unless(good: Bool[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`x` where it is good, else NaN."""
+    return jnp.where(good, x, jnp.nan)
+
+
+def power_of_two(size: Array) -> Array:
+    """The largest power of two up to each magnitude, whose inverse is normal too; 1 for zero.
+
+    Numbers over it are exact, and so small that their squares stay in range. No gradient.
+    """
+    size = jax.lax.stop_gradient(size)
+    power = size / jnp.where(size == 0, 1, 2 * jnp.frexp(size)[0])
+    return jnp.where(size == 0, 1, jnp.minimum(power, 1 / jnp.finfo(size.dtype).tiny))
