@@ -12,7 +12,7 @@ from isojax.models import empty_cache
 from isojax.quantize import Plan, calibrate, costs, describe, preset, quantize
 from isojax.quantize.costs import code_bits
 from isojax.quantize.quantized import layer_of
-from isojax.transforms import Identity
+from isojax.transforms import Identity, hadamard
 
 MODEL = small_model(num_hidden_layers=3)
 CONFIG = MODEL.config
@@ -31,7 +31,14 @@ embedding: absmax bits=8
 queries_keys[1]: haar
 cache:values: haar/lloyd_max bits=3 sinks=2 recent=4
 """
-PLANS = {"mixed": MIXED} | {
+ALIGNED = """
+values: haar
+input: balance@hadamard/absmax bits=4
+input:gate_proj: wush:8@block_hadamard:8/absmax bits=4
+input:down_proj[0]: kron_wush@hadamard/absmax bits=4
+weight: absmax bits=4 rounding=gptq
+"""
+PLANS = {"mixed": MIXED, "aligned_inputs": ALIGNED} | {
     name: str(preset(name)) for name in ("quarot", "smoothquant", "kivi", "kvquant", "aligned")
 }
 
@@ -124,6 +131,20 @@ def test_stages_that_merge_are_told_from_those_that_run_online():
     out = said["input:o_proj", (0,)]
     assert (out.merged, out.online) == ("", "pca@hadamard")
     assert said["residual", ()].merged == "hadamard" and said["values", (1,)].merged == "haar"
+
+
+def test_what_aligns_an_input_merges_where_it_is_a_diagonal():
+    said = {(e.place, e.layers): e for e in describe(Plan.parse(ALIGNED), CONFIG).entries}
+    width, inner, every = CONFIG.hidden_size, CONFIG.intermediate_size, (0, 1, 2)
+    for place in ("input:q_proj", "input:o_proj"):
+        entry = said[place, every]
+        assert (entry.merged, entry.online) == ("balance", "hadamard")
+        assert entry.fmas == hadamard(jax.random.key(0), width).fmas
+    assert said["input:down_proj", (1, 2)].merged == "balance"
+    gate, down = said["input:gate_proj", every], said["input:down_proj", (0,)]
+    assert (gate.merged, gate.fmas) == ("", 8 * width + 3 * width)
+    turn = hadamard(jax.random.key(0), inner).fmas
+    assert (down.merged, down.fmas) == ("", inner * (8 + 8) + turn)
 
 
 def test_it_prints_a_table_and_what_counts():

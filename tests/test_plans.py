@@ -375,6 +375,27 @@ def test_other_refusals():
         quantize(KEY, model, plan, calibrate(model_of("qwen2", 3), TOKENS, plan))
 
 
+def test_a_diagonal_beyond_fp16_is_refused_with_its_place():
+    model, plan = model_of("qwen2"), Plan.parse("input:down_proj: balance@hadamard")
+    kernel = model.params["layers"]["up_proj"]["kernel"].at[:, :, 5].mul(1e-14)
+    layers = model.params["layers"] | {"up_proj": {"kernel": kernel}}
+    faint = dataclasses.replace(model, params=model.params | {"layers": layers})
+    with pytest.raises(
+        ValueError, match="input:down_proj must merge a diagonal of fp16's"
+    ) as caught:
+        quantize(KEY, faint, plan, calibrate(faint, TOKENS, plan))
+    assert "\n" not in str(caught.value) and "6.1e-05 to 65504" in str(caught.value)
+
+
+def test_moments_of_all_windows_are_what_inputs_are_fitted_on():
+    model, plan = model_of("qwen2"), Plan.parse("input: wush:8@block_hadamard:8")
+    stats = calibrate(model, TOKENS, plan)
+    assert {name.partition(":")[0] for layer in stats.layers for name in layer} == {"moment"}
+    without = dataclasses.replace(stats, layers=({},) * 2)
+    with pytest.raises(ValueError, match="stats must hold moment:input:q_proj: calibrate"):
+        quantize(KEY, model, plan, without)
+
+
 PURE = {
     "quarot": "residual: hadamard; values: hadamard; queries_keys: hadamard; "
     "input: identity/absmax bits=4; input:down_proj: hadamard/absmax bits=4; "

@@ -149,7 +149,7 @@ def _kron_wush(
     samples: Samples,
     left: int = 0,
     damping: float | Float[Array, ""] = 0.01,
-    steps: int = 20,
+    steps: int = 10,
 ) -> Kronecker:
     metric = samples.need("metric", "kron_wush")
     return kron_wush(samples.second_moment, metric, left=left, damping=damping, steps=steps)
