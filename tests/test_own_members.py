@@ -8,7 +8,7 @@ from laws import ISOMETRY_LAWS, OTHER, TRANSFORM_LAWS, quick_jit, vectors
 from numpy.testing import assert_allclose, assert_array_equal
 
 import isojax
-from isojax import metrics, quantizers, transforms
+from isojax import learn, metrics, quantizers, transforms
 
 DIM = 12
 
@@ -138,3 +138,16 @@ def test_what_is_no_isometry_must_say_what_its_inverse_is():
 
     with pytest.raises(NotImplementedError, match="Forgetful must define inverse, as no isometry"):
         Forgetful(jnp.ones(3), jnp.ones(3)).dual
+
+
+def test_codes_with_scales_need_encode_like():
+    class Careless(quantizers.Quantizer):
+        def encode(self, y):
+            return quantizers.absmax(4, "token").encode(y)
+
+        def decode(self, codes):
+            return quantizers.absmax(4, "token").decode(codes)
+
+    w, own = jnp.asarray(vectors(DIM, 3, DIM)[0]), Careless()
+    with pytest.raises(ValueError, match=r"Careless must define encode_like\(y, codes\)"):
+        learn.gptq(w, jnp.eye(DIM), own)

@@ -12,6 +12,7 @@ from isojax.quantize.calibrate import keyed
 from isojax.quantize.presets import CACHES, PLANS
 
 MODEL = small_model(num_hidden_layers=2)
+KEY = jax.random.key(0)
 TOKENS = random_tokens(3, 48)
 NAMES = sorted(PLANS.members)
 
@@ -84,3 +85,35 @@ def test_drawn_plans_are_told_from_fitted_ones():
     assert preset("quarot").random and preset("aligned").random
     assert not preset("gptq").random and not preset("kivi").random
     assert not find_plan("weight: none; cache: none").random
+
+
+def test_names_stand_for_their_rules_among_others():
+    plan = find_plan("quarot:3; cache: none")
+    assert plan == preset("quarot", bits=3) + Plan.parse("cache: none")
+    assert find_plan("gptq\nweight:up_proj: none  # exact").at("weight:up_proj", 1) == [None]
+    with pytest.raises(ValueError, match="rule must read as PLACE: RECIPE, got 'quarott'"):
+        find_plan("quarott; cache: none")
+
+
+def test_what_cannot_stand_together_is_said_before_anything_is_computed():
+    both = preset("quarot") + preset("aligned")
+    for run in (lambda: calibrate(MODEL, TOKENS, both), lambda: quantize(KEY, MODEL, both)):
+        with pytest.raises(ValueError, match="add the rule queries_keys: none"):
+            run()
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("weight: absmx bits=4", "absmax"),
+        ("weight: no_such:levels bits=4", "there is no module no_such"),
+        ("weight: test_presets:find bits=4", "write identity/test_presets:find"),
+    ],
+)
+def test_messages_say_what_was_meant(rule, words):
+    with pytest.raises(ValueError, match=words):
+        Plan.parse(rule)
+
+
+def find(samples, bits):
+    """Levels from outside, for the test of messages."""

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -212,9 +213,11 @@ class Family:
         if _NAME.fullmatch(name) and fields and fields[0].isidentifier() and _is_module(name):
             return self._outside(name, fields[0]).read(fields[1:])
         near = difflib.get_close_matches(name, self.members, n=3) or sorted(self.members)
+        outside = bool(_NAME.fullmatch(name)) and len(fields) > 0 and fields[0].isidentifier()
+        found = f", and there is no module {name}" if outside else ""
         raise ValueError(
             f"{self.kind} must be {'one' if near else 'some'} of {', '.join(near)}, or "
-            f"package.module:name for one of your own; got {text!r}."
+            f"package.module:name for one of your own; got {text!r}{found}."
         )
 
     def _load(self, module: str, name: str) -> Member:
@@ -238,6 +241,8 @@ class Family:
 
 
 def _is_module(name: str) -> bool:
+    if name in sys.modules:  # `__main__` too, a script of one's own
+        return True
     try:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):

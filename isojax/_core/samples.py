@@ -24,7 +24,7 @@ class Samples:
         weight: the weights that read the vectors as x @ weight, [d, o], or None.
         learned: the transform that was learned for the place, or None.
         moment: the second moment of the vectors [d, d], over more than `x` has, or None.
-        size: d.
+        size: d, where there are no vectors; `dim` is d in any case.
         block: length of the blocks of the stage that comes next, 0 where it has none.
         bits: bits per element of the codes that they will have, 0 where that is not known.
         heads: (key heads, query heads of each), where the vectors are what o_proj reads: channels

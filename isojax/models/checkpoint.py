@@ -161,6 +161,10 @@ def _entries(folder: Path, optional: tuple[str, ...]) -> dict[str, Entry]:
         return file_entries(folder / WEIGHTS_FILE)
     index = folder / INDEX_FILE
     if not index.is_file():
+        if (folder / "quantized.json").is_file():
+            raise FileNotFoundError(
+                f"{folder}: holds a quantized model: use isojax.quantize.load_quantized."
+            )
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in PICKLES)
         found = f"; {refuse_pickle(pickles[0])}" if pickles else "."
         raise FileNotFoundError(f"{folder}: holds no {WEIGHTS_FILE} and no {INDEX_FILE}{found}")

@@ -23,7 +23,7 @@ from isojax.models.rotate import fold_layer
 from isojax.quantize.learned import learned_stats
 from isojax.quantize.parts import PLACES, Weight, is_learned
 from isojax.quantize.plan import Plan
-from isojax.quantize.quantize import begin, one_layer, single
+from isojax.quantize.quantize import begin, check_plan, one_layer, single
 from isojax.quantize.quantized import Quantized, layer_of
 from isojax.quantize.stats import WHOLE, Stats, finish, load_stats, needed, write_layer
 from isojax.quantize.texts import LENGTH, token_windows
@@ -65,13 +65,15 @@ def calibrate(
     windows = np.asarray(token_windows(model.tokenizer, texts, length))
     check_tokens(model.config, windows, least=2)
     plans = [plan] if isinstance(plan, Plan) else list(plan)
+    number = model.config.num_hidden_layers
+    for each in plans:
+        check_plan(each, number)
     drawn = any(map(keyed, plans))
     if drawn and (key is None or len(plans) > 1):
         raise ValueError(
             "statistics of a plan with inputs=quantized or learned coordinates depend on what it "
             f"draws: give that plan alone, and a key; got {len(plans)} plans and key {key}."
         )
-    number = model.config.num_hidden_layers
     wanted = [
         tuple(sorted(set().union(*(needed(_parts(p, i, number)) for p in plans))))
         for i in range(number)

@@ -184,7 +184,9 @@ def _bits(place: str, recipe: Recipe, text: str) -> int | float:
     except ValueError:
         raise ValueError(f"{place}: bits must be a number, got {text!r}.") from None
     if allowed == ():
-        raise ValueError(f"{place}: {recipe.levels} takes no bits, got bits={text}.")
+        alone = recipe.coordinates.stages and recipe.levels.exact
+        hint = f"; write identity/{recipe.coordinates} if these are levels" if alone else ""
+        raise ValueError(f"{place}: {recipe.levels} takes no bits, got bits={text}{hint}.")
     if allowed is not None:
         check_choice(f"{place}: bits of {recipe.levels}", bits, allowed)
     if not bits > 0:

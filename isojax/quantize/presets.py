@@ -13,6 +13,7 @@ argument of all is the number of bits, of everything that the method quantizes.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,8 @@ def find_plan(text: str) -> Plan:
     """The plan that `text` names, or is.
 
     Args:
-        text: rules (see `isojax.quantize.plan`); or the path of a file of rules; or a name and its
+        text: rules (see `isojax.quantize.plan`), among which a name stands for the rules of that
+            plan, as in `quarot; cache: none`; or the path of a file of rules; or a name and its
             arguments, as in `quarot:bits=3`; or `package.module:name`, a function of your own that
             returns a plan.
 
@@ -75,14 +77,24 @@ def find_plan(text: str) -> Plan:
         OSError: the file cannot be read.
     """
     text = text.strip()
-    if ": " in text or "\n" in text:
-        return Plan.parse(text)
+    if ": " in text or "\n" in text or ";" in text:
+        return _with_names(text)
     path = Path(text).expanduser()
     if path.is_file():
         return Plan.load(path)
     if ":" not in text and (len(path.parts) > 1 or path.suffix):
         raise ValueError(f"plan {text}: no such file.")
     return _made(PLANS.parse(text))
+
+
+def _with_names(text: str) -> Plan:
+    """The plan of rules, where a name stands for the rules of that plan."""
+    rules: list[str] = []
+    for line in re.split(r"[\n;]", text):
+        rule = line.partition("#")[0].strip()
+        named = ": " not in rule and rule.partition(":")[0] in PLANS.members
+        rules.append(str(_made(PLANS.parse(rule))).replace("\n", "; ") if named else line)
+    return Plan.parse("\n".join(rules))
 
 
 def _made(stage: Any) -> Plan:

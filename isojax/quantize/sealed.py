@@ -11,7 +11,7 @@ from typing import Any
 
 MANIFEST = "quantized.json"
 FORMAT = "isojax.quantized"
-VERSION = 1
+VERSION = 2
 """Of the layout of the folder, and of the classes that its structure names."""
 
 
@@ -41,7 +41,8 @@ def check_sealed(folder: Path, needed: Iterable[str]) -> None:
         about: Any = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(
-            f"{path}: must be there in a saved quantized model, got no file."
+            f"{path}: must be there in a packed quantized model, got no file; a checkpoint is "
+            "read by isojax.models.load_model."
         ) from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: must be JSON, got {str(error).splitlines()[0]}.") from None

@@ -57,8 +57,16 @@ class Quantizer(abc.ABC):
     def encode_like(self, y: Float[Array, "*batch d"], codes: Codes) -> Codes:
         """Codes of `y` at the scale and offset of `codes`, where the quantizer has them.
 
-        For scales taken from calibration data: `q.encode_like(y, q.encode(calibration))`.
+        For scales taken from calibration data: `q.encode_like(y, q.encode(calibration))`. GPTQ
+        rounds by it.
+
+        Raises:
+            ValueError: the codes have scales, and the quantizer does not define this method.
         """
+        if codes.scale is not None or codes.offset is not None:
+            raise ValueError(
+                f"{type(self).__name__} must define encode_like(y, codes) to round at given scales."
+            )
         return self.encode(y)
 
     def encode_rounded(self, y: Float[Array, "*batch d"], dtype: Any = jnp.float16) -> Codes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import Any
 
 import jax
@@ -46,6 +47,13 @@ class Recipe:
             name = first.partition("@")[0].partition(":")[0]
             if name in LEVELS.members and name not in COORDINATES.members:
                 return cls(levels=Levels.parse(first))
+            if name not in COORDINATES.members and ":" not in first and name != CENTRE:
+                known = [*COORDINATES.members, *LEVELS.members]
+                near = difflib.get_close_matches(name, known, n=4) or sorted(known)
+                raise ValueError(
+                    f"recipe must be COORDINATES/LEVELS or one of them, of {', '.join(near)}, or "
+                    f"package.module:name; got {text.strip()!r}."
+                )
         head, at, rest = first.partition("@")
         centre = head == CENTRE
         if centre:

@@ -17,7 +17,10 @@ OWN = ("metric", "seed", "unit", "device")
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     """A Markdown table; a bar in a cell is escaped."""
-    rows = [header, ["---"] * len(header), *lines]
+    rows = [header, ["---"] * len(header), *map(list, lines)]
+    short = [row for row in rows if len(row) != len(header)]
+    if short:
+        raise ValueError(f"a line must have {len(header)} cells, got {short[0]}.")
     return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in r) + " |" for r in rows)
 
 
