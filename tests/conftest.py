@@ -82,6 +82,7 @@ def refuses(call, capsys):
     """Asserts that arguments end an experiment in one line with these words, and exit code 2."""
 
     def refuses(words, module, *arguments, out=None):
+        capsys.readouterr()  # bars of runs before
         with pytest.raises(SystemExit) as stop:
             call(module, *arguments, out=out)
         assert stop.value.code == 2

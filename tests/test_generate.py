@@ -107,7 +107,7 @@ def test_bfloat16_models_generate():
     ("prompts", "words"),
     [
         ([], "prompts must be one or more texts"),
-        ([[[1, 2]]], r"got shapes \[\(1, 2\)\]"),
+        ([[[1, 2]]], r"rows of shape \[\(1, 2\)\]"),
         ([[1, 2], []], "at least one"),
         ([[1, 300]], "tokens must be from 0 to 299"),
         ([[1.0]], "tokens must be integers"),

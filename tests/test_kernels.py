@@ -122,7 +122,7 @@ def test_symmetric_levels_of_any_number_are_made_so_by_all(number):
 
 def test_plain_jax_that_is_asked_for_holds_no_kernel():
     device = AbstractDevice("NVIDIA H100 80GB HBM3", 132, platform="gpu")
-    codec, x = Codec(transforms.hadamard(KEY, 64), SPHERE), jnp.ones((4, 64))
+    codec, x = Codec(transforms.hadamard(KEY, 64), sphere(64)), jnp.ones((4, 64))
     with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
         for way, held in (("xla", False), (None, True)):
             text = str(jax.make_jaxpr(lambda x, way=way: codec.roundtrip(x, way))(x))
@@ -338,13 +338,14 @@ def test_by_default_a_cpu_gets_plain_jax_of_any_codec(q):
     assert_allclose(t.apply(x[:, :32]), x[:, :32] @ t.matrix(), atol=1e-5)
 
 
-SPHERE = quantizers.lloyd_max_sphere(3, 32)
+sphere = functools.partial(quantizers.lloyd_max_sphere, 3)
+SPHERE = sphere(32)
 PLANAR = transforms.planar(KEY, 32)
 BAD = {
     "pallas": (Codec(PLANAR, SPHERE), "float32", "pallas", "implementation must be one of"),
     "composed": (Codec(PLANAR @ PLANAR, SPHERE), "float32", "triton", "got Composed"),
     "device": (Codec(PLANAR, SPHERE), "float32", "triton", "an NVIDIA GPU .*got cpu; allowed"),
-    "dense": (Codec(transforms.haar(KEY, 96), SPHERE), "float32", "triton", "up to dim 64"),
+    "dense": (Codec(transforms.haar(KEY, 96), sphere(96)), "float32", "triton", "up to dim 64"),
     "uniform": (Codec(PLANAR, quantizers.absmax(3)), "float32", "triton", "a Codebook"),
     "group": (
         Codec(PLANAR, quantizers.lloyd_max_gaussian(3, granularity="group", group=8)),
@@ -352,8 +353,10 @@ BAD = {
     ),
     "levels": (Codec(PLANAR, quantizers.lloyd_max_gaussian(5)), "float32", "triton", "16 levels"),
     "offset": (Codec(PLANAR, SPHERE, jnp.ones(32)), "float32", "triton", "without offset"),
-    "length": (Codec(transforms.planar(KEY, 6), SPHERE), "float32", "triton", "9 to 4096"),
-    "base": (Codec(transforms.hadamard(KEY, 76), SPHERE), "float32", "triton", "most 28, got 76"),
+    "length": (Codec(transforms.planar(KEY, 6), sphere(6)), "float32", "triton", "9 to 4096"),
+    "base": (
+        Codec(transforms.hadamard(KEY, 76), sphere(76)), "float32", "triton", "most 28, got 76",
+    ),
 }  # fmt: skip
 
 

@@ -6,6 +6,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from kernel_members import CODECS, codec_of, hadamard
 
+from isojax.quantizers import lloyd_max_sphere
+
 
 def lowered(call, *args):
     """The program for a GPU that is described, by the default implementation."""
@@ -41,9 +43,8 @@ def test_kernels_lower_for_cuda(name):
 @pytest.mark.parametrize("dim, bits", [(32, 2), (68, 3), (128, 4), (1024, 3)])
 def test_scores_lower_for_cuda(dim, bits):
     codec = codec_of("full-32", bits)
-    codec = type(codec)(
-        hadamard(dim, 2), codec.quantizer
-    )  # whose transform of the query is another
+    # whose transform of the query is another
+    codec = type(codec)(hadamard(dim, 2), lloyd_max_sphere(bits, dim))
     packed = packed_for(codec, jax.ShapeDtypeStruct((37, dim), jnp.float32))
     check(lambda c, q, p: c.scores(q, p), codec, jnp.ones((4, dim)), packed, kernels=2)
 

@@ -213,7 +213,7 @@ def test_a_folder_is_as_large_as_its_bits(tmp_path):
     made = quantize(KEY, model, plan)
     save(made, tmp_path)
     counted = size(made)
-    disk = sum(file.stat().st_size for file in tmp_path.iterdir())
+    disk = sum(f.stat().st_size for f in tmp_path.iterdir() if f.name != "tokenizer.json")
     assert 1 < disk / counted.total < 1.02
     assert 4 < size(made, "float16").bits_per_weight < counted.bits_per_weight < 4.25
     assert counted.total < size(unquantized(model)).total / 7

@@ -128,14 +128,14 @@ def test_two_inner_names_are_refused():
         run(inner={"p": [1], "q": [2]})
 
 
-@pytest.mark.parametrize("seeds", [0, -1, 2.5, True, float("nan"), float("inf")])
+@pytest.mark.parametrize("seeds", [0, -1, 2.0, 2.5, True, float("nan"), float("inf")])
 def test_seeds_must_be_a_positive_number(seeds):
     with pytest.raises(ValueError, match="seeds must be a whole number of at least 1"):
         run(seeds=seeds)
 
 
-@pytest.mark.parametrize("seeds", [2.0, np.int64(2), jnp.int32(2)])
-def test_a_whole_number_of_any_kind_will_do_for_seeds(seeds):
+@pytest.mark.parametrize("seeds", [np.int64(2), jnp.int32(2)])
+def test_an_integer_of_any_kind_will_do_for_seeds(seeds):
     assert [
         r.seed
         for r in run(

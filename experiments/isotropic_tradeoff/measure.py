@@ -16,7 +16,8 @@ from isojax.report import Job
 from isojax.transforms import Transform
 
 CLIP = {"percentile": 0.999, "std": 4.0}  # quantile of |x|, and standard deviations
-OTHERS = ("zero", "none", "mxfp4", "nvfp4")  # controls, and those with blocks of their own
+# controls, and those with blocks or bits of their own
+OTHERS = ("zero", "none", "mxfp4", "nvfp4", "nf4", "fp8", "fp8_e5m2")
 FIXED_RATE = tuple(
     dict.fromkeys((
         *(name for name in quantizers.NAMES if name not in OTHERS),

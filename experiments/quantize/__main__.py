@@ -25,6 +25,7 @@ from typing import Any
 
 from isojax._core.checks import check_positive
 from isojax.quantize import Plan, find_plan, unquantized
+from isojax.quantize.learned import check_learned
 from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.report import Entry, Job, fill
 
@@ -91,6 +92,7 @@ def main(config: Config) -> None:
     shapes = statistics_shapes(model.config)
     for name, plan in plans.items():
         try:
+            check_learned(plan, model.config.num_hidden_layers)
             quantized_shapes(plan, model.config, shapes)
         except ValueError as error:
             raise ValueError(f"plan {name}: {error}") from None

@@ -221,7 +221,13 @@ def times(study: Study) -> list[str]:
             "that were measured. The published kernels are CUDA, near launch latency, and their "
             "rotor is in multivector form: the two lines answer different questions.",
             pivot(
-                speedups, index, "coordinates", form=lambda s: s.format(3), order=faster, count=True
+                speedups,
+                index,
+                "coordinates",
+                form=lambda s: s.format(3),
+                order=faster,
+                count=True,
+                over=("seed", "dtype", "bits", "dim"),
             ),
         ]
     return parts

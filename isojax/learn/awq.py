@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isojax._core.checks import check_last_axis, check_positive, compute_dtype
+from isojax._core.finite import finite, unless
 from isojax.learn.moments import second_moment
 from isojax.quantizers import Quantizer
 
@@ -38,14 +39,16 @@ def awq_scale(
         s in fp32, or fp64 for fp64.
 
     Raises:
-        ValueError: `weight` has other rows than x has channels, or `steps` is no whole number of at
-            least 1.
+        ValueError: a number is not finite (where traced, s is NaN); `weight` has other rows than x
+            has channels, or `steps` is no whole number of at least 1.
     """
     check_last_axis("x", x, weight.shape[0])
     grid = jnp.arange(check_positive("steps", steps)) / steps
-    x = x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1])
+    x = finite("x", x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1]))
+    weight = finite("weight", weight)
     w, moment, size = weight.astype(x.dtype), second_moment(x), jnp.mean(jnp.abs(x), 0)
     live = size > 0
+    known = jnp.all(jnp.isfinite(size)) & jnp.all(jnp.isfinite(w))
 
     def scale(alpha: Array) -> Array:
         s = jnp.where(live, jnp.maximum(jnp.where(live, size, 1) ** alpha, 1e-4), 1)
@@ -57,4 +60,4 @@ def awq_scale(
         lost = quantizer.roundtrip((w * s).T).T / s - w
         return jnp.sum(lost * jnp.matmul(moment, lost, precision="highest"))
 
-    return scale(grid[jnp.argmin(jax.lax.map(error, grid.astype(x.dtype)))])
+    return unless(known, scale(grid[jnp.argmin(jax.lax.map(error, grid.astype(x.dtype)))]))

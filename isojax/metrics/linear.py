@@ -1,7 +1,8 @@
 """What decides the error of a linear layer in codes: bits, concentration and alignment, in dB.
 
-Federici et al. 2026 (CAT, arXiv 2603.04359): let y = x W, each token of x and each output channel
-of W in levels evenly spaced over its range, whose errors are uniform and independent. Then
+After CAT (arXiv 2603.04359), whose terms these are; the definitions are derived here, from what its
+abstract says. Let y = x W, each token of x and each output channel of W in levels evenly spaced
+over its range, whose errors are uniform and independent. Then
 
     SQNR of y = bits + concentration + alignment
 

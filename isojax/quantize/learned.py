@@ -163,6 +163,27 @@ def learn_turns(
     return own(free)
 
 
+def check_learned(plan: Plan, layers: int) -> bool:
+    """Whether a plan has rotations of the residual stream and of values learned.
+
+    Raises:
+        ValueError: one of the two is learned and the other is not, or otherwise; or inputs are not
+            quantized.
+    """
+    turned = [plan.whole("residual"), *plan.at("values", layers)]
+    if not any(map(is_learned, turned)):
+        return False
+    stages = {str(part) if part else "none" for part in turned}
+    if len(stages) > 1 or len(turned[0].coordinates.stages) > 1:
+        raise ValueError(
+            "residual and values of all layers must be learned together, as `learned` with the "
+            f"same arguments; got {', '.join(sorted(stages))}."
+        )
+    if plan.at("input:q_proj", layers)[0] is None:
+        raise ValueError("input:q_proj must be quantized where rotations are learned, got none.")
+    return True
+
+
 def learned_stats(key: Key[Array, ""], model: LanguageModel, windows: Any, plan: Plan) -> Stats:
     """The rotations that a plan has learned, of the residual stream and of values.
 
@@ -180,20 +201,11 @@ def learned_stats(key: Key[Array, ""], model: LanguageModel, windows: Any, plan:
             quantized, or by levels that are fitted; or something else in the plan is learned.
     """
     number = model.config.num_hidden_layers
-    turned = [plan.whole("residual"), *plan.at("values", number)]
-    if not any(map(is_learned, turned)):
+    if not check_learned(plan, number):
         return Stats(({},) * number)
-    stages = {str(part.coordinates) if part else "none" for part in turned}
-    if len(stages) > 1 or len(turned[0].coordinates.stages) > 1:
-        raise ValueError(
-            "residual and values of all layers must be learned together, as `learned` with the "
-            f"same arguments; got {', '.join(sorted(stages))}."
-        )
-    own = turned[0].coordinates.stages[0].arguments
+    own = plan.whole("residual").coordinates.stages[0].arguments
     read: Any = plan.at("input:q_proj", number)[0]
     down: Any = plan.at("input:down_proj", number)[0]
-    if read is None:
-        raise ValueError("input:q_proj must be quantized where rotations are learned, got none.")
     levels = read.recipe.levels.fit(identity_samples(model.config.hidden_size), read.bits)
     quantizer = quantizers.straight_through(levels, scales="learned")
     coordinates = Coordinates.parse(own["start"])

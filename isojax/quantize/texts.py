@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
 
 from isojax._core.checks import check_positive
 from isojax.models import encode
@@ -16,7 +15,7 @@ LENGTH = 2048
 """Tokens per window, where texts do not come in windows."""
 
 
-def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Int[Any, "n t"]:
+def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Any:
     """Texts as windows of token ids.
 
     Args:
@@ -27,6 +26,9 @@ def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Int[Any, 
             joined as they are. What is joined is cut into consecutive windows of `length` tokens,
             the rest left out; what is shorter than one window is a window of its own.
         length: tokens per window.
+
+    Returns:
+        Token ids [n, t].
 
     Raises:
         ValueError: there are no texts, or they are strings and there is no tokenizer.
@@ -42,7 +44,7 @@ def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Int[Any, 
     return ids[: count * length].reshape(count, length) if count else ids[None]
 
 
-def token_prompts(tokenizer: Any, prompts: Any) -> list[Int[np.ndarray, " t"]]:
+def token_prompts(tokenizer: Any, prompts: Any) -> list[np.ndarray]:
     """Prompts as token ids, each by itself: an array [n, t], strings, or rows of any lengths.
 
     Raises:

@@ -24,10 +24,11 @@ def k_means(
 ) -> Float[Array, " k"]:
     """The `number` levels of least squared error for the numbers `x`, in increasing order.
 
-    Starts from the merging of neighbours that costs least (Ward 1963; for levels, Equitz 1989,
-    "A new vector quantization clustering algorithm"), which gives a far outlier or a mode of its
-    own as many levels as it is worth; then `steps` of Lloyd's algorithm. Where `x` has as many
-    different numbers, every level has some of them. Traced: under `jit`, and `vmap` over `x`.
+    The better of two starts, after `steps` of Lloyd's algorithm each. One is the merging of
+    neighbours that costs least (Ward 1963; for levels, Equitz 1989, "A new vector quantization
+    clustering algorithm"), which gives a far outlier or a mode of its own as many levels as it is
+    worth; the other has levels at equal shares of the cube root of the density. Where `x` has as
+    many different numbers, every level has some of them. Traced: under `jit`, and `vmap` over `x`.
 
     Args:
         x: at least one number, all finite, in fp32.
@@ -42,15 +43,23 @@ def k_means(
     v = v - centre
     total = _sums(v)
     bins = _cells(v, total, _bins(v, max(FEWEST_BINS, 4 * number)))
-    start = _merge(*bins, number if active is None else active)[:number]
+    left = jnp.asarray(number if active is None else active)
+    place = jnp.arange(number)
+    even = bins[1][((place + 0.5) / left * len(bins[1])).astype(jnp.int32)]
+    starts = [_merge(*bins, left)[:number], jnp.sort(jnp.where(place < left, even, jnp.inf))]
 
     def move_to_means(_: Any, level: Array) -> Array:
         inner = jnp.searchsorted(v, (level[1:] + level[:-1]) / 2, side="right")
         count, mean = _cells(v, total, _with_ends(inner, v.size))
         return jnp.where(count > 0, mean, level)
 
-    level = jax.lax.fori_loop(0, steps, move_to_means, start)
-    return (level + centre) * unit
+    def fit(start: Array) -> tuple[Array, Array]:
+        level = jax.lax.fori_loop(0, steps, move_to_means, start)
+        nearest = level[jnp.searchsorted((level[1:] + level[:-1]) / 2, v, side="right")]
+        return level, jnp.sum(jnp.square((v - nearest) / 2.0**10))
+
+    levels, errors = jax.vmap(fit)(jnp.stack(starts))
+    return (levels[jnp.argmin(errors)] + centre) * unit
 
 
 def _sums(v: Array) -> Array:
