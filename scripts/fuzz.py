@@ -260,8 +260,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    logging.getLogger("isojax").setLevel(logging.ERROR)
-        """Change, read, report; exit 1 where something ended otherwise than documented."""
+    """Change, read, report; exit 1 where something ended otherwise than documented."""
     logging.getLogger("isojax").setLevel(logging.ERROR)  # of what is left out
     bad = False
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 SPEC = importlib.util.spec_from_file_location("fuzz", Path(__file__).parents[1] / "scripts/fuzz.py")
 assert SPEC is not None and SPEC.loader is not None
 script = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = script  # where dataclasses look for their module
 SPEC.loader.exec_module(script)
 
 
