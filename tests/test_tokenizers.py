@@ -178,6 +178,20 @@ def test_a_text_that_a_pattern_fails_on_is_one_error(tmp_path):
         encode(made, "a" * 40 + "b")
 
 
+def test_a_charsmap_that_fails_on_one_letter_alone_is_one_error(tmp_path):
+    trie = np.zeros(256, "<u4")
+    trie[ord("Q")] = ord("Q") | 1 << 8 | 2**20 << 10  # its value would lie behind the end
+    normalizer = charsmap(struct.pack("<I", 1024) + trie.tobytes() + b"a\0")
+    write(tmp_path, change=lambda fields: fields.update(normalizer=normalizer))
+    made = load_tokenizer(tmp_path)
+    assert encode(made, "the in").size
+    with pytest.raises(ValueError, match=r"^a text of 1 characters cannot be encoded \("):
+        encode(made, "Q")
+    (tmp_path / "added_tokens.json").write_text('{"<Q>": 261}')
+    with pytest.raises(ValueError, match=r"added_tokens.json: '<Q>' cannot be normalized \(index"):
+        load_tokenizer(tmp_path)
+
+
 def test_ids_are_of_32_bits(tmp_path):
     assert encode(load_tokenizer(write(tmp_path)), "the in").dtype == np.int32
 
