@@ -10,11 +10,14 @@ stream holds its models, so that it decodes by itself:
 | 4 | length of the deflated header |
 | ... | header: dtype, shape and models, as 64-bit integers in byte planes, deflated |
 | ... | the codes by asymmetric numeral systems (Duda 2009), in 32-bit words |
+| ... | words that are zero, where codes or header would be longer than the length allows |
 | 4 | CRC-32 of all before |
 
-A model takes about a byte a code that occurs: the gap to the one before, and how often, to a
-sixteenth of an octave (which costs 2^-11 bits a code). Where codes differ widely, as many of their
-lowest bits as make the stream shortest are coded as they are, and the model is of the rest.
+A byte of a stream stands for at most 1024 codes and 64 bytes of the header before it was deflated,
+so that no few bytes ask for much memory. A model takes about a byte a code that occurs: the gap to
+the one before, and how often, to a sixteenth of an octave (which costs 2^-11 bits a code). Where
+codes differ widely, as many of their lowest bits as make the stream shortest are coded as they are,
+and the model is of the rest.
 """
 
 from __future__ import annotations
@@ -32,7 +35,11 @@ MAGIC = b"ISO1"
 FRAME = 12  # bytes of magic, length and CRC
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 PER = ("tensor", "channel")
+CODES_A_BYTE = 1024  # as much as deflate makes of a byte at best
+HEADER_A_BYTE = 64
 SYMBOL_BITS = 8  # what a symbol takes of a model, beside log2 of its gap
+MOST_BITS = 64  # of a code, and of how many there are
+AXES = 64  # most that NumPy has
 RAW = 16  # most bits that are coded as they are at a time
 
 
@@ -69,6 +76,18 @@ class Model(NamedTuple):
             codes |= coder.decode(coding.model.Uniform(size), number).astype(np.int64) << start
         return codes
 
+    def fits(self, number: int, dtype: np.dtype) -> bool:
+        """Whether `number` codes of `dtype` can have this model."""
+        if self.symbols.size == 0 or number == 0:
+            return self.symbols.size == number == self.shift
+        ends = np.iinfo(dtype)
+        return 0 <= self.shift < ends.bits and bool(
+            np.all(self.symbols[1:] > self.symbols[:-1])
+            and self.symbols[0] >= ends.min >> self.shift
+            and self.symbols[-1] <= ends.max >> self.shift
+            and 0 <= self.levels.min() <= self.levels.max() < 8 * MOST_BITS
+        )
+
     def _frequencies(self) -> coding.model.Categorical:
         # whole numbers, so that encoder and decoder agree whatever their exp2 rounds to
         return coding.model.Categorical(np.round(256 * np.exp2(self.levels / 8)), perfect=False)
@@ -97,8 +116,11 @@ def encode_codes(codes: Any, per: str = "tensor") -> bytes:
     header = [[DTYPES.index(codes.dtype.name), PER.index(per), codes.ndim, *codes.shape]]
     header += [[m.shift for m in models], [m.symbols.size for m in models]]
     header += [np.diff(m.symbols, prepend=0) for m in models] + [m.levels for m in models]
-    packed = _deflate(np.concatenate(header).astype(np.int64))
+    numbers = np.concatenate(header).astype(np.int64)
+    packed = _deflate(numbers)
     words = coder.get_compressed().astype("<u4").tobytes()
+    least = max(codes.size // CODES_A_BYTE, numbers.nbytes // HEADER_A_BYTE)
+    words += bytes(-(max(least - FRAME - len(packed) - len(words), 0) // -4) * 4)
     body = MAGIC + len(packed).to_bytes(4, "little") + packed + words
     return body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -106,21 +128,25 @@ def encode_codes(codes: Any, per: str = "tensor") -> bytes:
 def decode_codes(stream: bytes) -> np.ndarray:
     """The codes that `encode_codes` made `stream` from, in their shape and dtype.
 
+    The memory it takes is bounded by the length of the stream, whatever that says.
+
     Raises:
         ValueError: `stream` is none, or was cut off or changed.
     """
     at = header_bytes(stream) - 4  # the CRC comes last
-    header = _inflate(stream[8:at])
-    coder = coding.stack.AnsCoder(np.frombuffer(stream[at:-4], "<u4").astype(np.uint32))
-
-    dtype, per, ndim = header[:3]
-    shape, header = tuple(header[3 : 3 + ndim].tolist()), header[3 + ndim :]
-    number, count = _rows(shape, PER[per])
-    (shifts, sizes), header = header[: 2 * count].reshape(2, count), header[2 * count :]
-    gaps, levels = (np.split(part, np.cumsum(sizes)[:-1]) for part in header.reshape(2, -1))
-    models = [Model(int(shifts[i]), np.cumsum(gaps[i]), levels[i]) for i in range(count)]
-    rows = np.array([model.pop(coder, number) for model in models], np.int64)
-    return rows.T.reshape(shape).astype(DTYPES[dtype])
+    shape, dtype, per, models = _read_header(stream, at)
+    number, count = _rows(shape, per)
+    if (len(stream) - at) % 4:
+        raise ValueError(f"stream must hold words of 4 bytes, got {len(stream) - at - 4} bytes.")
+    # words never end in a zero, so what does is filled up
+    words = np.trim_zeros(np.frombuffer(stream[at:-4], "<u4").astype(np.uint32), "b")
+    coder = coding.stack.AnsCoder(words)
+    rows = np.empty((count, number), dtype)
+    for row, model in zip(rows, models, strict=True):
+        row[:] = model.pop(coder, number)
+    if not coder.is_empty():
+        raise ValueError("stream is longer than its codes.")
+    return rows.T.reshape(shape)
 
 
 def header_bytes(stream: bytes) -> int:
@@ -134,7 +160,41 @@ def header_bytes(stream: bytes) -> int:
     found, expected = zlib.crc32(stream[:-4]), int.from_bytes(stream[-4:], "little")
     if found != expected:
         raise ValueError(f"stream is damaged: its CRC-32 must be {expected:#x}, got {found:#x}.")
-    return FRAME + int.from_bytes(stream[4:8], "little")
+    size = FRAME + int.from_bytes(stream[4:8], "little")
+    if size > len(stream):
+        raise ValueError(f"stream must hold a header of {size} bytes, got {len(stream)} bytes.")
+    return size
+
+
+def _read_header(stream: bytes, at: int) -> tuple[tuple[int, ...], np.dtype, str, list[Model]]:
+    """Shape, dtype, `per` and models, checked against each other and the length of `stream`."""
+    header = _inflate(stream[8:at], HEADER_A_BYTE * (len(stream) + 1))
+    first, header = header[:3].tolist(), header[3:]
+    damaged = ValueError("stream has a header that contradicts itself.")
+    if len(first) < 3 or not (
+        0 <= first[0] < len(DTYPES) and 0 <= first[1] < len(PER) and first[1] <= first[2] <= AXES
+    ):
+        raise damaged
+    dtype, per, ndim = np.dtype(DTYPES[first[0]]), PER[first[1]], first[2]
+    shape, header = tuple(header[:ndim].tolist()), header[ndim:]
+    if len(shape) < ndim or any(size < 0 for size in shape):
+        raise damaged
+    number, count = _rows(shape, per)
+    if number * count > CODES_A_BYTE * (len(stream) + 1):
+        raise ValueError(
+            f"stream of {len(stream)} bytes must stand for at most {CODES_A_BYTE} codes a byte, "
+            f"got shape {shape}."
+        )
+    if 2 * count > header.size:
+        raise damaged
+    (shifts, sizes), header = header[: 2 * count].reshape(2, count), header[2 * count :]
+    if np.any((sizes < 0) | (sizes > header.size)) or 2 * sizes.sum() != header.size:
+        raise damaged
+    gaps, levels = (np.split(part, np.cumsum(sizes)[:-1]) for part in header.reshape(2, -1))
+    models = [Model(int(shifts[i]), np.cumsum(gaps[i]), levels[i]) for i in range(count)]
+    if not all(model.fits(number, dtype) for model in models):
+        raise damaged
+    return shape, dtype, per, models
 
 
 def _rows(shape: tuple[int, ...], per: str) -> tuple[int, int]:
@@ -147,7 +207,7 @@ def _fit(codes: np.ndarray) -> Model:
     """The model that makes the stream of `codes` shortest."""
     values, counts = np.unique(codes, return_counts=True)
     best, least = Model(0, values, np.zeros(values.size, np.int64)), math.inf
-    for shift in range(64):
+    for shift in range(MOST_BITS):
         symbols, at = np.unique(values >> shift, return_inverse=True)
         often = np.bincount(at, counts)
         bits = codes.size * shift + often @ np.log2(codes.size / often)
@@ -166,9 +226,18 @@ def _deflate(numbers: np.ndarray) -> bytes:
     return zlib.compress(planes.tobytes(), 9, -zlib.MAX_WBITS)
 
 
-def _inflate(data: bytes) -> np.ndarray:
-    """What `_deflate` made `data` from."""
-    planes = np.frombuffer(zlib.decompress(data, -zlib.MAX_WBITS), np.uint8).reshape(8, -1)
+def _inflate(data: bytes, limit: int) -> np.ndarray:
+    """What `_deflate` made `data` from, of at most `limit` bytes."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        whole = inflater.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise ValueError(f"stream has a header that cannot be inflated ({error}).") from None
+    if len(whole) > limit or not inflater.eof or inflater.unused_data or len(whole) % 8:
+        raise ValueError(
+            f"stream has a header that does not inflate to whole numbers in {limit} bytes."
+        )
+    planes = np.frombuffer(whole, np.uint8).reshape(8, -1)
     numbers = planes.T.copy().view("<i8").ravel().astype(np.int64)
     return (numbers >> 1 & 2**63 - 1) ^ -(numbers & 1)
 

@@ -1,3 +1,6 @@
+import tracemalloc
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from isojax import quantizers as q
-from isojax.bitstream import DTYPES, decode_codes, encode_codes, header_bytes
+from isojax.bitstream import CODES_A_BYTE, DTYPES, decode_codes, encode_codes, header_bytes
 from isojax.metrics import code_entropy_bits
 
 RNG = np.random.default_rng(0)
@@ -37,6 +40,12 @@ OTHERS = {
     "few-far-apart": RNG.choice([-(2**63), 0, 2**63 - 1], 500),
     "uint32": RNG.integers(0, 2**32, (40, 5), np.uint32),
     "fortran": np.asfortranarray(gaussian(4, np.int32).reshape(400, 300)),
+}
+LONG = {  # a stream shorter than this would stand for too much
+    "constant": (np.zeros(3_000_000, np.int8), "tensor"),
+    "one-of-many": (np.arange(2_000_000) == 1000, "tensor"),
+    "constant-channels": (np.tile(np.arange(4000) % 7, (3, 1)), "channel"),
+    "channels-of-nothing": (np.zeros((0, 4000), np.uint16), "channel"),
 }
 STREAM = encode_codes(SMOOTH["two-bits"][:1000])
 
@@ -144,3 +153,97 @@ def test_errors_name_what_was_got_and_what_is_allowed(make, words):
 def test_the_ends_of_every_dtype_return(dtype):
     ends = np.array([np.iinfo(dtype).min, 0, np.iinfo(dtype).max], dtype)
     assert_array_equal(decode_codes(encode_codes(ends)), ends, strict=True)
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_a_byte_stands_for_no_more_than_it_may(case):
+    codes, per = LONG[case]
+    codes = codes.astype(np.int8) if codes.dtype == bool else codes
+    stream = encode_codes(codes, per)
+    assert_array_equal(decode_codes(stream), codes, strict=True)
+    assert codes.size <= CODES_A_BYTE * (len(stream) + 1)
+    assert len(stream) < max(codes.nbytes / 500, 25_000)
+
+
+def crafted(numbers, words=b"", packed=None):
+    """A stream whose CRC is right, with these numbers for a header."""
+    numbers = np.asarray(numbers, np.int64)
+    planes = (numbers << 1 ^ numbers >> 63).view(np.uint8).reshape(-1, 8).T.tobytes()
+    packed = zlib.compress(planes, 9, -15) if packed is None else packed
+    body = b"ISO1" + len(packed).to_bytes(4, "little") + packed + words
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def zeros(number):
+    return zlib.compress(bytes(number), 9, -15)
+
+
+# dtype, per, axes, shape; shifts, sizes, gaps, levels
+RIGHT = [0, 0, 1, 5, 0, 2, -1, 3, 8, 0]
+CRAFTED = {
+    "a billion codes in 33 bytes": ([0, 0, 1, 10**9, 0, 1, 7, 0], "at most 1024 codes a byte"),
+    "more codes than 64 bits count": ([6, 0, 2, 2**62, 2**62, 0, 1, 7, 0], "at most 1024 codes"),
+    "raw codes": ([6, 0, 1, 2**40, 63, 1, 0, 0], "at most 1024 codes a byte"),
+    "a trillion channels": ([0, 1, 2, 1, 2**40, 0, 0], "at most 1024 codes a byte"),
+    "a trillion channels of nothing": ([0, 1, 2, 0, 2**40, 0, 0], "contradicts itself"),
+    "nothing, in more axes than fit": (
+        [0, 0, 3, 0, 2**62, 2**62, 0, 0],
+        "array is too big|too large|dimension",
+    ),
+    "nothing": ([], "contradicts itself"),
+    "no shape": ([0, 0, 3, 5], "contradicts itself"),
+    "no models": ([0, 0, 1, 5], "contradicts itself"),
+    "too much": ([*RIGHT, 0, 0], "contradicts itself"),
+    "one too much": ([*RIGHT, 0], "contradicts itself"),
+    "dtype 7": ([7, *RIGHT[1:]], "contradicts itself"),
+    "dtype -1": ([-1, *RIGHT[1:]], "contradicts itself"),
+    "per 2": ([0, 2, *RIGHT[2:]], "contradicts itself"),
+    "per -1": ([0, -1, *RIGHT[2:]], "contradicts itself"),
+    "channels of a number": ([0, 1, 0, 0, 1, 7, 0], "contradicts itself"),
+    "65 axes": ([0, 0, 65, *[1] * 65, 0, 1, 7, 0], "contradicts itself"),
+    "-1 axes": ([0, 0, -1, 0, 1, 7, 0], "contradicts itself"),
+    "-1 codes": ([0, 0, 1, -1, 0, 1, 7, 0], "contradicts itself"),
+    "a shift of 8 in int8": ([*RIGHT[:4], 8, *RIGHT[5:]], "contradicts itself"),
+    "a shift of 2^60": ([*RIGHT[:4], 2**60, *RIGHT[5:]], "contradicts itself"),
+    "a shift of -1": ([*RIGHT[:4], -1, *RIGHT[5:]], "contradicts itself"),
+    "-1 symbols": ([*RIGHT[:5], -1, *RIGHT[6:]], "contradicts itself"),
+    "2^62 symbols": ([*RIGHT[:5], 2**62, *RIGHT[6:]], "contradicts itself"),
+    "codes without symbols": ([*RIGHT[:4], 0, 0], "contradicts itself"),
+    "symbols without codes": ([0, 0, 1, 0, 0, 1, 7, 0], "contradicts itself"),
+    "a symbol twice": ([*RIGHT[:7], 0, 8, 0], "contradicts itself"),
+    "symbols that fall": ([*RIGHT[:7], -3, 8, 0], "contradicts itself"),
+    "a symbol above int8": ([*RIGHT[:7], 129, 8, 0], "contradicts itself"),
+    "a symbol below int8": ([*RIGHT[:6], -129, *RIGHT[7:]], "contradicts itself"),
+    "a level of -1": ([*RIGHT[:9], -1], "contradicts itself"),
+    "a level of 2^62": ([*RIGHT[:9], 2**62], "contradicts itself"),
+}
+DAMAGED = {
+    "a deflate bomb": (crafted([], packed=zeros(2**26)), "does not inflate to whole numbers in"),
+    "no deflate": (crafted([], packed=b"\xff" * 9), "cannot be inflated"),
+    "half of it": (crafted([], packed=zeros(4096)[:-4]), "does not inflate to whole numbers"),
+    "more than it": (crafted([], packed=zeros(64) + b"x"), "does not inflate to whole numbers"),
+    "7 bytes": (crafted([], packed=zeros(7)), "does not inflate to whole numbers"),
+    "words of 3 bytes": (crafted(RIGHT, b"abc"), "words of 4 bytes, got 3"),
+    "words that are no codes": (crafted(RIGHT, b"abcd" * 4), "longer than its codes"),
+}
+SHORT = b"ISO1" + (2**32 - 1).to_bytes(4, "little")
+DAMAGED["a header beyond the end"] = (SHORT + zlib.crc32(SHORT).to_bytes(4, "little"), "header of")
+HOSTILE = {name: (crafted(numbers), words) for name, (numbers, words) in CRAFTED.items()} | DAMAGED
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_crafted_stream_is_one_error_and_takes_no_memory(case):
+    stream, words = HOSTILE[case]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=words) as caught:
+            decode_codes(stream)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20 + 256 * len(stream)
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
+
+
+def test_a_crafted_stream_that_is_right_is_read():
+    assert_array_equal(np.unique(decode_codes(crafted(RIGHT))), [-1])

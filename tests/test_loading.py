@@ -323,3 +323,35 @@ def test_the_hub_is_read_from_its_cache_when_offline(folder, tmp_path, monkeypat
     assert load_model("some/model").name == load_model(f"some/model@{commit}").name == "model"
     error = error_of_loading("some/other", FileNotFoundError)
     assert error.startswith("some/other: not found on the hub (")
+
+
+HUB_ERRORS = [
+    huggingface_hub.errors.EntryNotFoundError("no\nsuch entry"),
+    huggingface_hub.errors.HFValidationError("no\nname"),
+    huggingface_hub.errors.LocalEntryNotFoundError("no\nnetwork"),
+    huggingface_hub.errors.OfflineModeIsEnabled("off\nline"),
+    TimeoutError("too\nlate"),
+    OSError(28, "No space left on device"),
+    RuntimeError("Data processing\nerror: CAS service"),
+]
+
+
+@pytest.mark.parametrize("error", HUB_ERRORS, ids=lambda error: type(error).__name__)
+def test_what_fails_at_the_hub_is_one_line(error, monkeypatch):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    message = error_of_loading("some/model", FileNotFoundError)
+    reason = " ".join(str(error).split())
+    assert message.startswith(f"some/model: not found on the hub ({reason}); a folder")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), AttributeError("x"), KeyboardInterrupt()])
+def test_a_defect_behind_the_hub_is_not_taken_for_a_missing_model(error, monkeypatch):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(type(error)):
+        load_model("some/model")

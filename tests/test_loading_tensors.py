@@ -142,12 +142,25 @@ def test_the_index_says_which_shard_counts(folder):
     same(load_model(str(folder)).params, MODEL.params)
 
 
-@pytest.mark.parametrize("name", ["x" * 300 + ".safetensors", "a\0b.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    "name",
+    ["x" * 300 + ".safetensors", "a\0b.safetensors", "\ud800.safetensors", "\n.safetensors"],
+)
 def test_a_shard_whose_name_no_file_can_have_is_refused_in_one_line(name, folder):
     (folder / WEIGHTS).unlink()
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
     message = error_of_loading(folder, (ValueError, FileNotFoundError))
     assert INDEX in message and "weight_map" in message and len(message) < 500
+    assert message.isprintable()
+
+
+def test_names_that_are_no_line_of_text_are_shown_as_literals(folder):
+    add(folder, **{"a\nb": np.zeros(3, "f4")})
+    assert r"tensor 'a\nb' has no place in this model" in error_of_loading(folder)
+    weight_map = shard(folder, halves) | {"\ud800\n": "a.safetensors"}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    assert r"tensor '\ud800\n' is missing" in error_of_loading(folder)
 
 
 @pytest.mark.parametrize("case", ["qwen2-tied", "llama"])

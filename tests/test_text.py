@@ -33,7 +33,7 @@ def test_wikitext_rows_are_joined_by_blank_lines(monkeypatch, tmp_path):
         tmp_path / "wikitext-2-raw-v1" / "validation-00000-of-00001.parquet"
     )
 
-    def fetched(name, repo_type, allow_patterns):
+    def fetched(name, repo_type, revision, allow_patterns):
         asked.append((name, repo_type, allow_patterns))
         return str(tmp_path)
 
@@ -51,6 +51,21 @@ def test_wikitext_rows_are_joined_by_blank_lines(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match=words):
         load_text("wikitext-2")
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PAR1", b"PAR1" + bytes(60) + b"PAR1"])
+def test_a_damaged_or_absent_parquet_of_wikitext_is_one_error(content, monkeypatch, tmp_path):
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "wikitext-2-raw-v1").mkdir()
+    if content is not None:
+        (tmp_path / "wikitext-2-raw-v1" / "test-00000-of-00001.parquet").write_bytes(content)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="text wikitext-2: cannot be fetched") as caught:
+        load_text("wikitext-2")
+    assert "\n" not in str(caught.value)
 
 
 def test_windows_follow_each_other_from_the_start():

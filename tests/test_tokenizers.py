@@ -10,6 +10,7 @@ from small_models import error_of_loading, tokenizer
 from transformers import AutoTokenizer
 
 from isojax.models import encode, load_tokenizer
+from isojax.models.tokenizer_json import refuses_panic
 
 TEXT = "the<|im_start|>in<|end|> the<|eot|>[PAD]"
 
@@ -177,5 +178,54 @@ def test_a_text_that_a_pattern_fails_on_is_one_error(tmp_path):
         encode(made, "a" * 40 + "b")
 
 
+def test_a_charsmap_that_fails_on_one_letter_alone_is_one_error(tmp_path):
+    trie = np.zeros(256, "<u4")
+    trie[ord("Q")] = ord("Q") | 1 << 8 | 2**20 << 10  # its value would lie behind the end
+    normalizer = charsmap(struct.pack("<I", 1024) + trie.tobytes() + b"a\0")
+    write(tmp_path, change=lambda fields: fields.update(normalizer=normalizer))
+    made = load_tokenizer(tmp_path)
+    assert encode(made, "the in").size
+    with pytest.raises(ValueError, match=r"^a text of 1 characters cannot be encoded \("):
+        encode(made, "Q")
+    (tmp_path / "added_tokens.json").write_text('{"<Q>": 261}')
+    with pytest.raises(ValueError, match=r"added_tokens.json: '<Q>' cannot be normalized \(index"):
+        load_tokenizer(tmp_path)
+
+
 def test_ids_are_of_32_bits(tmp_path):
     assert encode(load_tokenizer(write(tmp_path)), "the in").dtype == np.int32
+
+
+SLOW = {
+    "vocab.json of no JSON": {"vocab.json": b"[1"},
+    "vocab.json of no UTF-8": {"vocab.json": b'{"\xff": 0}'},
+    "a list for a vocabulary": {"vocab.json": b"[1]"},
+    "numbers below zero": {"vocab.json": b'{"a": -1}'},
+    "merges of other tokens": {"merges.txt": b"#version: 0.2\nq z\nqz q\n"},
+    "merges of no pairs": {"merges.txt": b"#version: 0.2\nqz\n"},
+    "a class that is a list": {"tokenizer_config.json": b'{"tokenizer_class": []}'},
+    "a class by a number": {"tokenizer_config.json": b'{"tokenizer_class": 5}'},
+    "a list of settings": {"tokenizer_config.json": b"[1]"},
+    "deep nesting": {"tokenizer_config.json": b"[" * 100_000},
+    "random bytes": {"tokenizer.model": bytes(range(7, 200)), "vocab.json": b"{}"},
+}
+
+
+@pytest.mark.parametrize("case", SLOW)
+def test_vocabulary_files_that_are_damaged_are_one_line(case, tmp_path):
+    fields = json.loads(tokenizer().to_str())["model"]
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    (tmp_path / "vocab.json").write_text(json.dumps(fields["vocab"]))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    for name, content in SLOW[case].items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="transformers reads no tokenizer") as caught:
+        load_tokenizer(tmp_path)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}: no tokenizer.json") and "\n" not in message
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, MemoryError])
+def test_only_what_the_package_raises_is_taken_for_a_damaged_file(error):
+    with pytest.raises(error), refuses_panic("not a readable tokenizer"):
+        raise error

@@ -65,18 +65,16 @@ def windows(
 
 def _wikitext(split: str) -> str:
     from datasets import Dataset
-    from huggingface_hub import snapshot_download
+    from datasets.exceptions import DatasetsError
+
+    from isojax.models.hub import fetch, one_line
 
     files = f"wikitext-2-raw-v1/{split}-*.parquet"
     try:  # asks once, where `load_dataset` asks five times
-        folder = snapshot_download(
-            "Salesforce/wikitext", repo_type="dataset", allow_patterns=[files]
-        )
-        (file,) = Path(folder).glob(files)
-        rows = Dataset.from_parquet(str(file))
-    except Exception as error:  # of several libraries, by what failed
-        reason = " ".join(str(error).split())
+        (file,) = fetch("Salesforce/wikitext", [files], kind="dataset").glob(files)
+        rows = Dataset.from_parquet(str(file))["text"]
+    except (OSError, ValueError, LookupError, DatasetsError) as error:
         raise FileNotFoundError(
-            f"text wikitext-2: cannot be fetched ({reason}); a UTF-8 file will do too."
+            f"text wikitext-2: cannot be fetched ({one_line(error)}); a UTF-8 file will do too."
         ) from None
-    return "\n\n".join(rows["text"])
+    return "\n\n".join(rows)

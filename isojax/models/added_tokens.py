@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from isojax.models.fields import short
 from isojax.models.json_file import read_json
+from isojax.models.tokenizer_json import refuses_panic
 
 _CONFIG, _ADDED, _SPECIAL = (
     "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
@@ -44,7 +45,8 @@ def add_named_tokens(tokenizer: Tokenizer, folder: Path) -> None:
         if not content:
             continue
         if content not in known:
-            tokenizer.add_tokens([named.token])
+            with refuses_panic(f"{named.where}: {short(content)} cannot be normalized"):
+                tokenizer.add_tokens([named.token])
             known.add(content)
         number = tokenizer.token_to_id(content)
         if named.number is not None and number != named.number:

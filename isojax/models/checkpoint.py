@@ -19,7 +19,7 @@ from isojax.models.assemble import DTYPES, assemble
 from isojax.models.config import ModelConfig, config_from_hf, config_to_hf
 from isojax.models.decoder import Params
 from isojax.models.entry import FLOATS, Entry
-from isojax.models.fields import short
+from isojax.models.fields import printed, short
 from isojax.models.json_file import read_json
 from isojax.models.language_model import LanguageModel
 from isojax.models.names import EMBEDDING, HEAD, HF, leaves
@@ -182,7 +182,9 @@ def _entries(folder: Path, optional: tuple[str, ...]) -> dict[str, Entry]:
         elif name in optional:
             entries.pop(name, None)
         else:
-            raise ValueError(f"{folder / shard}: tensor {name} is missing, which the index names.")
+            raise ValueError(
+                f"{folder / shard}: tensor {printed(name)} is missing, which the index names."
+            )
     return entries
 
 
@@ -199,7 +201,7 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
             f"{index}: weight_map must name files, got {short(name)} ({error.strerror})."
         ) from None
     if not found:
-        raise FileNotFoundError(f"{index}: weight_map names {name}, which does not exist.")
+        raise FileNotFoundError(f"{index}: weight_map names {printed(name)}, which does not exist.")
     return folder / name
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from isojax.models.config import ModelConfig
 from isojax.models.entry import FLOATS, Entry
+from isojax.models.fields import printed
 from isojax.models.rope import rope_frequencies
 
 _LOG = logging.getLogger("isojax")
@@ -52,8 +53,8 @@ def refuse_quantized(entries: Mapping[str, Entry]) -> None:
         for ending, form in _QUANTIZED.items():
             if re.fullmatch(rf".*({ending})", name):
                 raise ValueError(
-                    f"{entry.file}: tensor {name} belongs to a checkpoint quantized as {form}, "
-                    "which is not read; take the one in floating point, or a GGUF file."
+                    f"{entry.file}: tensor {printed(name)} belongs to a checkpoint quantized as "
+                    f"{form}, which is not read; take the one in floating point, or a GGUF file."
                 )
 
 
@@ -78,7 +79,7 @@ def leave_out(
         elif _HARMLESS.fullmatch(name) or not entry.floating or _is_zero_bias(name, entry):
             kinds.harmless.append(name)
         else:
-            raise ValueError(f"{entry.file}: tensor {name} has no place in this model.")
+            raise ValueError(f"{entry.file}: tensor {printed(name)} has no place in this model.")
     if kinds.harmless:
         _LOG.warning("%s: left out, of no use to this model: %s", source, _list(kinds.harmless))
     if kinds.frequencies:
@@ -109,4 +110,4 @@ def _is_zero_bias(name: str, entry: Entry) -> bool:
 
 def _list(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(sorted(names)[:_SHOWN]) + more
+    return ", ".join(map(printed, sorted(names)[:_SHOWN])) + more

@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor
 from gguf.quants import dequantize
 
-from isojax.models.fields import LARGEST, is_positive, require, short
+from isojax.models.fields import LARGEST, is_positive, printed, require, short
 from isojax.models.split_files import parts
 
 
@@ -40,7 +40,7 @@ class GgufFile:
         for reader, part in zip(self._readers, paths, strict=True):
             for tensor in reader.tensors:
                 if tensor.name in self.tensors:
-                    raise ValueError(f"{part}: tensor {tensor.name} is there twice.")
+                    raise ValueError(f"{part}: tensor {printed(tensor.name)} is there twice.")
                 self.tensors[tensor.name] = (tensor, str(part))
         total = self._of(self._readers[0], "split.tensors.count")
         if total is not None and total != len(self.tensors):
@@ -109,8 +109,8 @@ class GgufFile:
             return dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError:
             raise ValueError(
-                f"{source}: tensor {name} has type {tensor.tensor_type.name}, which is not "
-                "supported."
+                f"{source}: tensor {printed(name)} has type {tensor.tensor_type.name}, which is "
+                "not supported."
             ) from None
 
 

@@ -103,14 +103,12 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from isojax.models.hub import fetch
 
     name, _, revision = source.partition("@")
     try:
-        folder = snapshot_download(name, revision=revision or None, allow_patterns=[*_HUB_FILES])
-    except Exception as error:  # of several libraries, by what failed
-        reason = " ".join(str(error).split())
+        return fetch(name, _HUB_FILES, revision or None)
+    except OSError as error:
         raise FileNotFoundError(
-            f"{source}: not found on the hub ({reason}); a folder or a .gguf file will do too."
+            f"{source}: not found on the hub ({error}); a folder or a .gguf file will do too."
         ) from None
-    return Path(folder)

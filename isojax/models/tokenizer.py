@@ -13,6 +13,9 @@ from isojax.models.tokenizer_json import read_tokenizer, refuses_panic
 
 _SLOW = ("tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
 
+# what transformers raises on files that it does not check; a package that it lacks
+_UNCHECKED = (OSError, ImportError, LookupError, TypeError, AttributeError, RuntimeError)
+
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read the tokenizer of a checkpoint; runs no code that lies there.
@@ -54,13 +57,9 @@ def encode(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " t"]:
 def _convert(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    try:
+    message = f"{folder}: no tokenizer.json, and transformers reads no tokenizer"
+    with refuses_panic(message, *_UNCHECKED):
         slow = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True
         )
         return slow.backend_tokenizer
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{folder}: no tokenizer.json, and transformers reads no tokenizer ({reason})."
-        ) from None

@@ -51,17 +51,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 @contextlib.contextmanager
-def refuses_panic(message: str) -> Iterator[None]:
-    """Turn errors of the tokenizers package into `ValueError`.
+def refuses_panic(message: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of the tokenizers package, and of other `kinds`, into `ValueError`.
 
     It raises bare `Exception`, and for a panic a `BaseException` that it does not export.
     """
     try:
         yield
-    except Exception as error:
-        raise ValueError(f"{message} ({_line(error)}).") from None
     except BaseException as error:
-        if type(error).__name__ != "PanicException":
+        kind = type(error)
+        own = kind is Exception or kind.__name__ == "PanicException"
+        if not own and not isinstance(error, (ValueError, *kinds)):
             raise
         raise ValueError(f"{message} ({_line(error)}).") from None
 
