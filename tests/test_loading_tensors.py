@@ -144,7 +144,6 @@ def test_the_index_says_which_shard_counts(folder):
 
 @pytest.mark.parametrize(
     "name",
-    "name",
     ["x" * 300 + ".safetensors", "a\0b.safetensors", "\ud800.safetensors", "\n.safetensors"],
 )
 def test_a_shard_whose_name_no_file_can_have_is_refused_in_one_line(name, folder):
