@@ -225,7 +225,7 @@ def test_unknown_names_are_refused_with_the_nearest(nearest, case):
         (Rule.parse, "cache: haar/lloyd_max bits=3 sinks=few", "sinks must be a whole number"),
         (Rule.parse, "cache: haar/lloyd_max bits=3 rope=later", "rope must be one of"),
         (StoreRecipe.parse, "haar/lloyd_max sinks", "settings must be name=value, got 'sinks'"),
-        (Plan.parse, "# all\ninput: haar\ninput: hair", "plan, line 3: coordinates must be one"),
+        (Plan.parse, "# all\ninput: haar\ninput: hair", "plan, line 3: recipe must be"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_in_one_line(read, text, words):

@@ -274,8 +274,8 @@ def test_a_file_that_is_not_as_it_was_saved_is_refused(name, change, files, tmp_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 0}, ("version must be 1, got 0",)),
-        ({"version": 2}, ("version must be 1, got 2",)),
+        ({"version": 1}, ("version must be 2, got 1",)),
+        ({"version": 3}, ("version must be 2, got 3",)),
         ({"format": "gguf"}, ("format must be isojax.quantized, got 'gguf'",)),
         ({"files": ...}, ("files must name config.json",)),
         ({"files": {}}, ("files must name config.json",)),
