@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from isojax.models import SUMMARY_UNITS, LanguageModel, Reference, Scores, reference_nll
-from isojax.quantize import Quantized, reference, score, summary
+from isojax.quantize import Plan, Quantized, calibrate, quantize, reference, score, summary
+from isojax.quantize.calibrate import keyed
 from isojax.report import Entry, Job
 from isojax.transforms import Dense, Transform
 
@@ -66,6 +67,27 @@ class Texts:
         if i is not None:
             found["delta_nll"] = found["nll"] - self.exact[i]
         return {name: value for name, value in found.items() if name in entry.units}
+
+
+class Planned(Texts):
+    """The same, with texts that plans are fitted on."""
+
+    def __init__(
+        self, model: LanguageModel, texts: np.ndarray, fit_on: np.ndarray, plans: Sequence[Plan],
+        **given: Any,
+    ) -> None:  # fmt: skip
+        """Take texts to test on and to fit on; what is given beside is for `calibrate`."""
+        super().__init__(model, texts)
+        self.fit_on, self.given = fit_on, given
+        shared = [plan for plan in plans if not keyed(plan)]
+        self.stats = calibrate(model, fit_on, shared, **given)
+
+    def quantized(self, plan: Plan, seed: int) -> Quantized:
+        """The model of a plan."""
+        key, stats = jax.random.key(seed), self.stats
+        if keyed(plan):
+            stats = calibrate(self.model, self.fit_on, plan, key=key, **self.given)
+        return quantize(key, self.model, plan, stats)
 
 
 def exact_nll(exact: Reference, texts: np.ndarray) -> Iterator[np.ndarray]:

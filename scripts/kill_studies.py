@@ -1,6 +1,6 @@
 """Kill every study at random moments; each must end with the rows of an undisturbed run.
 
-    python scripts/kill_studies.py --kills 30 --out /tmp/kills
+    python scripts/kill_studies.py --kills 30 --out kills
 
 Runs each study once undisturbed, on the tiny model with few windows, and once with SIGKILLs, each
 after a random part of the time that the undisturbed run took; then compares which rows there are

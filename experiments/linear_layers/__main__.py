@@ -93,7 +93,8 @@ def main(config: Config) -> None:
     for case in every:
         quantized_shapes(plan_of(case, config.steps), model.config, shapes)  # or ValueError
     plans = [plan_of(case, config.steps) for case in every]
-    reader = Reader(model, texts, fit_on, plans, config.samples, config.out / "statistics")
+    kept = {"samples": config.samples, "cache": config.out / "statistics"}
+    reader = Reader(model, texts, fit_on, plans, **kept)
     fill(study, jobs(config, reader, base, every))
     finish(study, *(make(study, base, every, config.texts) for make in (text, figure)))
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from isojax import metrics
-from isojax.models import LanguageModel, Site, forward
+from isojax.models import Site, forward
 from isojax.models.hooks import INPUTS
-from isojax.quantize import Plan, Quantized, calibrate, costs, quantize
-from isojax.quantize.calibrate import keyed
+from isojax.quantize import Plan, Quantized, costs
 from isojax.quantize.costs import online_fmas
 from isojax.quantize.parts import SITES
 from isojax.quantizers.levels import Levels
 from isojax.recipes import Samples
 from isojax.report import Entry
 
-from ..scoring import Texts
+from ..scoring import Planned
 from .methods import FORMATS
 
 COSTS = {
@@ -35,25 +32,8 @@ LAYER = {
 }  # fmt: skip
 
 
-class Reader(Texts):
+class Reader(Planned):
     """A model, texts to fit on, and texts to test on."""
-
-    def __init__(
-        self, model: LanguageModel, texts: np.ndarray, fit_on: np.ndarray, plans: Sequence[Plan],
-        samples: int, cache: Path,
-    ) -> None:  # fmt: skip
-        """Take texts [n, tokens]; statistics that all plans share lie in the folder `cache`."""
-        super().__init__(model, texts)
-        self.fit_on, self.samples = fit_on, samples
-        shared = [plan for plan in plans if not keyed(plan)]
-        self.stats = calibrate(model, fit_on, shared, samples=samples, cache=cache)
-
-    def quantized(self, plan: Plan, seed: int) -> Quantized:
-        """The model of a plan."""
-        key, stats = jax.random.key(seed), self.stats
-        if keyed(plan):
-            stats = calibrate(self.model, self.fit_on, plan, key=key, samples=self.samples)
-        return quantize(key, self.model, plan, stats)
 
     def values(self, plan: Plan, seed: int, todo: Sequence[Entry]) -> Iterator[dict[str, float]]:
         """Values of entries of a plan: of a window each, of all windows, or its costs."""

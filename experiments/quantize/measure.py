@@ -18,18 +18,15 @@ from isojax.models import LanguageModel, Site, encode, forward
 from isojax.quantize import (
     Plan,
     Quantized,
-    calibrate,
     costs,
     generate,
-    quantize,
     save,
     unquantized,
 )
-from isojax.quantize.calibrate import keyed
 from isojax.quantize.score import running
 from isojax.report import Entry
 
-from ..scoring import Texts
+from ..scoring import Planned
 
 COSTS = {
     "weight_bits": "bits per element", "weight_bytes": "bytes", "cache_bits": "bits per element",
@@ -40,7 +37,7 @@ PEAK = {"peak_rss_bytes": "bytes"}
 PROMPT = 16  # tokens
 
 
-class Reader(Texts):
+class Reader(Planned):
     """A model, statistics to fit on, texts to test on, and one that goes on."""
 
     def __init__(
@@ -48,9 +45,7 @@ class Reader(Texts):
         prompt: str, steps: int, folder: Path | None,
     ) -> None:  # fmt: skip
         """Take texts to test on and to fit on, and what becomes of models: text, a folder."""
-        super().__init__(model, texts)
-        self.fit_on = fit_on
-        self.stats = calibrate(model, fit_on, [plan for plan in plans if not keyed(plan)])
+        super().__init__(model, texts, fit_on, plans)
         ids = encode(model.tokenizer, prompt) if prompt else texts[0, :PROMPT]
         self.prompt, self.steps, self.folder = np.asarray(ids), steps, folder
         self.told: dict[str, str] = {}
@@ -85,13 +80,6 @@ class Reader(Texts):
                 yield self.scored(entry, scores, range(seed, len(self.texts), on.get("seeds", 1)))
         if not seed:
             self.finish(name, plan, made)
-
-    def quantized(self, plan: Plan, seed: int) -> Quantized:
-        """The model of a plan."""
-        key, stats = jax.random.key(seed), self.stats
-        if keyed(plan):
-            stats = calibrate(self.model, self.fit_on, plan, key=key)
-        return quantize(key, self.model, plan, stats)
 
     def costs(self, made: Quantized) -> dict[str, float]:
         """Bits, bytes and multiply-adds, the cache of one window."""

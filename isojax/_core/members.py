@@ -210,10 +210,10 @@ class Family:
         name, *fields = text.strip().split(":")
         if name in self.members:
             return self.members[name].read(fields)
-        if _NAME.fullmatch(name) and fields and fields[0].isidentifier() and _is_module(name):
+        outside = bool(_NAME.fullmatch(name) and fields and fields[0].isidentifier())
+        if outside and _is_module(name):
             return self._outside(name, fields[0]).read(fields[1:])
         near = difflib.get_close_matches(name, self.members, n=3) or sorted(self.members)
-        outside = bool(_NAME.fullmatch(name)) and len(fields) > 0 and fields[0].isidentifier()
         found = f", and there is no module {name}" if outside else ""
         raise ValueError(
             f"{self.kind} must be {'one' if near else 'some'} of {', '.join(near)}, or "

@@ -83,10 +83,14 @@ def calibrate(
     size = check_positive("samples", samples) // windows.shape[1]
     kept = np.linspace(0, len(windows) - 1, min(max(size, 1), len(windows))).round()
     kept = set(kept.astype(int).tolist())
-    if cache is None:
+
+    def found() -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
         learned = _learned(key, model, windows, plans[0])
-        every = tuple(_layers(key, model, windows, plans[0], wanted, kept, learned))
-        return Stats(every, learned.whole)
+        return _layers(key, model, windows, plans[0], wanted, kept, learned), learned.whole
+
+    if cache is None:
+        every, whole = found()
+        return Stats(tuple(every), whole)
     about = () if key is None else (str(plans[0]), np.asarray(jax.random.key_data(key)).tolist())
     folder = Path(cache) / _fingerprint(
         model.params, model.config, windows, wanted, sorted(kept), *about
@@ -94,11 +98,10 @@ def calibrate(
     if not folder.exists():
         Path(cache).mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(suffix=".partial", dir=cache))
-        learned = _learned(key, model, windows, plans[0])
-        found = _layers(key, model, windows, plans[0], wanted, kept, learned)
-        for i, layer in enumerate(found):
+        every, whole = found()
+        for i, layer in enumerate(every):
             write_layer(partial, str(i), layer)
-        write_layer(partial, WHOLE, learned.whole)
+        write_layer(partial, WHOLE, whole)
         finish(partial, folder, number)
     return load_stats(folder)
 

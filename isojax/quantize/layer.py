@@ -241,11 +241,6 @@ class _Maker:
         if "metric" in recipe.recipe.needs:
             metric = self.statistic("moment:query")
         if self.turn is not None:
-            if (recipe.offset, recipe.rope) != ("none", "after"):
-                raise ValueError(
-                    "cache:keys must not undo the rotary embedding behind a turn of queries_keys, "
-                    f"got {recipe}."
-                )
             x = applied(self.turn, x)
             metric = None if metric is None else conjugated_by(self.turn.dual, metric)
         frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)

@@ -17,7 +17,7 @@ from isojax.quantize.layer import Made, Past, make_layer
 from isojax.quantize.merging import keeps_length
 from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Cached, Turn, Weight, recipe_of
 from isojax.quantize.plan import Plan
-from isojax.quantize.quantized import Origin, Quantized, by_layer, layer_of, stacked
+from isojax.quantize.quantized import ByLayer, Origin, Quantized, by_layer, layer_of, stacked
 from isojax.quantize.stats import Stats
 from isojax.transforms import Transform
 
@@ -99,26 +99,34 @@ def unquantized_of(params: Params, config: ModelConfig) -> Quantized:
     return Quantized(params, {}, None, None, None, {}, {}, {}, config)
 
 
-def check_plan(plan: Plan, layers: int) -> None:
+def check_plan(plan: Plan, layers: int, turn: ByLayer | None = None) -> None:
     """Refuse a plan whose parts cannot stand together.
+
+    Args:
+        plan: what stands where.
+        layers: of the model.
+        turn: what queries and keys are turned by already.
 
     Raises:
         ValueError: keys are turned and their store undoes the rotary embedding, which comes first.
     """
-    for turn, keys in zip(
-        plan.at("queries_keys", layers), plan.at("cache:keys", layers), strict=True
-    ):
-        if isinstance(turn, Turn) and turn.coordinates.stages and isinstance(keys, Cached):
+    parts = plan.at("queries_keys", layers)
+    for i, keys in enumerate(plan.at("cache:keys", layers)):
+        part = parts[i]
+        own = isinstance(part, Turn) and bool(part.coordinates.stages)
+        turned = own or (turn is not None and turn.group[i] >= 0)
+        if turned and isinstance(keys, Cached):
             recipe = keys.recipe
             if (recipe.offset, recipe.rope) != ("none", "after"):
+                hint = ": add the rule queries_keys: none" if own else ""
                 raise ValueError(
                     "cache:keys must not undo the rotary embedding behind a turn of queries_keys, "
-                    f"got {recipe}: add the rule queries_keys: none."
+                    f"got {recipe}{hint}."
                 )
 
 
 def _check(plan: Plan, base: Quantized) -> None:
-    check_plan(plan, base.config.num_hidden_layers)
+    check_plan(plan, base.config.num_hidden_layers, base.turn)
     taken = {name if name in TABLES else f"weight:{name}" for name in base.codes}
     taken |= set(base.shared) | ({"queries_keys"} if base.turn is not None else set())
     taken |= {f"cache:{side}" for side in ("keys", "values") if getattr(base, side) is not None}

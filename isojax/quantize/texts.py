@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from isojax._core.checks import check_positive
+from isojax.data import windows
 from isojax.models import encode
 
 LENGTH = 2048
@@ -41,7 +42,7 @@ def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Any:
         return np.stack(rows)
     ids = np.concatenate(rows)
     count = len(ids) // check_positive("length", length)
-    return ids[: count * length].reshape(count, length) if count else ids[None]
+    return windows(ids, count, length) if count else ids[None]
 
 
 def token_prompts(tokenizer: Any, prompts: Any) -> list[np.ndarray]:
