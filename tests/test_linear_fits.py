@@ -215,7 +215,9 @@ def test_alignment_before_a_rotation_halves_what_it_loses(first):
     assert lost[f"{first}@hadamard"] < 0.5 * lost["hadamard"]
 
 
-@pytest.mark.parametrize("name", ["smooth:0.3", "balance", "awq:4:8", "standardize"])
+@pytest.mark.parametrize(
+    "name", ["smooth:0.3", "balance", "balance_search:steps=4", "awq:4:8", "standardize"]
+)
 def test_what_query_heads_share_is_scaled_alike(name):
     groups, repeats, d = 2, 3, 4
     x, w = (jnp.asarray(a) for a in layer(13))

@@ -129,6 +129,7 @@ EXACT = {
     "awq": "input: awq:steps=4@hadamard; input:down_proj: awq:4:8:4@mass_diff@block_hadamard:8",
     "wush": "values: wush; queries_keys: wush; input: wush@hadamard",
     "wush in blocks": "input: wush:8@block_hadamard:8; input:down_proj: mass_diff@cat:8@hadamard",
+    "flatquant": "input: balance_search:steps=2@flatquant:steps=2:rate=0.01",
     "kron_wush": "residual: hadamard; input: kron_wush@hadamard; input:q_proj: kron_wush:4",
 }  # fmt: skip
 ALL_FORMS = (

@@ -6,7 +6,8 @@ share one is a free choice, and none at inference, where the permutation merges 
 `absmax_order` are what they are compared with.
 
 In front of a linear layer, axes or scales are fitted to its inputs and weights together: `wush`,
-`cat` and `kron_wush` in closed form, `balance_scale`, `smooth_scale` and `awq_scale` as diagonals.
+`cat` and `kron_wush` in closed form, `balance_scale`, `smooth_scale` and `awq_scale` as diagonals;
+by the error of what the layer returns, `best_balance` chooses and `learned_kronecker` learns.
 
 By gradients, `fit` learns any pytree: rotations with free parameters, or dense ones that `stiefel`
 keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes need no descent, nor does
@@ -35,6 +36,9 @@ from isojax.learn.objectives import log_variance as log_variance
 from isojax.learn.objectives import moment_root as moment_root
 from isojax.learn.objectives import quantization_error as quantization_error
 from isojax.learn.objectives import rate_distortion as rate_distortion
+from isojax.learn.output import best_balance as best_balance
+from isojax.learn.output import learned_kronecker as learned_kronecker
+from isojax.learn.output import output_error as output_error
 from isojax.learn.permutation import absmax_order as absmax_order
 from isojax.learn.permutation import co_activation as co_activation
 from isojax.learn.permutation import mass_diff as mass_diff

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
@@ -14,15 +15,17 @@ from isojax._core.samples import Samples
 from isojax.learn.alignment import aligned, learned_alignment, log_spectrum
 from isojax.learn.awq import awq_scale
 from isojax.learn.balance import balance_scale
-from isojax.learn.kronecker import kron_wush
+from isojax.learn.kronecker import kron_wush, near_square
 from isojax.learn.low_rank import low_rank
 from isojax.learn.moments import second_moment
+from isojax.learn.output import best_balance, learned_kronecker
 from isojax.learn.permutation import absmax_order, co_activation, mass_diff, zigzag
 from isojax.learn.rotation import learned_rotation
 from isojax.learn.smoothquant import smooth_scale
 from isojax.learn.wush import cat, wush
 from isojax.quantizers import absmax
 from isojax.transforms import Dense, Diagonal, Kronecker, Oblique, Permutation, Transform, pca
+from isojax.transforms.coordinates import Coordinates
 
 SPECTRA = ("power", "log")
 SMALL = 1e-3  # of the channels' root mean square: one below it is taken to be constant
@@ -111,6 +114,16 @@ def _balance(
     return Diagonal(1 / balance_scale(x, weight, exponent))
 
 
+@COORDINATES.member("balance_search", fitted=("x", "weight"), diagonal=True)
+def _balance_search(
+    key: Key[Array, ""], samples: Samples, bits: int = 0, steps: int = 8
+) -> Diagonal:
+    """Balance with the exponent whose output error before a Hadamard matrix is least."""
+    weight = samples.need("weight", "balance_search")
+    bits = int(bits or samples.bits or 4)
+    return Diagonal(1 / best_balance(key, samples.vectors, weight, bits, steps=steps))
+
+
 @COORDINATES.member("awq", fitted=("x", "weight"), random=False, diagonal=True)
 def _awq(
     key: Key[Array, ""], samples: Samples, bits: int = 4, group: int = 0, steps: int = 20
@@ -153,6 +166,25 @@ def _kron_wush(
 ) -> Kronecker:
     metric = samples.need("metric", "kron_wush")
     return kron_wush(samples.second_moment, metric, left=left, damping=damping, steps=steps)
+
+
+@COORDINATES.member("flatquant", fitted=("x", "weight"))
+def _flatquant(
+    key: Key[Array, ""],
+    samples: Samples,
+    start: str = "hadamard",
+    bits: int = 0,
+    steps: int = 100,
+    rate: float = 0.1,
+) -> Kronecker:
+    """FlatQuant's Kronecker factors, learned by the layer's output error from `start` in both."""
+    weight = samples.need("weight", "flatquant")
+    key, *keys = jax.random.split(key, 3)
+    drawn = Coordinates.parse(start)
+    factors = (drawn.draw(k, n) for k, n in zip(keys, near_square(samples.dim), strict=True))
+    bits = int(bits or samples.bits or 4)
+    given = key, samples.vectors, weight, Kronecker(*factors), bits
+    return learned_kronecker(*given, steps=steps, rate=rate)
 
 
 @COORDINATES.member("mass_diff", fitted=("x",), random=False)

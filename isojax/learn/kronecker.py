@@ -51,7 +51,7 @@ def kron_wush(
         raise ValueError(f"metric must have shape {moment.shape}, got {metric.shape}.")
     both = damped("moment", moment, damping), damped("metric", metric, damping)
     dim = len(moment)
-    first = check_divides("left", left, "d", dim) if left else _near_root(dim)
+    first = check_divides("left", left, "d", dim) if left else near_square(dim)[0]
     second = dim // first
     c, m = (each.reshape(first, second, first, second) for each in both)
 
@@ -73,5 +73,7 @@ def kron_wush(
     return Kronecker(*(Oblique(*pair) for pair in pairs))
 
 
-def _near_root(dim: int) -> int:
-    return next(n for n in range(math.isqrt(dim), 0, -1) if dim % n == 0)
+def near_square(dim: int) -> tuple[int, int]:
+    """The two divisors of `dim` that are nearest to its root, the smaller one first."""
+    first = next(n for n in range(math.isqrt(dim), 0, -1) if dim % n == 0)
+    return first, dim // first
