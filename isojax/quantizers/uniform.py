@@ -27,6 +27,7 @@ SYMMETRIC = ("restricted", "balanced", "full")
 ASYMMETRIC = ("zero_point", "affine")
 DEFAULT_CLIP = {"max": 1.0, "percentile": 0.999, "std": 4.0, "mse": 1.0}
 LOWEST_RATIO = 0.01
+CAREFUL = 1 - 1e-5  # for sums in fp32
 
 
 @pytree
@@ -91,21 +92,32 @@ class Uniform(Quantizer):
         return _shrink(low, high, ratio)
 
     def _best_ratio(self, v: Array, axes: tuple[int, ...], low: Array, high: Array) -> Array:
-        """The clip ratio with the least squared error for each scale, from a geometric grid."""
-        v, low, high = jax.lax.stop_gradient((v, low, high))
+        """The clip ratio with the least squared error for each scale, from a geometric grid.
 
-        def keep_better(
-            best: tuple[Array, Array], ratio: Array
-        ) -> tuple[tuple[Array, Array], None]:
-            scale, offset = self._grid(*_shrink(low, high, ratio))
+        Smaller ratios cut off more: the search ends where that alone is more than the least error,
+        for all scales.
+        """
+        v, low, high = jax.lax.stop_gradient((v, low, high))
+        ratios = jnp.geomspace(1, LOWEST_RATIO, self.steps, dtype=v.dtype)
+
+        def unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
+            step, least, _, cut = state
+            return (step < self.steps) & jnp.any(cut * CAREFUL < least)
+
+        def keep_better(state: tuple[Array, Array, Array, Array]) -> Any:
+            step, least, best, _ = state
+            ratio = ratios[step]
+            bottom, top = _shrink(low, high, ratio)
+            scale, offset = self._grid(bottom, top)
             v_hat = self._place(self._round(v, scale, offset), scale, offset)
             error = jnp.sum(jnp.square(v_hat - v), axes, keepdims=True)
-            better = error < best[0]
-            return (jnp.where(better, error, best[0]), jnp.where(better, ratio, best[1])), None
+            beyond = v - jnp.clip(v, bottom - scale / 2, top + scale / 2)  # no level lies further
+            cut = jnp.sum(jnp.square(beyond), axes, keepdims=True)
+            better = error < least
+            return step + 1, jnp.where(better, error, least), jnp.where(better, ratio, best), cut
 
-        ratios = jnp.geomspace(1, LOWEST_RATIO, self.steps, dtype=v.dtype)
-        start = jnp.full_like(high, jnp.inf), jnp.ones_like(high)
-        return jax.lax.scan(keep_better, start, ratios)[0][1]
+        start = jnp.full_like(high, jnp.inf), jnp.ones_like(high), jnp.zeros_like(high)
+        return jax.lax.while_loop(unfinished, keep_better, (jnp.int32(0), *start))[2]
 
     def _grid(self, low: Array, high: Array) -> tuple[Array, Array | None]:
         """Scale and offset of the levels between `low` and `high`."""
