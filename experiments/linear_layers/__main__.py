@@ -40,10 +40,10 @@ class Config(Calibrated):
     settings: tuple[str, ...] = ("W4A4",)
     """Bits of weights and of the inputs of linear layers, such as W4A4, W4A16, W16A4."""
     formats: tuple[str, ...] = ("int4",)
-    """int4 (a scale per token and per output channel), int4g32, int4g128 (for 32 or 128
-    neighbours), mxfp4, nvfp4."""
-    rounding: tuple[str, ...] = ROUNDINGS
-    """Of weights: nearest, gptq."""
+    """int4 (a scale per token and per output channel), int4max (so, with ranges up to the peak),
+    int4g32, int4g128 (for 32 or 128 neighbours), mxfp4, nvfp4."""
+    rounding: tuple[str, ...] = ("nearest", "gptq")
+    """Of weights: nearest, gptq, gptq-behind (on inputs that come through quantized layers)."""
     plans: tuple[str, ...] = tuple(name for name in PLANS if name != "spinquant")
     """none, smoothquant, quarot (its places), quarot+balance (so, with a diagonal at o and down),
     spinquant (quarot with rotations learned on the loss, for each seed), folded (a Hadamard at all

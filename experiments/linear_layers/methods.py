@@ -5,13 +5,25 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
 from isojax.quantize import Plan
 from isojax.quantize.parts import SITES
+from isojax.recipes import Coordinates, Samples
+from isojax.transforms import Diagonal
 
-ROUNDINGS = ("nearest", "gptq")
-# levels of inputs and of weights; every range is that of least squared error
+# of weights; `gptq-behind` has the Hessians of inputs that come through quantized layers
+ROUNDINGS = {
+    "nearest": "rounding=nearest",
+    "gptq": "rounding=gptq",
+    "gptq-behind": "rounding=gptq inputs=quantized",
+}
+# levels of inputs and of weights; every range is that of least squared error, save with `int4max`
 FORMATS = {
     "int4": ("absmax:range=mse", "absmax:range=mse"),
+    "int4max": ("absmax", "absmax"),
     "int4g32": ("absmax:group:32:mse", "absmax:group:32:mse"),
     "int4g128": ("absmax:group:128:mse", "absmax:group:128:mse"),
     "mxfp4": ("mxfp4", "mxfp4"),
@@ -40,9 +52,17 @@ COORDINATES = (
     "awq@hadamard",
     "balance:0.25@hadamard", "balance:0.5@hadamard", "balance:0.75@hadamard",
     "block_hadamard:32", "mass_diff@block_hadamard:32", "balance@block_hadamard:32",
+    "balance_search@hadamard", "balance@haar", f"{__name__}:shuffled_balance@hadamard",
     "cat:32@hadamard", "wush:32@block_hadamard:32", "kron_wush@hadamard", "wush@hadamard",
+    "balance@kron_wush@hadamard", "flatquant", "balance@flatquant",
 )  # fmt: skip
 """Coordinates at all four inputs, the scales of norms left there."""
+
+
+def shuffled_balance(key: Key[Array, ""], samples: Samples) -> Diagonal:
+    """A control: the scales of `balance`, each at the channel of another, drawn at random."""
+    scale = Coordinates.parse("balance").fit(key, samples)
+    return Diagonal(jax.random.permutation(key, jnp.diagonal(scale.matrix())))
 
 
 class Case(NamedTuple):
@@ -54,7 +74,7 @@ class Case(NamedTuple):
         norm_scale: `folded` or `input`.
         setting: bits of weights and of inputs, as W4A4.
         format: one of `FORMATS`.
-        rounding: of weights; `none` where they are exact.
+        rounding: one of `ROUNDINGS`; `none` where weights are exact.
     """
 
     plan: str
@@ -109,5 +129,5 @@ def plan_of(case: Case, steps: int, **changes: Any) -> Plan:
         elif coordinates != "identity":
             lines.append(f"input:{site}: {coordinates}")
     if weight < 16:
-        lines.append(f"weight: identity/{levels[1]} bits={weight} rounding={case.rounding}")
+        lines.append(f"weight: identity/{levels[1]} bits={weight} {ROUNDINGS[case.rounding]}")
     return Plan.parse("\n".join(lines))
