@@ -8,7 +8,6 @@ the signature, or by name. `package.module:name` is a function of that module.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import importlib.util
@@ -19,6 +18,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+
+from isojax._core.checks import nearest
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 _KINDS: dict[str, Callable[[str], Any]] = {
@@ -213,7 +214,7 @@ class Family:
         outside = bool(_NAME.fullmatch(name) and fields and fields[0].isidentifier())
         if outside and _is_module(name):
             return self._outside(name, fields[0]).read(fields[1:])
-        near = difflib.get_close_matches(name, self.members, n=3) or sorted(self.members)
+        near = nearest(name, self.members)
         found = f", and there is no module {name}" if outside else ""
         raise ValueError(
             f"{self.kind} must be {'one' if near else 'some'} of {', '.join(near)}, or "

@@ -16,13 +16,13 @@ place as it is. What follows a # is a comment; `;` ends a rule as a new line doe
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from isojax._core.checks import nearest
 from isojax.models.hooks import INPUTS
 from isojax.quantize.parts import GROUPS, PLACES, TABLES, Part, parse_part, recipe_of
 
@@ -59,9 +59,8 @@ class Rule:
         if kind == "input" and name in INPUTS:
             place = f"input:{INPUTS[name]}"  # k reads what q does
         if place not in PLACES and place not in GROUPS:
-            known = (*PLACES, *GROUPS)
-            near = difflib.get_close_matches(place, known, n=3) or known
-            raise ValueError(f"place must be one of {', '.join(near)}; got {place!r}.")
+            near = ", ".join(nearest(place, (*PLACES, *GROUPS)))
+            raise ValueError(f"place must be one of {near}; got {place!r}.")
         if layers:
             layers = layers[1:-1].replace(" ", "")
             _indices(layers, 1)

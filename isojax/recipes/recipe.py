@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax
 from jax.core import Tracer
 from jaxtyping import Array, Key
 
+from isojax._core.checks import nearest
 from isojax._core.finite import finite
 from isojax._core.members import COORDINATES, LEVELS
 from isojax._core.samples import Samples
@@ -48,10 +48,9 @@ class Recipe:
             if name in LEVELS.members and name not in COORDINATES.members:
                 return cls(levels=Levels.parse(first))
             if name not in COORDINATES.members and ":" not in first and name != CENTRE:
-                known = [*COORDINATES.members, *LEVELS.members]
-                near = difflib.get_close_matches(name, known, n=4) or sorted(known)
+                near = ", ".join(nearest(name, [*COORDINATES.members, *LEVELS.members]))
                 raise ValueError(
-                    f"recipe must be COORDINATES/LEVELS or one of them, of {', '.join(near)}, or "
+                    f"recipe must be COORDINATES/LEVELS or one of them, of {near}, or "
                     f"package.module:name; got {text.strip()!r}."
                 )
         head, at, rest = first.partition("@")
