@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -106,21 +107,28 @@ def _mean(rows: Sequence[Row], metric: str) -> float:
 
 
 def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> Any:
-    """Loss against online cost, a panel per setting and rounding."""
+    """Loss against online cost, a panel per setting and rounding; a line joins the best."""
     rows = study.rows(**base)
     kinds = list(dict.fromkeys((c.setting, c.format, c.rounding) for c in cases))
     chart, axes = new_figure(1, len(kinds), f"{base['model']}: loss against online cost")
+    numbers: dict[str, int] = {}
     for panel, kind in zip(axes[0], kinds, strict=True):
+        points = []
         for case in cases:
-            if case[3:] != kind:
-                continue
-            own = select(rows, **case._asdict())
+            own = select(rows, **case._asdict()) if case[3:] == kind else []
             loss = by_window(own, "delta_nll", windows)
-            if loss is None:
-                continue
-            name = case.coordinates if case.plan == "inputs" else case.plan
-            place = _mean(own, "online_fmas") / 1000
-            draw_curve(panel, [place], [loss], name, errors, style="o")
+            if loss is not None:
+                name = case.coordinates if case.plan == "inputs" else case.plan
+                points.append((_mean(own, "online_fmas") / 1000, loss, name))
+        for cost, loss, name in sorted(points, key=lambda point: point[1].mean):
+            number = numbers.setdefault(name, len(numbers) + 1)
+            draw_curve(panel, [cost], [loss], f"{number} {_short(name)}", errors, style="o")
+            panel.annotate(
+                str(number), (cost, loss.mean), (4, 2), textcoords="offset points", fontsize=7
+            )
+        best = _frontier([(cost, loss.mean) for cost, loss, _ in points])
+        if best:
+            panel.step(*zip(*best, strict=True), where="post", color="0.7", lw=1, zorder=0)
         panel.set_title(", ".join(kind))
         panel.set_xlabel("online multiply-adds per token / 1000")
         panel.set_xscale("symlog", linthresh=100)
@@ -128,3 +136,17 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
     axes[0, 0].set_ylabel("delta nll, nats per token")
     axes[0, -1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return chart
+
+
+def _short(name: str) -> str:
+    """A chain without the module of a member from outside."""
+    return "@".join(re.sub(r"^[\w.]+\.\w+:", "", stage) for stage in name.split("@"))
+
+
+def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Places and losses where nothing that costs as little loses less."""
+    kept: list[tuple[float, float]] = []
+    for cost, loss in sorted(points):
+        if not kept or loss < kept[-1][1]:
+            kept.append((cost, loss))
+    return kept
