@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from isojax.kvcache import Cache, Store, apply_rope, causal_attention, new_cache
 from isojax.models.config import ModelConfig
 from isojax.models.hooks import Hooks, Layer, slots
-from isojax.models.inputs import check_inputs
+from isojax.models.inputs import check_inputs, known_tokens
 from isojax.models.rope import query_scale, rope_frequencies
 
 Params = dict[str, Any]
@@ -132,7 +132,8 @@ class DecoderLayer(nn.Module):
             q = RMSNorm(config.rms_norm_eps, name="q_norm")(q)
             k = RMSNorm(config.rms_norm_eps, name="k_norm")(k)
         frequency = rope_frequencies(dim, config.rope_theta, config.rope_scaling)
-        q = apply_rope(q, positions, frequency) * query_scale(config.rope_scaling)
+        q = apply_rope(q.astype(jnp.float32), positions, frequency)
+        q = (q * query_scale(config.rope_scaling)).astype(x.dtype)
         k = apply_rope(k, positions, frequency)
         q = q if hooks.query is None else hooks.query(layer, q)
         k = k if hooks.key is None else hooks.key(layer, k)
@@ -168,12 +169,12 @@ class Decoder(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b t"], cache: Cache | None = None) -> Output:  # noqa: D102
+    def __call__(self, tokens: Integer[Array, "b t"], cache: Cache | None = None) -> Output:  # noqa: D102
         config = self.config
         init = nn.initializers.normal(0.02)
         embedding = self.param("embedding", init, (config.vocab_size, config.hidden_size))
-        known = (tokens >= 0) & (tokens < config.vocab_size)
-        x = jnp.where(known[..., None], embedding[jnp.where(known, tokens, 0)], jnp.nan)
+        known, rows = known_tokens(tokens, config.vocab_size)
+        x = jnp.where(known[..., None], embedding[rows], jnp.nan)
         batch, length = tokens.shape
         start = 0 if cache is None else cache.length
         positions = jnp.broadcast_to(start + jnp.arange(length), tokens.shape)
@@ -263,7 +264,7 @@ def unstack(params: Params) -> Params:
 def forward(
     params: Params,
     config: ModelConfig,
-    tokens: Int[Array, "b t"],
+    tokens: Integer[Array, "b t"],
     *,
     cache: Cache | None = None,
     hooks: Hooks = Hooks(),  # noqa: B008
