@@ -15,7 +15,6 @@ from gguf_files import write_gguf
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file
 from small_models import FAMILIES, random_tokens, randomised, small_config, small_model, tokenizer
-from test_gguf_tokenizers import load_sentencepiece
 from transformers import GenerationConfig
 
 from isojax.kvcache import causal_attention
@@ -146,13 +145,6 @@ def test_all_tokens_that_end_a_text_go_into_a_checkpoint(ends, want, tmp_path):
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == want
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == want
     assert load_model(str(tmp_path / "out")).sidecar.fields["eos_token_id"] == want
-
-
-@pytest.mark.parametrize("text", ["\nfoo \U0001f917 bar   ", "\uc7a0 \uae70 \uc218", "\u7bc7", " "])
-def test_bytes_become_the_text_that_they_were(text, tmp_path):
-    """huggingface/transformers 47843 and 48041, cactus-compute/cactus 684: <0xEA> as text."""
-    made = load_sentencepiece(tmp_path)
-    assert made.decode(encode(made, text).tolist()) == text
 
 
 def test_numbers_do_not_depend_on_the_order_in_memory(tmp_path):

@@ -219,4 +219,5 @@ def _product_turned(a: Array, few: Array, of_few: int) -> Array:
 def _product(a: Array, b: Array, of_a: int, of_b: int) -> Array:
     """Sum over axis `of_a` of a and `of_b` of b, one product for each of the first axis."""
     axes = (((of_a,), (of_b,)), ((0,), (0,)))
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+    full = jax.lax.Precision.HIGHEST
+    return jax.lax.dot_general(a, b, axes, full, preferred_element_type=jnp.float32)

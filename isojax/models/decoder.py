@@ -76,7 +76,7 @@ class Linear(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         if self.hooks.weight is not None:
             kernel = self.hooks.weight(str(self.name), layer, kernel)
-        y = x @ kernel.astype(x.dtype)
+        y = jnp.matmul(x, kernel.astype(x.dtype), precision="highest")  # fp32 on GPUs too
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return y
@@ -272,7 +272,8 @@ def forward(
 ) -> Output:
     """Run the decoder; pure in `params`, `tokens`, `cache` and whatever the hooks close over.
 
-    Computed in the dtype of `params`; norms, rotary embedding and softmax in fp32.
+    Computed in the dtype of `params`, in full fp32 on GPUs too; norms, rotary embedding and softmax
+    in fp32.
 
     Args:
         params: the tree of `init_params`, or what `unstack` made of it.
@@ -342,5 +343,6 @@ def logits(params: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v
     # contracting the embedding's last axis: XLA would copy a transposed one in bf16
     axes = (((hidden.ndim - 1,), (1 if tied else 0,)), ((), ()))
     return jax.lax.dot_general(
-        hidden, head.astype(hidden.dtype), axes, preferred_element_type=jnp.float32
-    )
+        hidden, head.astype(hidden.dtype), axes, jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip
