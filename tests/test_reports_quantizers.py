@@ -128,3 +128,14 @@ def test_groups_that_do_not_divide_are_refused_or_become_shorter():
     plan = Plan.parse("cache: identity/minmax:group:16 bits=4")
     made = quantize(jax.random.key(0), model, plan, calibrate(model, random_tokens(1, 8), plan))
     assert made.keys is not None and made.keys.codec.quantizer.group == 8
+
+
+def test_as_many_outliers_are_kept_as_are_counted_where_all_are_alike():
+    """rajveer43/VeloxQuant-MLX 167: all numbers of a constant channel kept as outliers."""
+    y = jnp.concatenate([jnp.full((1, 40), 3.0), jnp.tile(jnp.array([1.0, -1.0]), 20)[None]])
+    quantizer = q.sparse(q.minmax(3, "token", levels="affine"), 0.1)
+    codes = quantizer.encode(y)
+    assert codes.outliers is not None and codes.outliers.values.shape == (2, 4)
+    assert all(len(set(row)) == 4 for row in np.asarray(codes.outliers.index).tolist())
+    assert_allclose(quantizer.decode(codes), y, atol=1e-6)
+    assert_allclose(q.rate_bits(codes), 3 + (2 * 16 + 4 * (16 + 8)) / 40)
