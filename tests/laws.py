@@ -1,6 +1,7 @@
 """Laws of the families, each a function that takes any member."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,17 @@ def apply(t, x):
 def views(t, x=None):
     """What the laws compare, from one compiled program; for four vectors `x`."""
     return jax.tree.map(np.asarray, _views(t, vectors(t.dim, 4) if x is None else x))
+
+
+def rounded_products(f, *args):
+    """Products of f that GPUs take of fewer digits than fp32 has, unless told otherwise; in lines.
+
+    jax-ml/jax 12008 and 19444, scipy/scipy 24724: TF32 by default.
+    """
+    program = str(jax.make_jaxpr(f)(*args))
+    products = re.findall(r"dot_general\[.*?\n\s*\]", program, re.DOTALL)
+    assert len(products) == program.count("dot_general[")
+    return [product for product in products if "HIGHEST" not in product]
 
 
 def gaussian(n):
@@ -189,6 +201,12 @@ def half_precision_is_computed_in_fp32(make):
         assert_array_equal(y, t.apply(x.astype(jnp.float32)).astype(dtype))
 
 
+def products_have_all_digits_on_gpus_too(make):
+    t = make(KEY)
+    x = jnp.ones((2, t.dim))
+    assert rounded_products(lambda t, x: (t.apply(x), t.inverse.apply(t.apply(x))), t, x) == []
+
+
 def gradients_are_finite(make):
     t = make(KEY)
     leaves, rebuild = floating(t)
@@ -229,6 +247,7 @@ TRANSFORM_LAWS = (
     vmap_is_a_loop,
     jit_is_eager_and_new_leaves_do_not_recompile,
     half_precision_is_computed_in_fp32,
+    products_have_all_digits_on_gpus_too,
     gradients_are_finite,
     equal_keys_give_equal_transforms,
     other_keys_give_other_transforms,

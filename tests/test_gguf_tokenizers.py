@@ -149,6 +149,12 @@ def test_text_is_merged_as_sentencepiece_merges_it(text, sentencepiece):
     assert sentencepiece.decode(SPOKEN[text]) == text.replace("\u2581", " ")
 
 
+@pytest.mark.parametrize("text", ["\nfoo \U0001f917 bar   ", "\uc7a0 \uae70 \uc218", "\u7bc7", " "])
+def test_bytes_become_the_text_that_they_were(text, sentencepiece):
+    """huggingface/transformers 47843 and 48041, cactus-compute/cactus 684: <0xEA> as text."""
+    assert sentencepiece.decode(encode(sentencepiece, text).tolist()) == text
+
+
 def test_special_tokens_of_sentencepiece_are_found_and_a_space_begins_what_follows(sentencepiece):
     """As llama.cpp and transformers: each piece after a special token begins with a space."""
     assert encode(sentencepiece, "<s>the</s>the").tolist() == [1, 264, 2, 264]

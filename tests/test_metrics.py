@@ -4,6 +4,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from laws import rounded_products
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
@@ -50,6 +51,11 @@ def all_metrics(x, x_hat):
 
 
 all_scaled = jax.jit(jax.vmap(lambda s: all_metrics(s * X, X_HAT)))
+
+
+@every_name
+def test_products_have_all_digits_on_gpus_too(name):
+    assert rounded_products(METRICS[name], X, X_HAT) == []
 
 
 @every_name

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import rounded_products
 from small_models import random_tokens, small_config, small_model
 
 from isojax.models import (
@@ -30,6 +31,15 @@ def run(tokens=TOKENS, cache=None, hooks=Hooks(), capture=()):  # noqa: B008
 
 
 PLAIN = run()
+
+
+def test_products_have_all_digits_on_gpus_too():
+    read = functools.partial(token_nll, MODEL.params, MODEL.config)
+    assert rounded_products(read, TOKENS) == []
+    loss = jax.grad(lambda params: token_nll(params, MODEL.config, TOKENS).sum())
+    assert rounded_products(loss, MODEL.params) == []
+    cache = empty_cache(MODEL.config, 2, 40)
+    assert rounded_products(lambda cache: read(TOKENS, cache=cache), cache) == []
 
 
 def close(x, y, tolerance=1e-4):

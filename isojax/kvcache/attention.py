@@ -119,7 +119,12 @@ def causal_attention(
         v: values, g heads.
         start: position of the first query among the keys.
         scale: what logits are multiplied by; d^-1/2 by default.
+
+    Raises:
+        ValueError: keys or values are of another batch, length or number of heads than allowed.
     """
+    if not isinstance(k, Seen) and not isinstance(v, Seen):
+        check_heads(q, k, v, start)
     keys = k if isinstance(k, Seen) else Seen(by_head(k, columns=True), columns=True)
     values = v if isinstance(v, Seen) else Seen(by_head(v))
     batch, tokens, heads, dim = q.shape
@@ -134,7 +139,8 @@ def causal_attention(
             logits = _scaled(_scores(rows, keys.stored, keys.columns, seen), keys, seen)
         for run in keys.exact:
             logits = run.put(logits, _scores(rows, run.vectors, False), at)
-        logits = jnp.where(at >= among, logits, -jnp.inf)
+        # here in fp32, and not the queries, which half precision would round once more
+        logits = jnp.where(at >= among, logits * factor, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
         dtype, mixed = values.stored.dtype, 0.0
@@ -145,12 +151,25 @@ def causal_attention(
         weights = _scaled(weights, values, seen).astype(dtype)
         return (mixed + _mixture(weights, values.stored, values.columns, seen)) / total
 
-    q = q * (dim**-0.5 if scale is None else scale)
+    factor = dim**-0.5 if scale is None else scale
     q = q.reshape(batch, tokens, groups, share, dim).transpose(0, 2, 3, 1, 4)
     out = over_queries(read, q.reshape(batch * groups, share, tokens, dim), keys.slots, start)
     out = out.reshape(len(out), batch, groups, share, -1, out.shape[-1])
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, heads * out.shape[-1])
     return out[:, :tokens].astype(q.dtype)
+
+
+def check_heads(q: Array, k: Array, v: Array, start: Any = 0) -> None:
+    """Refuse keys and values that would be read as those of other texts or heads, in silence."""
+    batch, tokens, heads, dim = q.shape
+    least = start + tokens if isinstance(start, int) else 1
+    alike = k.shape[:3] == v.shape[:3] and k.shape[0] == batch and k.shape[3] == dim
+    if not alike or k.shape[1] < least or heads % k.shape[2]:
+        raise ValueError(
+            f"k and v must be of {batch} texts, the same {least} or more tokens and a number of "
+            f"heads that divides {heads}, k with {dim} numbers each; got shapes {k.shape} and "
+            f"{v.shape}."
+        )
 
 
 def by_head(x: Float[Array, "b t g d"], columns: bool = False) -> Array:
@@ -200,4 +219,5 @@ def _product_turned(a: Array, few: Array, of_few: int) -> Array:
 def _product(a: Array, b: Array, of_a: int, of_b: int) -> Array:
     """Sum over axis `of_a` of a and `of_b` of b, one product for each of the first axis."""
     axes = (((of_a,), (of_b,)), ((0,), (0,)))
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+    full = jax.lax.Precision.HIGHEST
+    return jax.lax.dot_general(a, b, axes, full, preferred_element_type=jnp.float32)

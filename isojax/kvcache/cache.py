@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from isojax._core.checks import check_positive
 from isojax._core.pytree import pytree, static
-from isojax.kvcache.attention import causal_attention
+from isojax.kvcache.attention import causal_attention, check_heads
 from isojax.kvcache.packed import PackedSide
 from isojax.kvcache.plain import PlainSide
 from isojax.kvcache.store import Store
@@ -60,11 +60,12 @@ class LayerCache:
             The layer with the new tokens, and what the queries read; NaN if there was no room.
 
         Raises:
-            ValueError: keys or values are of another batch or model than the side, or more than
-                its slots.
+            ValueError: keys or values are of another batch or model than the side or the queries,
+                or more than its slots.
         """
         self.keys.check("k", k)
         self.values.check("v", v)
+        check_heads(q, k, v)
         keys, k_seen = self.keys.update(k, start, frequency, self.rotated, layer)
         values, v_seen = self.values.update(v, start, None, self.rotated, layer)
         if self.rotated:

@@ -83,5 +83,6 @@ def _energy_shares(x: Float[Array, "*batch d"]) -> Float[Array, "d"]:
     """Eigenvalues of the second moment in increasing order, over their sum."""
     (x,) = computed(x)
     rows = x.reshape(-1, x.shape[-1])
-    values = jnp.maximum(jnp.linalg.eigvalsh(rows.T @ rows / rows.shape[0]), 0)
+    moment = jnp.matmul(rows.T, rows, precision="highest") / rows.shape[0]
+    values = jnp.maximum(jnp.linalg.eigvalsh(moment), 0)
     return values / jnp.sum(values)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from isojax.kvcache import Cache, Store, apply_rope, causal_attention, new_cache
 from isojax.models.config import ModelConfig
 from isojax.models.hooks import Hooks, Layer, slots
-from isojax.models.inputs import check_inputs
+from isojax.models.inputs import check_inputs, known_tokens
 from isojax.models.rope import query_scale, rope_frequencies
 
 Params = dict[str, Any]
@@ -76,7 +76,7 @@ class Linear(nn.Module):
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         if self.hooks.weight is not None:
             kernel = self.hooks.weight(str(self.name), layer, kernel)
-        y = x @ kernel.astype(x.dtype)
+        y = jnp.matmul(x, kernel.astype(x.dtype), precision="highest")  # fp32 on GPUs too
         if self.use_bias:
             y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         return y
@@ -132,7 +132,8 @@ class DecoderLayer(nn.Module):
             q = RMSNorm(config.rms_norm_eps, name="q_norm")(q)
             k = RMSNorm(config.rms_norm_eps, name="k_norm")(k)
         frequency = rope_frequencies(dim, config.rope_theta, config.rope_scaling)
-        q = apply_rope(q, positions, frequency) * query_scale(config.rope_scaling)
+        q = apply_rope(q.astype(jnp.float32), positions, frequency)
+        q = (q * query_scale(config.rope_scaling)).astype(x.dtype)
         k = apply_rope(k, positions, frequency)
         q = q if hooks.query is None else hooks.query(layer, q)
         k = k if hooks.key is None else hooks.key(layer, k)
@@ -168,12 +169,12 @@ class Decoder(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b t"], cache: Cache | None = None) -> Output:  # noqa: D102
+    def __call__(self, tokens: Integer[Array, "b t"], cache: Cache | None = None) -> Output:  # noqa: D102
         config = self.config
         init = nn.initializers.normal(0.02)
         embedding = self.param("embedding", init, (config.vocab_size, config.hidden_size))
-        known = (tokens >= 0) & (tokens < config.vocab_size)
-        x = jnp.where(known[..., None], embedding[jnp.where(known, tokens, 0)], jnp.nan)
+        known, rows = known_tokens(tokens, config.vocab_size)
+        x = jnp.where(known[..., None], embedding[rows], jnp.nan)
         batch, length = tokens.shape
         start = 0 if cache is None else cache.length
         positions = jnp.broadcast_to(start + jnp.arange(length), tokens.shape)
@@ -263,7 +264,7 @@ def unstack(params: Params) -> Params:
 def forward(
     params: Params,
     config: ModelConfig,
-    tokens: Int[Array, "b t"],
+    tokens: Integer[Array, "b t"],
     *,
     cache: Cache | None = None,
     hooks: Hooks = Hooks(),  # noqa: B008
@@ -271,7 +272,8 @@ def forward(
 ) -> Output:
     """Run the decoder; pure in `params`, `tokens`, `cache` and whatever the hooks close over.
 
-    Computed in the dtype of `params`; norms, rotary embedding and softmax in fp32.
+    Computed in the dtype of `params`, in full fp32 on GPUs too; norms, rotary embedding and softmax
+    in fp32.
 
     Args:
         params: the tree of `init_params`, or what `unstack` made of it.
@@ -341,5 +343,6 @@ def logits(params: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v
     # contracting the embedding's last axis: XLA would copy a transposed one in bf16
     axes = (((hidden.ndim - 1,), (1 if tied else 0,)), ((), ()))
     return jax.lax.dot_general(
-        hidden, head.astype(hidden.dtype), axes, preferred_element_type=jnp.float32
-    )
+        hidden, head.astype(hidden.dtype), axes, jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Integer
 
 from isojax._core.checks import check_positive
 from isojax.kvcache import Cache
@@ -19,7 +19,7 @@ from isojax.models.inputs import check_room, check_tokens, check_window
 def generate(
     params: Params,
     config: ModelConfig,
-    prompt: Int[Array, "b t"],
+    prompt: Integer[Array, "b t"],
     steps: int,
     cache: Cache,
     *,
@@ -54,7 +54,7 @@ def generate(
     check_room(cache, prompt.shape[1] + steps - 1)
     check_window(config, prompt.shape[1] + steps - 1, cache)
 
-    def read(cache: Cache, tokens: Int[Array, "b t"]) -> tuple[Cache, Int[Array, " b"]]:
+    def read(cache: Cache, tokens: Integer[Array, "b t"]) -> tuple[Cache, Int[Array, " b"]]:
         out = forward(params, config, tokens, cache=cache, hooks=hooks)
         assert out.cache is not None
         scores = logits(params, out.hidden[:, -1])

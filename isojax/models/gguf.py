@@ -23,6 +23,7 @@ from isojax.models.names import GGUF
 
 _INTEGERS = (Kind.I8, Kind.I16, Kind.I32, Kind.I64)
 _ROLES = ("bos", "eos", "padding", "unknown")
+_ENDS = ("eos", "eot", "eom")
 
 
 def load_gguf(path: str | Path, dtype: str = "float32") -> LanguageModel:
@@ -67,19 +68,29 @@ def _halves(x: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _sidecar(file: GgufFile, tokenizer: Tokenizer) -> Sidecar:
-    """Special tokens and chat template, in the form of Hugging Face's small files."""
-    fields: dict[str, int] = {}
+    """Special tokens and chat template, in the form of Hugging Face's small files.
+
+    A text may have ended where a turn or a message has, so `eos_token_id` lists these too.
+    """
+
+    def known(role: str) -> tuple[int, str] | None:
+        number = file.get(f"tokenizer.ggml.{role}_token_id")
+        if not isinstance(number, int) or not 0 <= number < 2**32:
+            return None
+        token = tokenizer.id_to_token(number)
+        return None if token is None else (number, token)
+
+    fields: dict[str, int | list[int]] = {}
     tokens: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for role in _ROLES:
-        number = file.get(f"tokenizer.ggml.{role}_token_id")
         name = {"padding": "pad", "unknown": "unk"}.get(role, role)
-        token = None
-        if isinstance(number, int) and 0 <= number < 2**32:
-            token = tokenizer.id_to_token(number)
-        if token is not None:
-            fields[f"{name}_token_id"] = number
-            tokens[f"{name}_token"] = token
+        found = known(role)
+        if found is not None:
+            fields[f"{name}_token_id"], tokens[f"{name}_token"] = found
     fields.pop("unk_token_id", None)  # no field of config.json
+    ends = list(dict.fromkeys(end[0] for end in map(known, _ENDS) if end is not None))
+    if ends:
+        fields["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     files = {
         "generation_config.json": _json(fields),
         "tokenizer_config.json": _json(tokens),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jaxtyping import Array, Bool, Int, Integer
 
 from isojax.kvcache import Cache, new_cache
 from isojax.models.config import ModelConfig
@@ -51,6 +52,18 @@ def check_tokens(config: ModelConfig, tokens: Any, least: int) -> None:
                 f"tokens must be from 0 to {config.vocab_size - 1} (vocab_size="
                 f"{config.vocab_size}), got {number}."
             )
+
+
+def known_tokens(
+    tokens: Integer[Array | np.ndarray, "*b"], size: int
+) -> tuple[Bool[Array, "*b"], Int[Array, "*b"]]:
+    """Which tokens are from 0 to `size` - 1, and the tokens with 0 in place of the others.
+
+    In 32 bits or more: integers of 8 or 16 do not hold the size of a vocabulary.
+    """
+    wide = jnp.asarray(tokens, jnp.promote_types(tokens.dtype, jnp.int32))
+    known = (wide >= 0) & (wide < size)
+    return known, jnp.where(known, wide, 0)
 
 
 def check_window(config: ModelConfig, tokens: int, cache: Cache | None) -> None:

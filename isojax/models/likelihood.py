@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Integer
 
 from isojax._core.checks import check_positive
 from isojax.kvcache import Cache
 from isojax.models.config import ModelConfig
 from isojax.models.decoder import Params, forward, logits
 from isojax.models.hooks import Hooks
-from isojax.models.inputs import check_tokens
+from isojax.models.inputs import check_tokens, known_tokens
 
 SUMMARY_UNITS = {
     "nll": "nats per token",
@@ -57,7 +57,7 @@ class Scores(NamedTuple):
     dp: Float[Array, "*b t-1"] | None = None
 
 
-def reference(params: Params, config: ModelConfig, tokens: Int[Array, "b t"]) -> Reference:
+def reference(params: Params, config: ModelConfig, tokens: Integer[Array, "b t"]) -> Reference:
     """Read texts with the unquantized model, for `token_scores` to compare others with.
 
     Args:
@@ -71,7 +71,7 @@ def reference(params: Params, config: ModelConfig, tokens: Int[Array, "b t"]) ->
 def token_scores(
     params: Params,
     config: ModelConfig,
-    tokens: Int[Array, "b t"],
+    tokens: Integer[Array, "b t"],
     reference: Reference | None,
     *,
     hooks: Hooks = Hooks(),  # noqa: B008
@@ -111,7 +111,7 @@ def token_scores(
 
 
 def reference_nll(
-    reference: Reference, tokens: Int[Array, "b t"], *, chunk: int = 256
+    reference: Reference, tokens: Integer[Array, "b t"], *, chunk: int = 256
 ) -> Float[Array, "b t-1"]:
     """Negative log-likelihood of every token but the first by a reference, in nats.
 
@@ -126,17 +126,17 @@ def reference_nll(
 
 
 def _scores(
-    own: Reference, tokens: Int[Array, "b t"], reference: Reference | None, chunk: int
+    own: Reference, tokens: Integer[Array, "b t"], reference: Reference | None, chunk: int
 ) -> Scores:
     """Scores of texts by the hidden states of a model, and those of a reference."""
 
     def score(targets: Array, hidden: Array, exact: Array | None = None) -> Scores:
         read = logits(own.params, hidden)
-        known = (targets >= 0) & (targets < read.shape[-1])
-        places = jnp.where(known, targets, 0)[:, None]
+        known, places = known_tokens(targets, read.shape[-1])
 
         def at_target(x: Array) -> Array:
-            return jnp.where(known, jnp.take_along_axis(x, places, axis=-1)[:, 0], jnp.nan)
+            found = jnp.take_along_axis(x, places[:, None], axis=-1)[:, 0]
+            return jnp.where(known, found, jnp.nan)
 
         nll = jax.nn.logsumexp(read, axis=-1) - at_target(read)
         if reference is None or exact is None:
@@ -194,7 +194,7 @@ def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
 def token_nll(
     params: Params,
     config: ModelConfig,
-    tokens: Int[Array, "b t"],
+    tokens: Integer[Array, "b t"],
     hooks: Hooks = Hooks(),  # noqa: B008
     chunk: int = 256,
     cache: Cache | None = None,
@@ -211,7 +211,7 @@ def token_kl(
     params: Params,
     config: ModelConfig,
     hidden: Float[Array, "b t width"],
-    tokens: Int[Array, "b t"],
+    tokens: Integer[Array, "b t"],
     hooks: Hooks = Hooks(),  # noqa: B008
     chunk: int = 256,
 ) -> Float[Array, "b t"]:

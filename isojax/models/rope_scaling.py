@@ -94,12 +94,22 @@ def kind_of(rope: Mapping[str, Any]) -> Any:
     return rope.get("rope_type", rope.get("type", "default"))
 
 
+def _check_named(rope: Mapping[str, Any], source: str) -> None:
+    """Refuse a factor of which nothing says what is rescaled by it."""
+    if not {"rope_type", "type"} & set(rope) and rope.get("factor") not in (None, 1):
+        raise ValueError(
+            f"{source}: rope_type must be given beside factor={short(rope['factor'])}, one of "
+            f"{', '.join(KINDS)}."
+        )
+
+
 def rope_scaling(rope: Mapping[str, Any], source: str) -> AnyScaling | None:
     """The rescaling that the settings of `read_rope` ask for, None if there is none.
 
     Raises:
         ValueError: it is not one of `KINDS`, or a number of it is missing or malformed.
     """
+    _check_named(rope, source)
     kind = kind_of(rope)
     if kind not in KINDS:
         raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from isojax._core.checks import check_choice
 from isojax.models.config import ModelConfig
@@ -37,7 +37,7 @@ def weight(params: Params, name: str, layer: int) -> Float[Array, "out in"]:
 
 
 def capture_tensors(
-    model: LanguageModel, tokens: Int[Array | np.ndarray, " t"], names: Sequence[str]
+    model: LanguageModel, tokens: Integer[Array | np.ndarray, " t"], names: Sequence[str]
 ) -> dict[str, Float[Array, "_ _"]]:
     """Matrices of a model by name, from one text.
 
@@ -69,7 +69,7 @@ def capture_tensors(
         else:
             sites[name] = parse_site(name, layers)
     if sites:
-        check_tokens(model.config, jnp.asarray(tokens)[None], least=1)
+        check_tokens(model.config, tokens[None], least=1)
         wanted = tuple(sorted(set(sites.values())))
         stacks = _run(model.params, model.config, jnp.asarray(tokens), wanted)
         places = slots(wanted)
@@ -80,7 +80,7 @@ def capture_tensors(
 
 @functools.partial(jax.jit, static_argnames=("config", "sites"))
 def _run(
-    params: Params, config: ModelConfig, tokens: Int[Array, " t"], sites: tuple[Site, ...]
+    params: Params, config: ModelConfig, tokens: Integer[Array, " t"], sites: tuple[Site, ...]
 ) -> dict[str, Array]:
     """Kind of site -> [layers asked for, tokens, width]."""
     out = forward(params, config, tokens[None], capture=sites)

@@ -64,6 +64,7 @@ def calibrate(
     """
     windows = np.asarray(token_windows(model.tokenizer, texts, length))
     check_tokens(model.config, windows, least=2)
+    windows = windows.astype(np.int32)
     plans = [plan] if isinstance(plan, Plan) else list(plan)
     number = model.config.num_hidden_layers
     for each in plans:

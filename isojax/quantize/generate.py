@@ -22,7 +22,7 @@ from isojax.quantize.texts import token_prompts
 
 def generate(
     model: LanguageModel | Quantized,
-    prompts: str | Sequence[Any] | Int[Any, "n t"],
+    prompts: Any,
     steps: int,
     *,
     end: int | Sequence[int] | None = None,
@@ -36,7 +36,7 @@ def generate(
 
     Args:
         model: a quantized model, or one as loaded.
-        prompts: token ids of each text, of any lengths, or strings.
+        prompts: token ids of each text, of any lengths, or strings; no mapping.
         steps: tokens to generate.
         end: a token that ends a text, or several. All that follow it are the same token.
 

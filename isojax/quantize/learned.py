@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Integer, Key
 
 from isojax import learn, quantizers, transforms
 from isojax._core.samples import identity_samples
@@ -90,7 +90,7 @@ def turned_inputs(config: ModelConfig, turns: Turns, quantizer: quantizers.Quant
 def divergence(
     params: Any,
     config: ModelConfig,
-    windows: Int[Array, "n t"],
+    windows: Integer[Array, "n t"],
     hidden: Float[Array, "n t d"],
     turns: Turns,
     quantizer: quantizers.Quantizer,
@@ -117,7 +117,7 @@ def learn_turns(
     key: Key[Array, ""],
     params: Any,
     config: ModelConfig,
-    windows: Int[Array, "n t"],
+    windows: Integer[Array, "n t"],
     hidden: Float[Array, "n t d"],
     start: Turns,
     quantizer: quantizers.Quantizer,

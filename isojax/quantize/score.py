@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from isojax import models
 from isojax.models import LanguageModel, ModelConfig, Reference, Scores, forward, token_scores
+from isojax.models.inputs import check_tokens
 from isojax.quantize.quantize import unquantized
 from isojax.quantize.quantized import Origin, Quantized
 from isojax.quantize.texts import LENGTH, token_windows
@@ -25,8 +26,12 @@ def reference(model: LanguageModel, texts: Any, *, length: int = LENGTH) -> Refe
         model: as loaded.
         texts: those that `score` is to be given; see `token_windows`.
         length: tokens per window, where texts do not come in windows.
+
+    Raises:
+        ValueError: as `forward` and `token_windows`.
     """
     windows = token_windows(model.tokenizer, texts, length)
+    check_tokens(model.config, windows, least=1)
     read = jax.jit(_hidden, static_argnames="config")
     hidden = [
         np.asarray(read(model.params, model.config, jnp.asarray(ids)[None])) for ids in windows
@@ -59,10 +64,11 @@ def score(
         Arrays [n, t - 1]; `summary` makes scalars of them.
 
     Raises:
-        ValueError: as `token_scores`.
+        ValueError: as `token_scores` and `token_windows`.
     """
     windows = token_windows(tokenizer_of(model), texts, length)
     bare = running(model)
+    check_tokens(bare.config, windows, least=2)
     if reference is not None and len(reference.hidden) != len(windows):
         raise ValueError(
             f"reference must be of the {len(windows)} windows, got {len(reference.hidden)}."
@@ -95,7 +101,7 @@ def running(model: LanguageModel | Quantized) -> Quantized:
 
 @functools.partial(jax.jit, static_argnames="chunk")
 def _score(
-    model: Quantized, ids: Int[Array, "1 t"], reference: Reference | None, chunk: int
+    model: Quantized, ids: Integer[Array, "1 t"], reference: Reference | None, chunk: int
 ) -> Scores:
     cache = model.cache(1, ids.shape[1]) if model.stores else None
     return token_scores(

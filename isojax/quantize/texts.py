@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import jax
@@ -22,23 +22,24 @@ def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Any:
     Args:
         tokenizer: of the model, or None where texts are token ids.
         texts: an array of token ids [n, t], or a list of rows of one length, taken as they are. Or
-            a string, or several (a list, a column of a `datasets` data set), which are joined by
-            blank lines, as perplexity is usually taken; or rows of token ids of several lengths,
-            joined as they are. What is joined is cut into consecutive windows of `length` tokens,
-            the rest left out; what is shorter than one window is a window of its own.
+            a string, or several (a list, a generator, a column of a `datasets` data set), which are
+            joined by blank lines, as perplexity is usually taken; or rows of token ids of several
+            lengths, joined as they are. What is joined is cut into consecutive windows of `length`
+            tokens, the rest left out; what is shorter than one window is a window of its own.
         length: tokens per window.
 
     Returns:
         Token ids [n, t].
 
     Raises:
-        ValueError: there are no texts, or they are strings and there is no tokenizer.
+        ValueError: there are no texts, they are of another kind (a mapping, as tokenizers of
+            transformers return, or a set), or they are strings and there is no tokenizer.
     """
     if isinstance(texts, jax.Array | np.ndarray):
         return texts
-    rows = _rows(tokenizer, texts, "texts")
-    sizes = {len(row) for row in rows}
-    if len(sizes) == 1 and not _are_strings(texts):
+    every = _listed(texts, "texts")
+    rows = _rows(tokenizer, every, "texts")
+    if not isinstance(every[0], str) and len({len(row) for row in rows}) == 1:
         return np.stack(rows)
     ids = np.concatenate(rows)
     count = len(ids) // check_positive("length", length)
@@ -53,18 +54,24 @@ def token_prompts(tokenizer: Any, prompts: Any) -> list[np.ndarray]:
     """
     if isinstance(prompts, jax.Array | np.ndarray):
         return list(np.asarray(prompts))
-    if isinstance(prompts, str):
-        return [_encoded(tokenizer, prompts)]
-    return [row for text in prompts for row in _rows(tokenizer, [text], "prompts")]
+    every = _listed(prompts, "prompts")
+    return [row for text in every for row in _rows(tokenizer, [text], "prompts")]
 
 
-def _rows(tokenizer: Any, texts: Any, name: str) -> list[np.ndarray]:
-    """Token ids of each row; strings are one, joined."""
+def _listed(texts: Any, name: str) -> list[Any]:
+    """The texts one by one; a string is one."""
     if isinstance(texts, str):
-        return [_encoded(tokenizer, texts)]
-    if not isinstance(texts, Iterable):
-        raise ValueError(f"{name} must be strings or token ids, got {type(texts).__name__}.")
-    every = list(texts)
+        return [texts]
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping | Set):
+        raise ValueError(
+            f"{name} must be strings or token ids, as a list or an array, got "
+            f"{type(texts).__name__}."
+        )
+    return list(texts)
+
+
+def _rows(tokenizer: Any, every: list[Any], name: str) -> list[np.ndarray]:
+    """Token ids of each row; strings are one, joined."""
     if not every:
         raise ValueError(f"{name} must hold at least one, got none.")
     strings = [isinstance(text, str) for text in every]
@@ -72,16 +79,18 @@ def _rows(tokenizer: Any, texts: Any, name: str) -> list[np.ndarray]:
         return [_encoded(tokenizer, "\n\n".join(every))]
     if any(strings):
         raise ValueError(f"{name} must be all strings or all token ids, got both.")
+    for row in every:
+        if isinstance(row, Mapping):
+            raise ValueError(
+                f"{name} must be rows of token ids, got a {type(row).__name__}: give the column "
+                "of a data set that holds them."
+            )
     rows = [np.asarray(row) for row in every]
     if any(row.ndim != 1 for row in rows):
         raise ValueError(
             f"{name} must be rows of token ids, got rows of shape {[r.shape for r in rows][:4]}."
         )
     return rows
-
-
-def _are_strings(texts: Any) -> bool:
-    return isinstance(texts, str) or isinstance(next(iter(texts)), str)
 
 
 def _encoded(tokenizer: Any, text: str) -> np.ndarray:
