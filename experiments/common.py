@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -20,6 +21,9 @@ import tyro
 from isojax._core.checks import check_choice, check_positive
 from isojax.report import Study
 from isojax.report.study import as_json
+from isojax.transforms.paley import admissible_blocks
+
+_LENGTH = re.compile(r"\b(block_hadamard|cat|wush|mass_diff|group):(\d+)")
 
 C = TypeVar("C", bound="Common")
 
@@ -64,6 +68,33 @@ class Common:
     def resolved(self) -> Self:
         """These settings with nothing left open: what is printed, run and kept in config.json."""
         return dataclasses.replace(self, windows=self.texts, length=self.tokens)
+
+    def own(self, name: str) -> bool:
+        """Whether a setting is that of the study, and not of the command line."""
+        return getattr(self, name) in (getattr(type(self)(), name), self.quickened().get(name))
+
+    def dividing(self, name: str, *dims: int) -> tuple[str, ...]:
+        """The setting `name`, such as coordinates; if its `own`, in lengths that divide all `dims`.
+
+        A block or group that does not divide gives way to the largest below it that does, which is
+        said. What the command line asks for stays as it is.
+        """
+        names, dim = getattr(self, name), math.gcd(*dims)
+        if not self.own(name):
+            return names
+
+        def fit(match: re.Match[str]) -> str:
+            kind, most = match[1], int(match[2])
+            if dim % most == 0:
+                return match[0]
+            divisors = (n for n in range(most, 0, -1) if dim % n == 0)
+            return f"{kind}:{next(divisors) if kind == 'group' else largest_block(most, dim)}"
+
+        fitted = {asked: _LENGTH.sub(fit, asked) for asked in names}
+        if changed := [f"{new} for {asked}" for asked, new in fitted.items() if new != asked]:
+            widths = ", ".join(map(str, dict.fromkeys(dims)))
+            say(f"{name}, in lengths that divide {widths}: {', '.join(changed)}")
+        return tuple(dict.fromkeys(fitted.values()))
 
     def study(self, name: str, *grows: str) -> Study:
         """The output folder; settings of the names in `grows` only ask for more rows."""
@@ -179,6 +210,11 @@ def finish(study: Study, text: str, figure: Any) -> None:
     """Write the report and the figure, and print the report."""
     study.finish(text, figure)
     say((study.folder / "table.md").read_text(encoding="utf-8"))
+
+
+def largest_block(most: int, dim: int) -> int:
+    """The longest block of a Hadamard matrix, `most` numbers or fewer, that divides `dim`."""
+    return next(block for block in admissible_blocks(dim) if block <= most)
 
 
 def check_named(name: str, values: Sequence[Any], allowed: Iterable[Any] | None = None) -> None:

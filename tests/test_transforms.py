@@ -26,7 +26,7 @@ def named(name, dim):
 
 def fitted(dim):
     scale = jnp.linspace(0.5, 3, dim)
-    return lambda key: tf.pca(scale * jax.random.normal(key, (4 * dim, dim)))
+    return lambda key: tf.pca(scale[None] * jax.random.normal(key, (4 * dim, dim)))
 
 
 def diagonal(dim):
@@ -39,7 +39,7 @@ def oblique(dim):
     def make(key):
         left, right = (tf.haar(part, dim).matrix() for part in jax.random.split(key))
         size = jnp.exp(jnp.linspace(-1, 1, dim))
-        return tf.Oblique((left * size) @ right, (right.T / size) @ left.T)
+        return tf.Oblique((left * size[None]) @ right, (right.T / size[None]) @ left.T)
 
     return make
 

@@ -35,7 +35,7 @@ from isojax.quantize import calibrate
 from isojax.quantize.shapes import quantized_shapes
 from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, check_named, finish, run
+from ..common import Calibrated, check_named, finish, largest_block, run, say
 from ..scoring import SCORED, TAILS
 from .measure import LOOK, Reader
 from .points import (
@@ -71,7 +71,8 @@ class Config(Calibrated):
     """none, random_permutation (the control), mass_diff, co_activation, zigzag, absmax_order (the
     adversary)."""
     blocks: tuple[int, ...] = BLOCKS
-    """Lengths of blocks; of those by default, the ones that divide the width. No rotation
+    """Lengths of blocks; of those by default, the ones that divide the width, or the largest below
+    16 that does. No rotation
     (identity), SmoothQuant in its place (smooth:0.5) and the full one (hadamard) are added, without
     permutation."""
     coordinates: tuple[str, ...] = ()
@@ -97,8 +98,10 @@ class Config(Calibrated):
         return fewer
 
     def lengths(self, width: int) -> tuple[int, ...]:
-        """Of the blocks between none and full."""
-        lengths = [b for b in self.blocks if self.blocks != BLOCKS or width % b == 0]
+        """Of the blocks between none and full; the study's own ones divide `width`."""
+        lengths = self.blocks
+        if self.own("blocks"):
+            lengths = [b for b in lengths if width % b == 0] or [largest_block(lengths[0], width)]
         return tuple(b for b in lengths if b != width)
 
 
@@ -120,13 +123,16 @@ def main(config: Config) -> None:
     width, sizes = model.config.intermediate_size, {model.config.intermediate_size}
     if config.settings != ("A4-down",):
         sizes |= {model.config.hidden_size, model.config.head_dim}
-    for block in config.lengths(width):
+    lengths = config.lengths(width)
+    if lengths and config.own("blocks") and lengths[0] not in config.blocks:
+        say(f"blocks, in lengths that divide {width}: {lengths[0]} for {config.blocks[0]}")
+    for block in lengths:
         make = functools.partial(transforms.block_hadamard, dim=width, block=block)
         jax.eval_shape(make, jax.random.key(0))  # or ValueError
     for dim in sizes:
         jax.eval_shape(functools.partial(transforms.hadamard, dim=dim), jax.random.key(0))
     turns = ["identity", "hadamard", *config.coordinates]
-    turns += [coordinates_of(p, b) for b in config.lengths(width) for p in config.permutations]
+    turns += [coordinates_of(p, b) for b in lengths for p in config.permutations]
     cases = [
         ([Point(*setting, form, turn) for setting in group], seed)
         for form, group in itertools.product(config.formats, groups)

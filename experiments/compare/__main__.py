@@ -54,7 +54,8 @@ class Config(Calibrated):
         "butterfly_planar", "learned_rotation", "pca", "learned_alignment",
     )  # fmt: skip
     """Those above, others of `isojax.recipes`, or your own, such as mypackage.mymodule:name;
-    identity and haar are always among them."""
+    identity and haar are always among them. Blocks of those by default that do not divide the
+    widths of the model become the longest below that do."""
     tensor: str = "hidden:final"
     """The tensor to measure on: hidden:final, hidden:L, key:L, value:L, query:L, input:NAME:L."""
     seeds: int = 5
@@ -76,13 +77,17 @@ def main(config: Config) -> None:
     """Measure, and write what the record does not hold yet."""
     for name in ("seeds", "repeats"):
         check_positive(name, getattr(config, name))
-    every = ("identity", "haar", *config.coordinates)
-    names = list(dict.fromkeys(str(Coordinates.parse(name)) for name in every))
+    for name in config.coordinates:
+        Coordinates.parse(name)  # or ValueError
     if config.tensor.startswith("weight"):
         raise ValueError(f"tensor must be of activations, which texts change, got {config.tensor}.")
     study = config.study("compare", "coordinates", "seeds")
     model, texts, fit_on, base = config.load()
     reader = Reader(model, fit_on, texts, config.tensor)
+    sizes = model.config
+    widths = reader.x.shape[-1], sizes.hidden_size, sizes.intermediate_size, sizes.head_dim
+    every = "identity", "haar", *config.dividing("coordinates", *widths)
+    names = list(dict.fromkeys(str(Coordinates.parse(name)) for name in every))
     for name in names:
         shape(Coordinates.parse(name), reader.x.shape[-1])  # or ValueError
         reader.plans[name] = plans(Coordinates.parse(name), model)

@@ -58,7 +58,8 @@ class Config(Common):
     weight_bits: tuple[int, ...] = (3,)
     """Of the weights."""
     granularities: tuple[str, ...] = ("tensor", "token", "channel", "group:64", "group:32")
-    """What shares a scale: tensor (always among them), token, channel, or group:N."""
+    """What shares a scale: tensor (always among them), token, channel, or group:N. Of those by
+    default, an N that does not divide the width becomes the largest below that does."""
     top: float = 0.99
     """Quantile of |x| from which a number is an outlier."""
     bottom: float = 0.90
@@ -101,13 +102,15 @@ def main(config: Config) -> None:
     names = config.coordinates
     fitted = any(Coordinates.parse(name).needs for name in names)
 
-    def cases(kinds: tuple[str, ...], bits: tuple[int, ...]) -> list[Case]:
-        every = itertools.product(kinds, bits, config.granularities)
-        return [Case(*case, config.levels) for case in every]
+    quantized = config.quantizers, config.bits
+    quantized_weights = config.weight_quantizers, config.weight_bits
 
-    fixed = cases(config.quantizers, config.bits)
-    fixed_weights = cases(config.weight_quantizers, config.weight_bits)
-    check_names(names, [*fixed, *fixed_weights])
+    def cases(kinds: tuple[Any, ...], granularities: tuple[str, ...]) -> list[Case]:
+        every = itertools.product(*kinds, granularities)
+        return [Case(name, bits, by, config.levels) for name, bits, by in every]
+
+    for kinds in (quantized, quantized_weights):
+        check_names(names, cases(kinds, config.granularities))
     check_positive("seeds", config.seeds)
     if not 0 <= config.skip_tokens < check_positive("length", config.tokens):
         raise ValueError(
@@ -155,6 +158,8 @@ def main(config: Config) -> None:
         "tensor": config.tensor,
     }  # fmt: skip
     tensor = Tensor(x, at, samples)
+    granularities = config.dividing("granularities", x.shape[-1])
+    fixed = cases(quantized, granularities)
     tensor.check(names, fixed)
     units = {"check_value": "squared input units"}
     todo = [Job.one("check value", base, units, lambda: {"check_value": check})]
@@ -169,12 +174,13 @@ def main(config: Config) -> None:
         w = w / jnp.sqrt(jnp.mean(w * w))
         at = metrics.thresholds(w, silent=0.2, fired=0.4)
         tensor = Tensor(w, at, w, joined(inputs[name], slice(count))[-256:])
-        tensor.check(names, fixed_weights)
-        todo += jobs(base | {"tensor": name}, tensor, names, fixed_weights, config.seeds)
+        fixed = cases(quantized_weights, config.dividing("granularities", w.shape[-1]))
+        tensor.check(names, fixed)
+        todo += jobs(base | {"tensor": name}, tensor, names, fixed, config.seeds)
     fill(study, todo)
     add_published(study)
     written = text(study, base, weights, x.shape)
-    finish(study, written, figure(study, base, config.bits, config.granularities))
+    finish(study, written, figure(study, base, config.bits, granularities))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ class Config(Calibrated):
     spinquant (quarot with rotations learned on the loss, for each seed), folded (a Hadamard at all
     inputs, norms folded)."""
     coordinates: tuple[str, ...] = COORDINATES
-    """Coordinates at all four inputs, the scales of norms left there."""
+    """Coordinates at all four inputs, the scales of norms left there. Blocks of those by default
+    that do not divide all inputs become the longest below that do."""
     seeds: int = 2
     """Seeds of what is drawn; each reads all windows."""
     steps: int = 100
@@ -86,9 +87,12 @@ def main(config: Config) -> None:
         check_positive(name, getattr(config, name))
     grows = ("settings", "formats", "rounding", "plans", "coordinates", "seeds", "layers")
     study = config.study("linear_layers", *grows, *config.windows_grow)
-    given = config.plans, config.coordinates, config.settings, config.formats, config.rounding
-    every = cases(*given)
+    given = config.settings, config.formats, config.rounding
+    cases(config.plans, config.coordinates, *given)  # or ValueError
     model, texts, fit_on, base = config.load()
+    sizes = model.config
+    widths = sizes.hidden_size, sizes.num_attention_heads * sizes.head_dim, sizes.intermediate_size
+    every = cases(config.plans, config.dividing("coordinates", *widths), *given)
     shapes = statistics_shapes(model.config)
     for case in every:
         quantized_shapes(plan_of(case, config.steps), model.config, shapes)  # or ValueError

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import jax
+from jaxtyping import Array
+
 from isojax._core.checks import check_choice
 
 SHARED = ("tensor", "token", "channel")
+
+
+def to_rank(x: Array, ndim: int) -> Array:
+    """`x` with axes of length one in front, up to `ndim`, to broadcast with arrays of so many.
+
+    What JAX does by itself unless `jax_numpy_rank_promotion` is `raise`. A scalar stays one.
+    """
+    return x if x.ndim == 0 else jax.lax.broadcast_to_rank(x, max(ndim, x.ndim))
 
 
 def shared_axes(ndim: int, per: str) -> tuple[int, ...]:

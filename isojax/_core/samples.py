@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_not_empty, check_positive, compute_dtype
 from isojax._core.pytree import pytree, static
 
@@ -85,7 +86,8 @@ class Samples:
 
     def minus(self, offset: Float[Array, " d"]) -> Samples:
         """The samples with `offset` subtracted from the vectors."""
-        return dataclasses.replace(self, x=self.vectors - offset, moment=None)
+        x = self.vectors
+        return dataclasses.replace(self, x=x - to_rank(offset, x.ndim), moment=None)
 
     def through(self, transform: Any) -> Samples:
         """The samples after a transform, which those that read them undo."""

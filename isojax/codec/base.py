@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_last_axis, compute_dtype
 from isojax._core.implementation import run
 from isojax._core.pytree import pytree
@@ -179,14 +180,14 @@ class Codec:
     def rotate(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
         """`transform.apply((x - offset) / scale)`, in fp32."""
         x = x.astype(compute_dtype(x.dtype))
-        x = x if self.offset is None else x - self.offset
-        return self.transform.apply(x if self.scale is None else x / self.scale)
+        x = x if self.offset is None else x - to_rank(self.offset, x.ndim)
+        return self.transform.apply(x if self.scale is None else x / to_rank(self.scale, x.ndim))
 
     def unrotate(self, y: Float[Array, "*batch e"]) -> Float[Array, "*batch d"]:
         """The inverse of `rotate`."""
         x = self.transform.inverse.apply(y)
-        x = x if self.scale is None else x * self.scale
-        return x if self.offset is None else x + self.offset
+        x = x if self.scale is None else x * to_rank(self.scale, x.ndim)
+        return x if self.offset is None else x + to_rank(self.offset, x.ndim)
 
     def rotate_query(self, query: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
         """`transform.dual.apply(query * scale)`, in fp32: what to hold against rotated vectors.
@@ -195,4 +196,5 @@ class Codec:
         is the same for all that is stored with one offset, and the softmax does not see it.
         """
         query = query.astype(compute_dtype(query.dtype, "query"))
-        return self.transform.dual.apply(query if self.scale is None else query * self.scale)
+        query = query if self.scale is None else query * to_rank(self.scale, query.ndim)
+        return self.transform.dual.apply(query)

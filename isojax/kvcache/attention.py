@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from isojax._core.axes import to_rank
 from isojax._core.queries import over_queries
 
 FEW = 16  # rows of queries up to which keys and values are the left factor on a CPU
@@ -21,8 +22,9 @@ def apply_rope(
 
     Positions are one for each token, [t], or [b, t]; negative ones undo it (Su et al. 2021).
     """
-    angle = positions[..., None, None] * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    places = positions[..., None, None].astype(frequency.dtype)
+    angle = places * to_rank(frequency, places.ndim)
+    cos, sin = (to_rank(turn(angle), x.ndim) for turn in (jnp.cos, jnp.sin))
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
@@ -50,7 +52,7 @@ class Exact(NamedTuple):
 
     def put(self, x: Float[Array, "n t s"], new: Any, at: Array) -> Float[Array, "n t s"]:
         """`x` with `new` in their part, for the queries that read them."""
-        new = jnp.where(self.mask(at), new, self.of(x)).astype(x.dtype)
+        new = jnp.where(self.mask(at)[None], new, self.of(x)).astype(x.dtype)
         return jax.lax.dynamic_update_slice_in_dim(x, new, self.begin, axis=-1)
 
 
@@ -95,7 +97,7 @@ class Seen(NamedTuple):
         x = x if self.scale is None else x * self.scale[..., None]
         for run in self.exact:
             old = jax.lax.dynamic_slice_in_dim(x, run.begin, run.vectors.shape[1], axis=1)
-            new = jnp.where(run.mask(jnp.full((1, 1), position))[0, :, None], run.vectors, old)
+            new = jnp.where(run.mask(jnp.full((1, 1), position))[:, :, None], run.vectors, old)
             x = jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), run.begin, axis=1)
         return x.swapaxes(0, 1)
 
@@ -132,7 +134,7 @@ def causal_attention(
     share = heads // groups
 
     def read(rows: Array, at: Array, seen: int) -> Array:
-        among = jnp.arange(seen)
+        sees = (at >= jnp.arange(seen)[None])[None]
         if keys.scores is not None and rows.shape[1] <= FEW:
             logits = keys.scores(rows)[..., :seen]
         else:
@@ -140,12 +142,12 @@ def causal_attention(
         for run in keys.exact:
             logits = run.put(logits, _scores(rows, run.vectors, False), at)
         # here in fp32, and not the queries, which half precision would round once more
-        logits = jnp.where(at >= among, logits * factor, -jnp.inf)
+        logits = jnp.where(sees, logits * factor, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
         dtype, mixed = values.stored.dtype, 0.0
         for run in values.exact:
-            part = jnp.where(run.mask(at), run.of(weights), 0).astype(dtype)
+            part = jnp.where(run.mask(at)[None], run.of(weights), 0).astype(dtype)
             mixed = mixed + _mixture(part, run.vectors, False)
             weights = run.put(weights, 0, at)
         weights = _scaled(weights, values, seen).astype(dtype)

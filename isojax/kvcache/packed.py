@@ -107,7 +107,7 @@ class PackedSide:
         sinks = self.store.sinks
         place = jnp.arange(sinks) - start
         arrived = jnp.take(x, jnp.clip(place, 0, tokens - 1), axis=1)
-        is_new = ((place >= 0) & (place < tokens))[:, None, None]
+        is_new = ((place >= 0) & (place < tokens))[None, :, None, None]
         first = jnp.where(is_new, stored(arrived, self.first.dtype), self.first)
         last = stored(around[:, tokens:], self.last.dtype)
         seen = dataclasses.replace(self, packed=at_layer(packed, layer), first=first)._read(
@@ -181,6 +181,7 @@ class PackedSide:
 
     def _fresh(self, start: Any, asking: Any, positions: Array) -> Array:
         """Which positions a query at `asking`, in a call from `start` on, reads exact."""
+        positions = positions[None]
         asking = jnp.full_like(asking, start - 1) if self.store.deferred else asking
         full = (asking + 1) // self.store.page * self.store.page
         recent = positions > asking - self.store.recent
@@ -191,10 +192,10 @@ class PackedSide:
         if self.store.rope == "before":
             assert frequency is not None
             x = apply_rope(x, -positions, frequency)
-        return x if self.store.mean is None else x - self._mean(positions, frequency)
+        return x if self.store.mean is None else x - self._mean(positions, frequency)[None]
 
     def _uncentre(self, x: Array, positions: Array, frequency: Array | None) -> Array:
-        x = x if self.store.mean is None else x + self._mean(positions, frequency)
+        x = x if self.store.mean is None else x + self._mean(positions, frequency)[None]
         if self.store.rope == "before":
             assert frequency is not None
             x = apply_rope(x, positions, frequency)

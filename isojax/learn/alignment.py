@@ -64,7 +64,7 @@ def aligned(
         mean = jnp.mean(size)
         size = jnp.maximum(size, 0) + ridge * jnp.where(mean > 0, mean, 1)
         size = _regular(size, jnp.asarray(power) > 0) ** (power / 2)
-        root, back = (_product(axes * s, axes.T) for s in (size, 1 / size))
+        root, back = (_product(axes * s[None], axes.T) for s in (size, 1 / size))
     _, turn = jnp.linalg.eigh(_product(_product(root, moment), root))
     turn = turn[:, ::-1]
     return Oblique(_product(root, turn), _product(turn.T, back))
@@ -97,7 +97,8 @@ def log_spectrum(metric: Float[Array, "d d"]) -> Float[Array, "d d"]:
     size, axes = jnp.linalg.eigh(finite("metric", metric.astype(compute_dtype(metric.dtype))))
     size = jnp.maximum(size, 0)
     mean = jnp.mean(size)
-    return _product(axes * jnp.log1p(size / jnp.where(mean == 0, 1, mean)), axes.T)
+    weight = jnp.log1p(size / jnp.where(mean == 0, 1, mean))
+    return _product(axes * weight[None], axes.T)
 
 
 def learned_alignment(

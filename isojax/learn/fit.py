@@ -70,7 +70,8 @@ def fit(
     def step(carry: Any, number: Array) -> Any:
         params, state = carry
         value, gradient = jax.value_and_grad(loss)(params, jax.random.fold_in(step_key, number))
-        updates, state = optimizer.update(gradient, state, params)
+        with jax.numpy_dtype_promotion("standard"):  # which optax counts its steps in
+            updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
     def check(carry: Any, numbers: Array) -> Any:

@@ -151,7 +151,7 @@ def _feedback(hessian: Array, damping: Any) -> Array:
     diagonal = jnp.diagonal(hessian)
     added = jnp.where(diagonal == 0, 1, damping * jnp.mean(diagonal))
     factor = jnp.linalg.cholesky((hessian + jnp.diag(added))[::-1, ::-1])[::-1, ::-1]
-    return jnp.triu(factor / jnp.diagonal(factor), 1)
+    return jnp.triu(factor / jnp.diagonal(factor)[None], 1)
 
 
 def _round(quantizer: Quantizer, codes: Codes, row: Array, channel: Array) -> tuple[Array, Array]:

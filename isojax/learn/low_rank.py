@@ -39,7 +39,7 @@ def rank_for_rate(variances: Float[Array, " d"], rate: float | Float[Array, ""])
         raise ValueError(f"rate must be at least 0 and finite, got {rate!r}.")
     v = finite("variances", variances.astype(compute_dtype(variances.dtype)))
     dim = v.shape[-1]
-    ranks = jnp.arange(1, dim + 1)
+    ranks = jnp.arange(1, dim + 1, dtype=v.dtype)
     share, least = ranks / dim, jnp.finfo(v.dtype).tiny
     tail = jnp.append(jnp.cumsum(v[::-1])[::-1][1:], 0)  # differences would lose what is small
     lead = jnp.maximum(jnp.cumsum(v) / ranks, least)
@@ -47,7 +47,7 @@ def rank_for_rate(variances: Float[Array, " d"], rate: float | Float[Array, ""])
     rest = jnp.where(ranks == dim, lead, rest)
     both = jnp.exp2(share * jnp.log2(lead) + (1 - share) * jnp.log2(rest) - 2 * rate)
     alone = share * lead * jnp.exp2(-2 * rate / share) + (1 - share) * rest
-    return ranks[jnp.argmin(jnp.where(both <= rest, both, alone))]
+    return 1 + jnp.argmin(jnp.where(both <= rest, both, alone))
 
 
 def low_rank(
@@ -68,7 +68,9 @@ def low_rank(
     variances = jnp.mean(jnp.square(axes.apply(samples.astype(jnp.float32))), axis=0)
     leads = jnp.arange(len(variances)) < rank_for_rate(variances, rate)
     # the QR decomposition of two Gaussian blocks on a diagonal, whatever their sizes
-    drawn = jax.random.normal(key, axes.entries.shape) * (leads[:, None] == leads)
+    together = leads[:, None] == leads[None]
+    entries = axes.entries
+    drawn = jnp.where(together, jax.random.normal(key, entries.shape, entries.dtype), 0)
     turn, upper = jnp.linalg.qr(drawn)
-    turn = turn * jnp.where(jnp.diagonal(upper) < 0, -1.0, 1.0)
-    return Dense(jnp.matmul(axes.entries, turn, precision="highest"))
+    turn = turn * jnp.where(jnp.diagonal(upper) < 0, -1.0, 1.0)[None]
+    return Dense(jnp.matmul(entries, turn, precision="highest"))

@@ -183,7 +183,7 @@ def laplace_distortion(y: Float[Array, "*batch d"], step: Any) -> Float[Array, "
 
 
 def _in_steps(y: Array, step: Any) -> tuple[Array, Array]:
-    """Magnitudes [n, d] of `y` in steps, and their means [d], not quite zero."""
+    """Magnitudes [n, d] of `y` in steps, and their means [1, d], not quite zero."""
     (y,) = computed(y)
     z = jnp.abs(y.reshape(-1, y.shape[-1])) / step
-    return z, jnp.maximum(jnp.mean(z, 0), LEAST)
+    return z, jnp.maximum(jnp.mean(z, 0, keepdims=True), LEAST)

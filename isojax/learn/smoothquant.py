@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_last_axis, compute_dtype
 from isojax._core.finite import finite
 
@@ -73,11 +74,12 @@ def smooth(scale: Float[Array, "*batch i"], written: Any, read: Any) -> tuple[An
 
     def divide(a: Array) -> Array:
         check_last_axis("written", a, scale.shape[-1])
-        return (a.astype(compute_dtype(a.dtype)) / scale).astype(a.dtype)
+        return (a.astype(compute_dtype(a.dtype)) / to_rank(scale, a.ndim)).astype(a.dtype)
 
     def multiply(w: Array) -> Array:
         if w.shape[-2:-1] != scale.shape[-1:]:
             raise ValueError(f"read must have {scale.shape[-1]} rows, got shape {w.shape}.")
-        return (w.astype(compute_dtype(w.dtype)) * scale[..., None]).astype(w.dtype)
+        rows = to_rank(scale[..., None], w.ndim)
+        return (w.astype(compute_dtype(w.dtype)) * rows).astype(w.dtype)
 
     return jax.tree.map(divide, written), jax.tree.map(multiply, read)

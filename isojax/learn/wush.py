@@ -112,12 +112,12 @@ def damped(
 def spectral(moment: Float[Array, "d d"], metric: Float[Array, "d d"]) -> Pair:
     """T of `wush` for damped moments: T^T C T = T^-1 M T^-T = S, in descending order."""
     size, axes = _eigen(moment)
-    root, back = product(axes * size, axes.T), product(axes / size, axes.T)
+    root, back = product(axes * size[None], axes.T), product(axes / size[None], axes.T)
     other, ways = _eigen(metric)
-    left, spectrum, _ = jnp.linalg.svd(product(root, ways * other))
+    left, spectrum, _ = jnp.linalg.svd(product(root, ways * other[None]))
     floor = jnp.finfo(spectrum.dtype).eps * len(spectrum) * spectrum[0]
     half = jnp.sqrt(jnp.maximum(spectrum, floor))
-    return Pair(product(back, left) * half, product(left.T, root) / half[:, None])
+    return Pair(product(back, left) * half[None], product(left.T, root) / half[:, None])
 
 
 def product(a: Float[Array, "... i j"], b: Float[Array, "... j k"]) -> Float[Array, "... i k"]:
@@ -127,7 +127,7 @@ def product(a: Float[Array, "... i j"], b: Float[Array, "... j k"]) -> Float[Arr
 
 def _symmetric(moment: Array, metric: Array) -> Pair:
     left, size, _ = jnp.linalg.svd(spectral(moment, metric).there)
-    return Pair(product(left * size, left.T), product(left / size, left.T))
+    return Pair(product(left * size[None], left.T), product(left / size[None], left.T))
 
 
 def _eigen(moment: Array) -> tuple[Array, Array]:

@@ -61,13 +61,14 @@ def attention_errors(
     values, values_hat = (x.transpose(1, 0, 2) for x in (v, v_hat))
 
     def read(rows: Array, at: Array, seen: int) -> tuple[Array, ...]:
-        sees = (at >= jnp.arange(seen)) & (at < tokens)
-        asks = at[:, 0] < tokens
+        before, asks = at >= jnp.arange(seen)[None], at < tokens
+        sees = (before & asks)[None]
         error = jnp.where(sees, _product(rows, delta[..., :seen]), 0)
-        mean = jnp.sum(error, -1, keepdims=True) / jnp.maximum(jnp.sum(sees, -1, keepdims=True), 1)
+        count = jnp.maximum(jnp.sum(sees, -1, keepdims=True), 1).astype(error.dtype)
+        mean = jnp.sum(error, -1, keepdims=True) / count
         square = jnp.sum(jnp.where(sees, jnp.square(error - mean), 0))
 
-        logits = jnp.where(at >= jnp.arange(seen), _product(rows, keys[..., :seen]), -jnp.inf)
+        logits = jnp.where(before[None], _product(rows, keys[..., :seen]), -jnp.inf)
         log_p = jax.nn.log_softmax(logits)
         p = jnp.exp(log_p)
         # KL = log E[exp(e - E e)], e the errors of the logits and E the mean under the exact
@@ -77,9 +78,9 @@ def attention_errors(
 
         out = _product(p, values[:, :seen])
         out_hat = _product(jnp.exp(log_p_hat - kl[..., None]), values_hat[:, :seen])
-        difference = jnp.where(asks[:, None], out_hat - out, 0)
-        energy = jnp.sum(jnp.where(asks[:, None], jnp.square(out), 0))
-        return square, jnp.sum(kl * asks), jnp.sum(jnp.square(difference)), energy
+        difference = jnp.where(asks[None], out_hat - out, 0)
+        energy = jnp.sum(jnp.where(asks[None], jnp.square(out), 0))
+        return square, jnp.sum(jnp.where(asks.T, kl, 0)), jnp.sum(jnp.square(difference)), energy
 
     queries = (q * dim**-0.5).reshape(tokens, groups, heads // groups, dim).transpose(1, 2, 0, 3)
     square, kl, difference, energy = map(jnp.sum, over_queries(read, queries, tokens))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
@@ -38,7 +37,7 @@ def code_entropy_bits(
     rows = rows.T if per == "channel" else rows
     place = jnp.mod(rows.astype(jnp.int32), bins) + bins * jnp.arange(rows.shape[0])[:, None]
     share = jnp.bincount(place.ravel(), length=rows.shape[0] * bins) / rows.shape[1]
-    return -jnp.sum(jax.scipy.special.xlogy(share, share)) / rows.shape[0] / jnp.log(2)
+    return entropy_nats(share) / rows.shape[0] / jnp.log(2)
 
 
 def cross_entropy_bits(
@@ -73,10 +72,15 @@ def cross_entropy_bits(
         raise ValueError(f"codes and seen must be of one length, got {codes.shape}, {seen.shape}.")
     check_above_zero("prior", prior)
     first = bins * jnp.arange(codes.shape[1])
-    places = (jnp.mod(a.astype(jnp.int32), bins) + first for a in (seen, codes))
+    places = (jnp.mod(a.astype(jnp.int32), bins) + first[None] for a in (seen, codes))
     count = jnp.bincount(next(places).ravel(), length=bins * codes.shape[1])
-    count = jnp.take(count, next(places))
+    count = jnp.take(count, next(places)).astype(float)
     return -jnp.mean(jnp.log2((count + prior / bins) / (len(seen) + prior)))
+
+
+def entropy_nats(share: Float[Array, "..."]) -> Float[Array, ""]:
+    """-sum p ln p of all frequencies `share`; one of zero adds nothing, and no NaN on the way."""
+    return -jnp.sum(share * jnp.log(jnp.where(share == 0, 1, share)))
 
 
 def _check_integers(name: str, codes: Array) -> None:

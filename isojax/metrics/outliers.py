@@ -52,4 +52,5 @@ def noise_floor_mse(
 
 def masked_mse(square: Float[Array, "..."], mask: Bool[Array, "..."]) -> Float[Array, ""]:
     """Mean of `square` where `mask` holds; 0 if it holds nowhere."""
-    return jnp.sum(jnp.where(mask, square, 0)) / jnp.maximum(jnp.sum(mask), 1)
+    count = jnp.maximum(jnp.sum(mask), 1).astype(square.dtype)
+    return jnp.sum(jnp.where(mask, square, 0)) / count

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from isojax._core.axes import SHARED
+from isojax._core.axes import SHARED, to_rank
 from isojax._core.checks import check_choice, check_positive
 from isojax._core.finite import check_finite
 from isojax.metrics.error import computed
@@ -73,7 +73,7 @@ def shannon_distortion(
     logs = jnp.sort(jnp.log(variances), descending=True)
     dim = logs.shape[0]
     spent = 2 * dim * math.log(2) * jnp.asarray(rate_bits, logs.dtype)
-    level = jnp.exp(jnp.max((jnp.cumsum(logs) - spent) / jnp.arange(1, dim + 1)))
+    level = jnp.exp(jnp.max((jnp.cumsum(logs) - spent) / jnp.arange(1, dim + 1, dtype=logs.dtype)))
     return jnp.mean(jnp.minimum(variances, level))
 
 
@@ -88,7 +88,7 @@ def shannon_rate(variances: Float[Array, "d"], mse: float | Float[Array, ""]) ->
     ordered = jnp.sort(variances)
     below = jnp.cumsum(ordered) - ordered
     total = dim * jnp.asarray(mse, ordered.dtype)
-    level = jnp.max((total - below) / jnp.arange(dim, 0, -1))
+    level = jnp.max((total - below) / jnp.arange(dim, 0, -1, dtype=ordered.dtype))
     saved = jnp.where(variances <= level, 0, jnp.log2(jnp.maximum(variances, level) / level))
     return jnp.mean(saved) / 2
 
@@ -187,7 +187,7 @@ def allocate_bits(
             f"distortions must reach most={most} bits, got shape {np.shape(distortions)}."
         )
     table = jnp.asarray(distortions, variances.dtype)[..., : most + 1]
-    gains = variances[:, None] * (table[..., :-1] - table[..., 1:])
+    gains = variances[:, None] * to_rank(table[..., :-1] - table[..., 1:], 2)
     gains = jnp.where(jnp.isnan(gains), -jnp.inf, gains)
     best = jnp.argsort(gains.ravel(), descending=True)[:total]
     return jnp.zeros(dim, jnp.int32).at[best // most].add(1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from isojax._core.axes import shared_axes
 from isojax._core.checks import check_positive
+from isojax.metrics.entropy import entropy_nats
 from isojax.metrics.error import computed
 
 
@@ -41,7 +41,7 @@ def effective_rank(x: Float[Array, "*batch d"]) -> Float[Array, ""]:
     values).
     """
     share = _energy_shares(x)
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
+    return jnp.exp(entropy_nats(share))
 
 
 def top_k_energy(x: Float[Array, "*batch d"], k: int) -> Float[Array, ""]:
@@ -59,7 +59,7 @@ def effective_coordinates(x: Float[Array, "*batch d"]) -> Float[Array, ""]:
     d where all have the same; `effective_rank` in the axes of PCA, where it is least.
     """
     share = _coordinate_shares(x)
-    return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share)))
+    return jnp.exp(entropy_nats(share))
 
 
 def top_k_coordinates(x: Float[Array, "*batch d"], k: int) -> Float[Array, ""]:

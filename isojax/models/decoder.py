@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
+from isojax._core.axes import to_rank
 from isojax.kvcache import Cache, Store, apply_rope, causal_attention, new_cache
 from isojax.models.config import ModelConfig
 from isojax.models.hooks import Hooks, Layer, slots
@@ -60,7 +61,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * scale.astype(jnp.float32)).astype(x.dtype)
+        return (y * to_rank(scale.astype(jnp.float32), x.ndim)).astype(x.dtype)
 
 
 class Linear(nn.Module):
@@ -78,7 +79,8 @@ class Linear(nn.Module):
             kernel = self.hooks.weight(str(self.name), layer, kernel)
         y = jnp.matmul(x, kernel.astype(x.dtype), precision="highest")  # fp32 on GPUs too
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = y + to_rank(bias.astype(x.dtype), y.ndim)
         return y
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.dtypes import canonicalize_dtype
 from jaxtyping import Array, Float, UInt8
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_choice, check_last_axis, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.quantizers.base import Quantizer
@@ -162,7 +163,7 @@ def nearest(v: Float[Array, "..."], levels: Float[Array, "... n"]) -> UInt8[Arra
     middles = _middles(levels).astype(v.dtype)
 
     def pass_middle(i: Any, index: Array) -> Array:
-        return index + (v > middles[..., i]).astype(jnp.uint8)
+        return index + (v > to_rank(middles[..., i], v.ndim)).astype(jnp.uint8)
 
     index, number = jnp.zeros(v.shape, jnp.uint8), middles.shape[-1]
     if number < FUSED_LEVELS:
@@ -177,14 +178,17 @@ def level_of(index: UInt8[Array, "..."], levels: Float[Array, "... n"]) -> Float
     """
     number = levels.shape[-1]
     if 1 < number <= FUSED_LEVELS:
-        index, rest = index.astype(jnp.uint32), [levels[..., i] for i in range(number)]
+        index, rest = (
+            index.astype(jnp.uint32),
+            [to_rank(levels[..., i], index.ndim) for i in range(number)],
+        )
         for bit in range((number - 1).bit_length()):
             rest += rest[-1:] * (len(rest) % 2)
             odd = (index >> bit) & 1 == 1
             rest = [jnp.where(odd, b, a) for a, b in zip(rest[::2], rest[1::2], strict=True)]
         return jnp.broadcast_to(rest[0], jnp.broadcast_shapes(index.shape, levels.shape[:-1]))
     rows = jnp.arange(levels.size // number).reshape(levels.shape[:-1])
-    return levels.ravel()[number * rows + index]
+    return levels.ravel()[number * to_rank(rows, index.ndim) + index.astype(rows.dtype)]
 
 
 def nearest_value(v: Float[Array, "..."], levels: Float[Array, "... n"]) -> Float[Array, "..."]:
@@ -194,7 +198,8 @@ def nearest_value(v: Float[Array, "..."], levels: Float[Array, "... n"]) -> Floa
     middles = _middles(levels)
     value = jnp.broadcast_to(levels[..., 0], v.shape)
     for i in range(middles.shape[-1]):
-        value = jnp.where(v > middles[..., i], levels[..., i + 1], value)
+        middle, above = (to_rank(a, v.ndim) for a in (middles[..., i], levels[..., i + 1]))
+        value = jnp.where(v > middle, above, value)
     return value
 
 

@@ -45,7 +45,8 @@ def k_means(
     bins = _cells(v, total, _bins(v, max(FEWEST_BINS, 4 * number)))
     left = jnp.asarray(number if active is None else active)
     place = jnp.arange(number)
-    even = bins[1][((place + 0.5) / left * len(bins[1])).astype(jnp.int32)]
+    share = (place.astype(v.dtype) + 0.5) / left.astype(v.dtype)
+    even = bins[1][(share * len(bins[1])).astype(jnp.int32)]
     starts = [_merge(*bins, left)[:number], jnp.sort(jnp.where(place < left, even, jnp.inf))]
 
     def move_to_means(_: Any, level: Array) -> Array:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, UInt8
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_above_zero, check_choice, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.metrics.entropy import code_entropy_bits
@@ -129,7 +130,8 @@ class Lattice(Quantizer):
             return nearest
         rest = v - nearest
         turn = jnp.where(((rest >= 0) & (nearest < high)) | (nearest == low), 1, -1)
-        least = jnp.argmax(turn * rest, -1, keepdims=True) == jnp.arange(self.size)
+        place = to_rank(jnp.arange(self.size), v.ndim)
+        least = jnp.argmax(turn * rest, -1, keepdims=True) == place
         odd = jnp.sum(nearest, -1, keepdims=True) % 2 == 1
         return nearest + jnp.where(odd & least, turn, 0)
 
@@ -146,7 +148,11 @@ class Lattice(Quantizer):
         u = split(free.astype(jnp.int16), "group", self.size)
         coset, first, last = u[..., :1] & 1, u[..., :1] >> 1, u[..., -1:]
         u = jnp.concatenate([first, u[..., 1:-1]], -1)
-        last = last if self.size == 4 else 2 * last + jnp.sum(u, -1, keepdims=True) % 2
+        last = (
+            last
+            if self.size == 4
+            else 2 * last + (jnp.sum(u, -1, keepdims=True, dtype=u.dtype) & 1)
+        )
         v = 2 * jnp.concatenate([u, last], -1) + coset - 2**self.width
         return v.astype(jnp.int8).reshape(free.shape)
 

@@ -78,7 +78,7 @@ def mixed_codebook(
     check_choice("normalize", normalize, NORMALIZE)
     check_granularity(granularity, group)
     widths = jnp.asarray(bits, jnp.int32)
-    kept = jnp.arange(number) < (1 << widths)[:, None]
+    kept = jnp.arange(number)[None] < (1 << widths)[:, None]
     levels = jnp.where(kept, levels, jnp.inf)
     return MixedCodebook(levels, normalize, granularity, group, False, widths, total_bytes, dim=dim)
 

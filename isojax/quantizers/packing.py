@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer, UInt8
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_choice, check_last_axis
 
 MOST_BITS = 8
@@ -79,7 +80,8 @@ def unpack_bits(packed: UInt8[Array, "*batch n"], bits: int, dim: int) -> UInt8[
         if shift:
             above = packed[..., byte + 1 : byte + 1 + size]
             plane |= _padded(above, 0, size) << (8 - shift)
-        field = plane[..., None] >> (width * jnp.arange(each, dtype=jnp.uint8))
+        within = width * jnp.arange(each, dtype=jnp.uint8)
+        field = plane[..., None] >> to_rank(within, plane.ndim + 1)
         field = jax.lax.collapse(field & (2**width - 1), packed.ndim - 1)[..., :dim]
         values |= field << low
     return values
@@ -97,7 +99,8 @@ def unpack_columns(packed: UInt8[Array, "n s"], bits: int, dim: int) -> UInt8[Ar
     for low, width in fields(bits):
         each = 8 // width
         plane = packed[low * dim // 8 :][: -(-dim // each)]
-        field = plane[:, None] >> (width * jnp.arange(each, dtype=jnp.uint8))[:, None]
+        within = width * jnp.arange(each, dtype=jnp.uint8)
+        field = plane[:, None] >> within[None, :, None]
         values |= (field & (2**width - 1)).reshape(-1, packed.shape[-1])[:dim] << low
     return values
 
@@ -114,7 +117,7 @@ def pack_mixed(
         total_bytes: length of the result.
     """
     byte, shift = _places(bits)
-    pair = values.astype(jnp.uint16) << shift
+    pair = values.astype(jnp.uint16) << to_rank(shift, values.ndim)
     empty = jnp.zeros((*values.shape[:-1], total_bytes), jnp.uint8)
     packed = empty.at[..., byte].add(pair.astype(jnp.uint8), mode="drop")
     return packed.at[..., byte + 1].add((pair >> 8).astype(jnp.uint8), mode="drop")
@@ -129,6 +132,7 @@ def unpack_mixed(
     padded = jnp.pad(packed, pads).astype(jnp.uint16)
     low, high = (padded.at[..., at].get(mode="clip") for at in (byte, byte + 1))
     mask = (jnp.uint16(1) << bits.astype(jnp.uint16)) - 1
+    shift, mask = (to_rank(a, packed.ndim) for a in (shift, mask))
     return (((low | high << 8) >> shift) & mask).astype(jnp.uint8)
 
 

@@ -100,7 +100,8 @@ class Transform(abc.ABC):
     ) -> Float[Array, "*batch e"]:
         """Transform the last axis of `x`: `x @ self.matrix()`.
 
-        bf16 and fp16 are computed in fp32 and returned in the dtype of `x`.
+        bf16 and fp16 are computed in fp32, fp64 in fp64 where x64 is enabled, and returned in the
+        dtype of `x`.
 
         Args:
             x: vectors of `self.dim` numbers.

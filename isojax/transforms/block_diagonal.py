@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_positive
 from isojax._core.pytree import pytree, static
 from isojax.transforms.base import Transform
@@ -108,10 +109,15 @@ def block_product(
     k, size = len(m), size or x.shape[-1]
     whole = min(x.shape[-1], size) // k
     v = x[..., : whole * k].reshape(*x.shape[:-1], whole, k)
-    columns = [sum(v[..., j] * m[j, i, :whole] for j in range(k)) for i in range(k)]
+    columns = [
+        sum(v[..., j] * to_rank(m[j, i, :whole], x.ndim) for j in range(k)) for i in range(k)
+    ]
     y = jnp.stack(columns, axis=-1).reshape(*x.shape[:-1], whole * k)
     rest = x[..., whole * k :]
     if rest.shape[-1] == size - whole * k == 0:
         return y
-    last = sum(rest[..., j, None] * m[j, : size - whole * k, whole] for j in range(rest.shape[-1]))
+    last = sum(
+        rest[..., j, None] * to_rank(m[j, : size - whole * k, whole], x.ndim)
+        for j in range(rest.shape[-1])
+    )
     return jnp.concatenate([y, last], axis=-1)

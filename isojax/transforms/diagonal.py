@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxtyping import Array, Float
 
+from isojax._core.axes import to_rank
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
 
@@ -43,4 +44,4 @@ class Diagonal(Transform):
         return self.dim
 
     def forward(self, x: Array) -> Array:  # noqa: D102
-        return x * self.entries.astype(x.dtype)
+        return x * to_rank(self.entries.astype(x.dtype), x.ndim)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, Key
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_choice, check_positive, compute_dtype
 from isojax._core.pytree import pytree, static
 from isojax.transforms.base import Transform
@@ -64,7 +65,8 @@ def _sums(x: Array, transposed: bool) -> Array:
         x = x.reshape(*lead, d // stride, 1, stride)
         signs = jnp.asarray(sylvester(order)[..., None], x.dtype)
         parts = jnp.split(x, order, axis=-1)
-        x = sum((signs[:, j] * part for j, part in enumerate(parts)), jnp.zeros((), x.dtype))
+        terms = (to_rank(signs[:, j], x.ndim) * part for j, part in enumerate(parts))
+        x = sum(terms, jnp.zeros((), x.dtype))
         stride //= order
         if i == 0:
             x = jnp.matmul(x.reshape(*lead, d // len(h), len(h)), h, precision="highest")
@@ -115,7 +117,7 @@ class Hadamard(Transform):
         return self.dim * (power.bit_length() - 1 + (base if base > 1 else 0))
 
     def forward(self, x: Array) -> Array:  # noqa: D102
-        signs = self.signs.astype(x.dtype)
+        signs = to_rank(self.signs.astype(x.dtype), x.ndim)
         v = x if self.transposed else x * signs
         v = v.reshape(*x.shape[:-1], self.dim // self.block, self.block)
         v = fwht(v, transposed=self.transposed).reshape(x.shape)

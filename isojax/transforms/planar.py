@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_divides, check_positive
 from isojax._core.pytree import pytree
 from isojax.transforms.base import Transform
@@ -45,7 +46,7 @@ class Planar(Transform):
 
     def forward(self, x: Array) -> Array:  # noqa: D102
         unit = normalize(self.phasor.astype(x.dtype))
-        c, s = unit[..., 0], unit[..., 1]
+        c, s = (to_rank(unit[..., i], x.ndim) for i in range(2))
         v = x.reshape(*x.shape[:-1], self.dim // 2, 2)
         a, b = v[..., 0], v[..., 1]
         return jnp.stack([c * a - s * b, s * a + c * b], axis=-1).reshape(x.shape)

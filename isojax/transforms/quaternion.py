@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from isojax._core.axes import to_rank
 from isojax._core.checks import check_choice, check_divides, check_positive
 from isojax._core.finite import power_of_two
 from isojax._core.pytree import pytree
@@ -29,8 +30,9 @@ SANDWICH = np.einsum("ijm,mkl,k->jlik", PRODUCT, PRODUCT, _SIGNS)  # e_i e_j con
 
 def hamilton(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Float[Array, "... 4"]:
     """The product of quaternions a b; leading axes broadcast."""
-    aw, ax, ay, az = (a[..., i] for i in range(4))
-    bw, bx, by, bz = (b[..., i] for i in range(4))
+    rank = max(a.ndim, b.ndim) - 1
+    aw, ax, ay, az = (to_rank(a[..., i], rank) for i in range(4))
+    bw, bx, by, bz = (to_rank(b[..., i], rank) for i in range(4))
     return jnp.stack(
         [
             aw * bw - ax * bx - ay * by - az * bz,
@@ -44,12 +46,13 @@ def hamilton(a: Float[Array, "*#batch 4"], b: Float[Array, "*#batch 4"]) -> Floa
 
 def conjugate(q: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     """(w, -x, -y, -z), or (c, -s) of a complex number: the inverse of a unit one."""
-    return q * jnp.array(_SIGNS[: q.shape[-1]], q.dtype)
+    signs = jnp.array(_SIGNS[: q.shape[-1]], q.dtype)
+    return q * to_rank(signs, q.ndim)
 
 
 def normalize(u: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
     """The unit quaternion, or complex number, u / |u|; at u = 0 it is 1, with gradient zero."""
-    one = jnp.array(np.eye(u.shape[-1])[0], u.dtype)
+    one = to_rank(jnp.array(np.eye(u.shape[-1])[0], u.dtype), u.ndim)
     peak = jnp.max(jnp.abs(u), -1, keepdims=True)
     u = jnp.where(peak == 0, one, u / power_of_two(peak))  # so that squares stay in range
     return u / jnp.sqrt((u * u).sum(-1, keepdims=True))
