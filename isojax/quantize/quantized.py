@@ -111,8 +111,9 @@ class Quantized:
         values: how values are stored.
         codes: of the weights that are quantized, by name, [layers] each.
         codecs: what these are decoded by, likewise.
-        shared: transforms that weights are turned by: `residual`, and of each layer `values` and
-            inputs, these behind the norm or what writes them.
+        shared: transforms that weights are turned by and that nothing else holds: `residual`, and
+            of each layer `values` and, for each input, what merged into the projection that writes
+            it, the identity for nothing.
         config: of the decoder.
         origin: what it was made of.
     """
