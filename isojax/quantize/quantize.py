@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Key
 
@@ -18,7 +19,16 @@ from isojax.quantize.layer import Made, Past, make_layer
 from isojax.quantize.merging import chained, keeps_length
 from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Cached, Turn, Weight, recipe_of
 from isojax.quantize.plan import Plan
-from isojax.quantize.quantized import ByLayer, Origin, Quantized, by_layer, layer_of, stacked
+from isojax.quantize.quantized import (
+    ByLayer,
+    Origin,
+    Quantized,
+    by_layer,
+    layer_of,
+    put_layer,
+    put_layer_in_place,
+    stacked,
+)
 from isojax.quantize.stats import Stats
 from isojax.sweep import progress_bar
 from isojax.transforms import Transform
@@ -60,12 +70,20 @@ def quantize(
     if len(every) != number:
         raise ValueError(f"stats must be of {number} layers, got {len(every)}.")
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((keys, base, plan, stats)))
-    made = []
+    put = put_layer if traced else put_layer_in_place
+    layers, made = {}, []
     with progress_bar(traced or not progress) as bar:
         for i, found in enumerate(bar.track(every, description="quantize")):
             one = one_layer(keys, base, plan, i, found)
-            # layers that wait for their turn would hold what they are made of
-            made.append(one if traced else jax.block_until_ready(one))
+            for name, params in one.params.items():
+                if name not in layers:
+                    layers[name] = jax.tree.map(jnp.copy, base.params["layers"][name])
+                layers[name] = put(layers[name], params, i)
+            made.append(dataclasses.replace(one, params={}))
+            if not traced:  # layers that wait for their turn would hold what they are made of
+                jax.block_until_ready((layers, one))
+    layers = base.params["layers"] | layers
+    base = dataclasses.replace(base, params=base.params | {"layers": layers})
     done = _tables(keys, joined(base, made), plan)
     before = base.origin.plan
     whole = None if before is None or not concrete(plan) else before + plan
@@ -220,7 +238,7 @@ def _turned_layer(layer: Params, transform: Transform) -> Params:
 
 def single(base: Quantized, number: int, made: Made) -> Quantized:
     """A model of one layer of `base`, as it was made."""
-    layers = stacked([layer_of(base.params["layers"], number)])
+    layers = stacked([layer_of(base.params["layers"], number) | made.params])
     config = dataclasses.replace(base.config, num_hidden_layers=1)
     one = unquantized_of({"layers": layers}, config)
     return dataclasses.replace(joined(one, [made]), shared={
@@ -229,17 +247,7 @@ def single(base: Quantized, number: int, made: Made) -> Quantized:
 
 
 def joined(base: Quantized, made: list[Made]) -> Quantized:
-    """The model with what was made of its layers.
-
-    Takes the parameters out of `made`, so that those of one name alone are held twice.
-    """
-    layers = dict(base.params["layers"])
-    for name in sorted(set().union(*(m.params for m in made))):
-        each = [m.params.pop(name, None) for m in made]
-        before = layers[name]
-        layers[name] = stacked(
-            [layer_of(before, i) if own is None else own for i, own in enumerate(each)]
-        )
+    """The model with what was made of its layers, their parameters aside."""
     inputs = dict(base.inputs)
     for site in sorted(set().union(*(m.inputs for m in made))):
         joined = by_layer([m.inputs.get(site) for m in made])
@@ -264,8 +272,8 @@ def joined(base: Quantized, made: list[Made]) -> Quantized:
         if any(s is not None for s in each):
             sides[side] = _stores(f"cache:{side}", each)
     return dataclasses.replace(
-        base, params=base.params | {"layers": layers}, inputs=inputs, codes=codes, codecs=codecs,
-        shared=shared, turn=base.turn if turn is None else turn, **sides,
+        base, inputs=inputs, codes=codes, codecs=codecs, shared=shared,
+        turn=base.turn if turn is None else turn, **sides,
     )  # fmt: skip
 
 

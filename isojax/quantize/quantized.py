@@ -186,3 +186,14 @@ def layer_of(stacked: Any, number: int | Layer) -> Any:
 def stacked(layers: Sequence[Any]) -> Any:
     """One tree whose leaves lead with layers."""
     return jax.tree.map(lambda *a: jnp.stack(a), *layers)
+
+
+def put_layer(stacked: Any, layer: Any, number: int | Layer) -> Any:
+    """A tree whose leaves lead with layers, with one layer replaced."""
+    return jax.tree.map(
+        lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, number, 0), stacked, layer
+    )
+
+
+put_layer_in_place = jax.jit(put_layer, donate_argnums=0)
+"""The same; `stacked` is gone then."""
