@@ -64,7 +64,7 @@ def test_a_whole_plan_is_of_members_from_outside():
 def test_levels_of_more_bits_than_the_plan_says_are_refused(place):
     model, tokens = small_model(num_hidden_layers=1), random_tokens(1, 16)
     for bits in (4, 5):
-        plan = Plan.parse(f"{place}: outside_own:five bits={bits}")
+        plan = Plan.parse(f"{place}: identity/outside_own:five bits={bits}")
         stats = calibrate(model, tokens, plan)
         if bits == 5:
             quantize(jax.random.key(0), model, plan, stats)
