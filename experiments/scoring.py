@@ -87,7 +87,7 @@ class Planned(Texts):
         key, stats = jax.random.key(seed), self.stats
         if keyed(plan):
             stats = calibrate(self.model, self.fit_on, plan, key=key, **self.given)
-        return quantize(key, self.model, plan, stats)
+        return quantize(key, self.model, plan, stats, progress=False)
 
 
 def exact_nll(exact: Reference, texts: np.ndarray) -> Iterator[np.ndarray]:

@@ -26,6 +26,10 @@ def coarse(samples, bits, clip: float = 0.9):
     return quantizers.absmax(bits, "token", clip=clip)
 
 
+def five(samples, bits):
+    return quantizers.absmax(5)
+
+
 def wrong(key, samples):
     return jnp.eye(samples.dim)
 """
@@ -54,6 +58,19 @@ def test_a_whole_plan_is_of_members_from_outside():
     assert len(made.codes) == 7 and len(made.inputs) == 4 and made.stores
     lost = score(made, tokens).nll.mean() - score(model, tokens).nll.mean()
     assert 0 < abs(float(lost)) < 1
+
+
+@pytest.mark.parametrize("place", ["weight", "input", "cache"])
+def test_levels_of_more_bits_than_the_plan_says_are_refused(place):
+    model, tokens = small_model(num_hidden_layers=1), random_tokens(1, 16)
+    for bits in (4, 5):
+        plan = Plan.parse(f"{place}: identity/outside_own:five bits={bits}")
+        stats = calibrate(model, tokens, plan)
+        if bits == 5:
+            quantize(jax.random.key(0), model, plan, stats)
+            continue
+        with pytest.raises(ValueError, match=r"five must have .* bits=4 .* got codes of 5 bits"):
+            quantize(jax.random.key(0), model, plan, stats)
 
 
 def test_the_study_of_the_cache_takes_them(call, refuses):

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import json
-import math
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,12 @@ from isojax.models import Sidecar, encode, forward, load_model, load_tokenizer, 
 from isojax.quantize import (
     Plan,
     calibrate,
+    costs,
     generate,
     load_quantized,
     quantize,
     save,
     score,
-    size,
-    unquantized,
 )
 from isojax.quantize.sealed import MANIFEST, seal
 from isojax.quantizers import rate_bits
@@ -197,26 +196,50 @@ def bits_of(codes):
 @pytest.mark.parametrize("name", PLANS)
 def test_bytes_on_disk_are_those_that_are_counted(name, tmp_path):
     made = save_small(tmp_path, name)
-    counted = size(made)
+    counted = costs(made, 64)
     every = [codes for each in made.codes.values() for codes in each if codes is not None]
-    assert counted.weights == sum(codes.values.size for codes in every)
-    assert 8 * (counted.codes + counted.scales) == pytest.approx(sum(map(bits_of, every)), rel=1e-5)
-    whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(made.params))
-    assert counted.exact == whole - 4 * counted.weights
+    exact = sum(x.size for x in jax.tree.leaves(made.params)) - sum(c.values.size for c in every)
+    weights = sum(map(bits_of, every)) / 8 + 4 * exact
     data = (tmp_path / "quantized.safetensors").read_bytes()
-    assert len(data) - 8 - int.from_bytes(data[:8], "little") == counted.total
+    on_disk = len(data) - 8 - int.from_bytes(data[:8], "little")
+    assert on_disk - weights == pytest.approx(counted.model_bytes - counted.weight_bytes, abs=1)
 
 
 def test_a_folder_is_as_large_as_its_bits(tmp_path):
-    model = small_model(hidden_size=256, intermediate_size=1024, head_dim=64, num_hidden_layers=1)
-    plan = Plan.parse("weight: absmax bits=4; embedding: absmax:group:32 bits=4")
-    made = quantize(KEY, model, plan)
-    save(made, tmp_path)
-    counted = size(made)
+    plan = Plan.parse("weight: absmax bits=4; embedding: absmax bits=4")
+    made = quantize(KEY, wide_model(), plan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(made, tmp_path)
     disk = sum(f.stat().st_size for f in tmp_path.iterdir() if f.name != "tokenizer.json")
-    assert 1 < disk / counted.total < 1.02
-    assert 4 < size(made, "float16").bits_per_weight < counted.bits_per_weight < 4.25
-    assert counted.total < size(unquantized(model)).total / 7
+    assert 1 < disk / costs(made, 64).model_bytes < 1.06  # scales and biases in fp32, JSON
+    assert disk < sum(x.nbytes for x in jax.tree.leaves(wide_model().params)) / 7
+
+
+def wide_model():
+    return small_model(hidden_size=256, intermediate_size=1024, head_dim=64, num_hidden_layers=1)
+
+
+LARGE = {
+    "input: haar/absmax bits=4": "online transforms of inputs",
+    "weight: haar/absmax bits=4": "coordinates and codebooks of weights",
+    "weight: absmax:group:8 bits=2": "codes and scales of weights",
+    "residual: haar; weight: absmax bits=4; embedding: absmax bits=4": "merged transforms",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), LARGE.items())
+def test_a_folder_larger_than_its_bits_says_what_takes_the_space(text, words, tmp_path):
+    made = quantize(KEY, wide_model(), Plan.parse(text))
+    with pytest.warns(UserWarning, match=rf"times what the bits .* count: .* MB {words}"):
+        save(made, tmp_path)
+
+
+def test_a_transform_that_runs_online_is_stored_once(tmp_path):
+    made = quantize(KEY, wide_model(), Plan.parse("input: haar/absmax bits=4"))
+    dense = sum(t.transform.entries.nbytes for e in made.inputs.values() for t in e.stacks)
+    assert dense == 4 * (3 * 256**2 + 1024**2)
+    assert costs(made, 64).model_bytes - costs(made, 64).weight_bytes < 1.001 * dense
 
 
 def test_weights_that_are_not_what_their_codes_say_are_refused(tmp_path):
@@ -274,8 +297,8 @@ def test_a_file_that_is_not_as_it_was_saved_is_refused(name, change, files, tmp_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 1}, ("version must be 2, got 1",)),
-        ({"version": 3}, ("version must be 2, got 3",)),
+        ({"version": 2}, ("version must be 3, got 2",)),
+        ({"version": 4}, ("version must be 3, got 4",)),
         ({"format": "gguf"}, ("format must be isojax.quantized, got 'gguf'",)),
         ({"files": ...}, ("files must name config.json",)),
         ({"files": {}}, ("files must name config.json",)),

@@ -39,13 +39,13 @@ class Reader(Texts):
         self.shared = functools.lru_cache(1)(self._shared)  # one at a time: it is a whole model
 
     def _shared(self, plan: Any, seed: int) -> Quantized:
-        return quantize(jax.random.key(seed), self.model, plan, self.stats)
+        return quantize(jax.random.key(seed), self.model, plan, self.stats, progress=False)
 
     def quantized(self, points: Sequence[Point], seed: int) -> dict[str, Quantized]:
         """The models of points that differ in what happens to inputs alone, by setting."""
         whole = max(points, key=lambda p: p.setting.endswith("A4"))
         base = self.shared(shared_plan(whole), seed)
-        made = quantize(jax.random.key(seed), base, own_plan(whole), self.stats)
+        made = quantize(jax.random.key(seed), base, own_plan(whole), self.stats, progress=False)
         return {
             p.setting: made.weights_only() if p.setting.endswith("A16") else made for p in points
         }

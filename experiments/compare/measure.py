@@ -165,7 +165,7 @@ class Reader(Texts):
     def _quantized(self, plan: Plan, seed: int) -> Quantized:
         # a residual stream that is turned needs folded norms, so that all coordinates have them
         model = self.folded if "residual" in plan.places else self.model
-        return _plain(quantize(jax.random.key(seed), model, plan, self.stats))
+        return _plain(quantize(jax.random.key(seed), model, plan, self.stats, progress=False))
 
     def losses(self, plan: Plan, random: bool, todo: Sequence[Entry]) -> Iterator[dict[str, Any]]:
         """Values of entries: of a window each, or with the tails of the divergence in all."""

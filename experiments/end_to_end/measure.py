@@ -81,7 +81,9 @@ class Reader(Texts):
         @functools.lru_cache(1)
         def made(setting: str, learned: bool) -> Quantized:
             stats = (turns if learned else start).stats(self.config.num_hidden_layers)
-            return quantize(jax.random.key(seed), self.model, SETTINGS[setting], stats)
+            return quantize(
+                jax.random.key(seed), self.model, SETTINGS[setting], stats, progress=False
+            )
 
         scores = functools.cache(lambda *case: self.read(made(*case[:2]), case[2]))
         for entry in todo:

@@ -59,7 +59,7 @@ class Reader(Texts):
         self._tensors = functools.lru_cache(8)(self._captured)
 
     def _made(self, plan: Plan, seed: int) -> Quantized:
-        return quantize(jax.random.key(seed), self.model, plan, self.stats)
+        return quantize(jax.random.key(seed), self.model, plan, self.stats, progress=False)
 
     def _shared(self, plan: Plan, seed: int) -> Quantized:
         made = self.made(plan, seed)

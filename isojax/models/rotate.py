@@ -48,15 +48,18 @@ def fold_norms(params: Params, config: ModelConfig) -> tuple[Params, ModelConfig
         params: the tree of `init_params`.
         config: of the model.
     """
-    layers = fold_layer(params["layers"])
+    folded = fold_ends(params) | {"layers": fold_layer(params["layers"])}
+    return folded, dataclasses.replace(config, tie_word_embeddings=False)
+
+
+def fold_ends(params: Params) -> Params:
+    """`fold_norms` of the final norm alone, layers left as they are."""
     scale = params["norm"]["scale"]
     head = params["head"] if "head" in params else params["embedding"].T
-    folded = params | {
-        "layers": layers,
+    return params | {
         "norm": {"scale": jnp.ones_like(scale)},
         "head": _scale_rows(head, scale),
     }
-    return folded, dataclasses.replace(config, tie_word_embeddings=False)
 
 
 def fold_layer(layer: Params) -> Params:
@@ -85,7 +88,22 @@ def rotate_residual(params: Params, config: ModelConfig, transform: Transform) -
         ValueError: another length, a batch, no isometry, or a norm whose scale is not one (not
             checked where it is traced).
     """
-    size = config.hidden_size
+    layers = dict(params["layers"])
+    turned = turn_ends(params, transform)
+    for name in (*_READERS, "norm"):
+        scale = (params | layers)[name]["scale"]
+        if not isinstance(scale, Tracer) and not jnp.all(scale == 1):
+            raise ValueError(f"{name} must have scale one: fold it by fold_norms first.")
+    return turned | {"layers": turn_layer(layers, transform)}
+
+
+def turn_ends(params: Params, transform: Transform) -> Params:
+    """`rotate_residual` of the embedding and the head alone, layers left as they are.
+
+    Raises:
+        ValueError: as `rotate_residual`, save for scales of norms, which are not looked at.
+    """
+    size = params["embedding"].shape[-1]
     if not transform.dim == transform.out_dim == size or not _is_one(transform):
         shapes = [leaf.shape for leaf in jax.tree.leaves(transform)]
         raise ValueError(
@@ -97,18 +115,19 @@ def rotate_residual(params: Params, config: ModelConfig, transform: Transform) -
             "transform must be an isometry, since RMSNorm keeps the length of the residual stream; "
             f"got {type(transform).__name__}."
         )
-    layers = dict(params["layers"])
-    for name in (*_READERS, "norm"):
-        scale = (params | layers)[name]["scale"]
-        if not isinstance(scale, Tracer) and not jnp.all(scale == 1):
-            raise ValueError(f"{name} must have scale one: fold it by fold_norms first.")
     turn = transform.apply
-    for name in sum(_READERS.values(), ()):
-        layers[name] = _turn_input(layers[name], turn)
-    for name in _WRITERS:
-        layers[name] = _turn_output(layers[name], turn)
-    turned = params | {"embedding": turn(params["embedding"]), "layers": layers}
+    turned = params | {"embedding": turn(params["embedding"])}
     return turned | ({"head": turn(params["head"].T).T} if "head" in params else {})
+
+
+def turn_layer(layer: Params, transform: Transform) -> Params:
+    """`rotate_residual` of one layer, or of a stack of them; norms and transform not checked."""
+    turned, turn = dict(layer), transform.apply
+    for name in sum(_READERS.values(), ()):
+        turned[name] = _turn_input(layer[name], turn)
+    for name in _WRITERS:
+        turned[name] = _turn_output(layer[name], turn)
+    return turned
 
 
 def _scale_rows(kernel: Array, scale: Array) -> Array:

@@ -32,6 +32,4 @@ from isojax.quantize.score import reference as reference
 from isojax.quantize.score import score as score
 from isojax.quantize.score import summary as summary
 from isojax.quantize.stats import Stats as Stats
-from isojax.quantize.stored import Size as Size
-from isojax.quantize.stored import size as size
 from isojax.quantize.texts import token_windows as token_windows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def calibrate(
     kept = np.linspace(0, len(windows) - 1, min(max(size, 1), len(windows))).round()
     kept = set(kept.astype(int).tolist())
 
-    def found() -> tuple[Iterator[dict[str, Any]], dict[str, Any]]:
+    def found() -> tuple[Iterator[Mapping[str, Any]], Mapping[str, Any]]:
         learned = _learned(key, model, windows, plans[0])
         return _layers(key, model, windows, plans[0], wanted, kept, learned), learned.whole
 
@@ -131,7 +131,7 @@ def _layers(
     wanted: list[Any],
     kept: set[int],
     learned: Stats,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Mapping[str, Any]]:
     """The statistics of each layer in turn."""
     params, config = model.params, model.config
     last = max((i for i, names in enumerate(wanted) if names), default=-1)

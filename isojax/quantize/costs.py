@@ -1,4 +1,4 @@
-"""What a quantized model costs: bits of its weights and cache, and what runs online."""
+"""What a quantized model costs: bits, bytes, and what runs online."""
 
 from __future__ import annotations
 
@@ -27,24 +27,39 @@ class Costs:
     Attributes:
         weight_bits: bits per element of the projections of all layers, scales counted; 16 for what
             is exact.
-        weight_bytes: of all parameters: projections, embedding and head as they are coded, what is
-            exact (norms and biases too) at 16 bits.
+        weight_bytes: of all parameters: projections, embedding and head as they are coded, scales
+            and what is exact (norms and biases too) at 16 bits.
+        decoder_bytes: of weights' own coordinates and codebooks.
+        online_bytes: of transforms and quantizers of inputs, and of turns of queries and keys.
+        store_bytes: of the codecs of keys and values.
+        merged_bytes: of transforms that weights are turned by, kept to go on quantizing.
         cache_bits: bits per element of keys and values, scales and exact tokens counted, in a cache
             with room for `tokens`.
         cache_bytes: bytes per token of the same, all layers.
-        side_bytes: bytes of what is stored once, in fp32: transforms that run online, means, and
-            the codebooks of inputs and of the cache.
         online_fmas: multiply-adds per token of the transforms that run online, all layers.
         tokens: see above.
     """
 
     weight_bits: float
     weight_bytes: float
+    decoder_bytes: int
+    online_bytes: int
+    store_bytes: int
+    merged_bytes: int
     cache_bits: float
     cache_bytes: float
-    side_bytes: int
     online_fmas: int
     tokens: int
+
+    @property
+    def side_bytes(self) -> int:
+        """Bytes beside weights and tokens that a forward pass reads."""
+        return self.online_bytes + self.store_bytes
+
+    @property
+    def model_bytes(self) -> float:
+        """Bytes of all but the tokens of the cache."""
+        return self.weight_bytes + self.decoder_bytes + self.side_bytes + self.merged_bytes
 
 
 def costs(
@@ -64,8 +79,30 @@ def costs(
         ValueError: `tokens` is not a whole number of at least 1.
     """
     check_positive("tokens", tokens)
-    config, params = quantized.config, quantized.params
+    config = quantized.config
     layers = config.num_hidden_layers
+    cache = jax.eval_shape(lambda q: q.cache(1, tokens, jnp.float16), quantized)
+    elements = 2 * layers * config.num_key_value_heads * config.head_dim
+    bits, weight_bytes = weight_costs(quantized, asked)
+    return Costs(
+        weight_bits=bits,
+        weight_bytes=weight_bytes,
+        decoder_bytes=nbytes(quantized.codecs),
+        online_bytes=nbytes((quantized.inputs, quantized.turn)),
+        store_bytes=cache.side_bytes,
+        merged_bytes=nbytes(quantized.shared),
+        cache_bits=8 * cache.nbytes / tokens / elements,
+        cache_bytes=cache.nbytes / tokens,
+        online_fmas=sum(sum(online_fmas(quantized, i).values()) for i in range(layers)),
+        tokens=tokens,
+    )
+
+
+def weight_costs(
+    quantized: Quantized, asked: Mapping[str, Sequence[int | float]] | None = None
+) -> tuple[float, float]:
+    """`weight_bits` and `weight_bytes` of `costs`, whose arguments these are."""
+    params = quantized.params
 
     def stored(name: str, array: Any) -> float:
         codes = quantized.codes.get(name, (None,))
@@ -78,17 +115,7 @@ def costs(
     number = sum(a.size for a in kernels.values())
     rest = sum(a.size for a in jax.tree.leaves(params)) - number
     rest -= sum(a.size for a in tables.values())
-    cache = jax.eval_shape(lambda q: q.cache(1, tokens, jnp.float16), quantized)
-    elements = 2 * layers * config.num_key_value_heads * config.head_dim
-    return Costs(
-        weight_bits=sum(weights) / number,
-        weight_bytes=(sum(weights) + sum(others) + EXACT * rest) / 8,
-        cache_bits=8 * cache.nbytes / tokens / elements,
-        cache_bytes=cache.nbytes / tokens,
-        side_bytes=nbytes((quantized.inputs, quantized.turn)) + cache.side_bytes,
-        online_fmas=sum(sum(online_fmas(quantized, i).values()) for i in range(layers)),
-        tokens=tokens,
-    )
+    return sum(weights) / number, (sum(weights) + sum(others) + EXACT * rest) / 8
 
 
 def code_bits(codes: Codes | None, asked: int | float = math.nan) -> float:

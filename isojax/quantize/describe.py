@@ -109,6 +109,8 @@ class Description:
             f"online: {cost.online_fmas:,} multiply-adds per token, {share:.2%} of the projections'"
             f"; {cost.side_bytes:,} bytes of transforms, means and codebooks",
         ]
+        if cost.decoder_bytes:
+            total.insert(1, f"their own coordinates and codebooks: {cost.decoder_bytes:,} bytes")
         return "\n".join([*table, "", *total])
 
     def _line(self, entry: Entry) -> tuple[str, ...]:

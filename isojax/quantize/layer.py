@@ -21,6 +21,7 @@ from isojax.quantize.merging import (
     applied,
     applied_by_head,
     by_head,
+    chained,
     check_fp16,
     keeps_length,
     output_moment,
@@ -43,7 +44,7 @@ class Past:
     Attributes:
         residual: what the residual stream is turned by.
         values: what values are turned by, leaves lead with [kv_heads].
-        through: by input, see `Made`.
+        through: by input, all transforms behind the norm, or behind what writes it.
         codes: of weights that are rounded, by name.
         turn: of queries and keys.
     """
@@ -62,7 +63,8 @@ class Made:
     Attributes:
         params: those that change, by name.
         inputs: by input, the codec that it passes through.
-        through: by input, all transforms behind the norm, or behind what writes it.
+        merged: by input, those of its transforms that merged into what writes it and that neither a
+            norm nor `turned` has; the identity for none.
         codes: of weights, by name.
         codecs: what these are decoded by.
         turned: of values, for each key head, merged.
@@ -73,7 +75,7 @@ class Made:
 
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     inputs: dict[str, Codec] = dataclasses.field(default_factory=dict)
-    through: dict[str, Transform] = dataclasses.field(default_factory=dict)
+    merged: dict[str, Transform] = dataclasses.field(default_factory=dict)
     codes: dict[str, Codes] = dataclasses.field(default_factory=dict)
     codecs: dict[str, Codec] = dataclasses.field(default_factory=dict)
     turned: Any = None
@@ -119,10 +121,9 @@ def make_layer(
         maker.store_keys(keys["cache:keys"], at["cache:keys"])
     if "cache:values" in at:
         maker.store_values(keys["cache:values"], at["cache:values"], metric)
-    through = {site: t for site, t in maker.through.items() if f"input:{site}" in at}
     turn = maker.turn if "queries_keys" in at else None
     return Made(
-        maker.changed, maker.inputs, through, maker.rounded, maker.codecs, maker.turned, turn,
+        maker.changed, maker.inputs, maker.merged, maker.rounded, maker.codecs, maker.turned, turn,
         maker.keys, maker.stored_values,
     )  # fmt: skip
 
@@ -137,6 +138,7 @@ class _Maker:
         self.changed: dict[str, Any] = {}
         self.inputs: dict[str, Codec] = {}
         self.through: dict[str, Transform] = dict(past.through)
+        self.merged: dict[str, Transform] = {}
         self.rounded: dict[str, Codes] = {}
         self.codecs: dict[str, Codec] = {}
         self.turned = self.keys = self.stored_values = None
@@ -187,7 +189,9 @@ class _Maker:
             for name in readers:
                 self.read(name, codec.transform)
         # the scale of the norm, or the turn of the values, already has what merged into it
-        self.through[site] = codec.transform if site == "down_proj" else online
+        kept = merged if site == "down_proj" else ()
+        self.merged[site] = chained(online.dim, *kept)
+        self.through[site] = chained(online.dim, *kept, online)
         if not isinstance(online, Identity) or not part.recipe.levels.exact:
             self.inputs[f"input:{site}"] = dataclasses.replace(codec, transform=online)
 

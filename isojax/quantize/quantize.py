@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Key
 
-from isojax.models import LanguageModel, ModelConfig, fold_norms, rotate_residual
+from isojax.models import LanguageModel, ModelConfig
 from isojax.models.decoder import Params
+from isojax.models.rotate import fold_ends, fold_layer, turn_ends, turn_layer
 from isojax.quantize.fitting import concrete, decoded, pooled, rounded
 from isojax.quantize.layer import Made, Past, make_layer
-from isojax.quantize.merging import keeps_length
+from isojax.quantize.merging import chained, keeps_length
 from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Cached, Turn, Weight, recipe_of
 from isojax.quantize.plan import Plan
-from isojax.quantize.quantized import ByLayer, Origin, Quantized, by_layer, layer_of, stacked
+from isojax.quantize.quantized import (
+    ByLayer,
+    Origin,
+    Quantized,
+    by_layer,
+    layer_of,
+    put_layer,
+    put_layer_in_place,
+    stacked,
+)
 from isojax.quantize.stats import Stats
+from isojax.sweep import progress_bar
 from isojax.transforms import Transform
 
 
@@ -27,12 +39,15 @@ def quantize(
     model: LanguageModel | Quantized,
     plan: Plan,
     stats: Stats | None = None,
+    *,
+    progress: bool = True,
 ) -> Quantized:
     """The model as the plan has it.
 
     Pure: works under `jit` and under `vmap` over keys and numbers of the plan that may be traced.
     Layers are made one after the other, by compiled steps that they share; GPTQ takes a second or
-    so per layer of 4 million weights on 2 cores. In this order:
+    so per layer of 4 million weights on 2 cores. Beside the model and what becomes of it, one
+    layer is held. In this order:
     the residual stream is turned (which folds the scales of norms into weights), then in each layer
     values, the inputs of projections, weights, queries and keys, and the cache, each fitted on what
     those before it leave.
@@ -42,6 +57,7 @@ def quantize(
         model: as loaded; or a quantized one, to which the plan adds places that it leaves free.
         plan: what stands where.
         stats: of `calibrate` for this plan; None where nothing is fitted.
+        progress: show a bar; there is none where something is traced.
 
     Raises:
         ValueError: the residual stream would be turned by what is no isometry, something that is
@@ -53,7 +69,21 @@ def quantize(
     every = ({},) * number if stats is None else stats.layers
     if len(every) != number:
         raise ValueError(f"stats must be of {number} layers, got {len(every)}.")
-    made = [one_layer(keys, base, plan, i, found) for i, found in enumerate(every)]
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((keys, base, plan, stats)))
+    put = put_layer if traced else put_layer_in_place
+    layers, made = {}, []
+    with progress_bar(traced or not progress) as bar:
+        for i, found in enumerate(bar.track(every, description="quantize")):
+            one = one_layer(keys, base, plan, i, found)
+            for name, params in one.params.items():
+                if name not in layers:
+                    layers[name] = jax.tree.map(jnp.copy, base.params["layers"][name])
+                layers[name] = put(layers[name], params, i)
+            made.append(dataclasses.replace(one, params={}))
+            if not traced:  # layers that wait for their turn would hold what they are made of
+                jax.block_until_ready((layers, one))
+    layers = base.params["layers"] | layers
+    base = dataclasses.replace(base, params=base.params | {"layers": layers})
     done = _tables(keys, joined(base, made), plan)
     before = base.origin.plan
     whole = None if before is None or not concrete(plan) else before + plan
@@ -63,7 +93,11 @@ def quantize(
 def begin(
     key: Key[Array, ""], model: LanguageModel | Quantized, plan: Plan, stats: Stats | None
 ) -> tuple[dict[str, Key[Array, ""]], Quantized]:
-    """Keys by place, and the model with its residual stream turned; see `quantize`."""
+    """Keys by place, and the model as its layers are made of; see `quantize`.
+
+    Where the plan turns the residual stream, embedding and head are turned, and it is told by what;
+    `one_layer` turns the layers, so that no second model is held.
+    """
     base = model if isinstance(model, Quantized) else unquantized(model)
     _check(plan, base)
     keys = {place: jax.random.fold_in(key, i) for i, place in enumerate(PLACES)}
@@ -80,12 +114,14 @@ def one_layer(
 ) -> Made:
     """What the plan makes of one layer of a model that has begun."""
     layers = base.config.num_hidden_layers
-    parts = plan.layer(number, layers)
-    if not parts:
+    parts, turns = plan.layer(number, layers), plan.whole("residual") is not None
+    if not parts and not turns:
         return Made()
+    layer = layer_of(base.params["layers"], number)
+    layer = _turned_layer(layer, base.shared["residual"]) if turns else layer
     own = {p: jax.random.split(keys[p], layers)[number] for p in parts}
-    given = (own, layer_of(base.params["layers"], number), stats, _past(base, number))
-    return make_layer(*given, parts=parts, config=base.config)
+    made = make_layer(own, layer, stats, _past(base, number), parts=parts, config=base.config)
+    return dataclasses.replace(made, params=layer | made.params) if turns else made
 
 
 def unquantized(model: LanguageModel) -> Quantized:
@@ -149,11 +185,21 @@ def _check(plan: Plan, base: Quantized) -> None:
 def _past(base: Quantized, number: int) -> Past:
     """What a layer has been through."""
     each = {name: found[number] for name, found in base.shared.items() if name != "residual"}
-    through = {name.partition(":")[2]: each[name] for name in INPUT_PLACES if each.get(name)}
+    through = {
+        place.partition(":")[2]: _through(each[place], base.inputs.get(place), number)
+        for place in INPUT_PLACES
+        if each.get(place)
+    }
     codes = {n: found[number] for n, found in base.codes.items() if n not in TABLES}
     codes = {name: found for name, found in codes.items() if found is not None}
     turn = None if base.turn is None else base.turn.of(number)
     return Past(base.shared.get("residual"), each.get("values"), through, codes, turn)
+
+
+def _through(merged: Transform, inputs: ByLayer | None, number: int) -> Transform:
+    """All transforms of an input: those that merged, then those that run online."""
+    codec = None if inputs is None else inputs.of(number)
+    return merged if codec is None else chained(merged.dim, merged, codec.transform)
 
 
 def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Quantized:
@@ -169,21 +215,30 @@ def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Qua
             "residual must be turned by an isometry, since RMSNorm commutes with no other "
             f"transform; got {part.coordinates}."
         )
-    params = _turned(base.params, base.config, transform)
+    params = base.params | _turned_ends(
+        {name: base.params[name] for name in ("embedding", "norm", "head") if name in base.params},
+        transform,
+    )
     config = dataclasses.replace(base.config, tie_word_embeddings=False)
     shared = base.shared | {"residual": transform}
     return dataclasses.replace(base, params=params, config=config, shared=shared)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _turned(params: Params, config: ModelConfig, transform: Transform) -> Params:
-    """Parameters with norms folded and the residual stream turned."""
-    return rotate_residual(*fold_norms(params, config), transform)
+@jax.jit
+def _turned_ends(params: Params, transform: Transform) -> Params:
+    """Embedding and head with the norm folded and the residual stream turned."""
+    return turn_ends(fold_ends(params), transform)
+
+
+@jax.jit
+def _turned_layer(layer: Params, transform: Transform) -> Params:
+    """A layer with norms folded and the residual stream turned."""
+    return turn_layer(fold_layer(layer), transform)
 
 
 def single(base: Quantized, number: int, made: Made) -> Quantized:
     """A model of one layer of `base`, as it was made."""
-    layers = stacked([layer_of(base.params["layers"], number)])
+    layers = stacked([layer_of(base.params["layers"], number) | made.params])
     config = dataclasses.replace(base.config, num_hidden_layers=1)
     one = unquantized_of({"layers": layers}, config)
     return dataclasses.replace(joined(one, [made]), shared={
@@ -192,11 +247,7 @@ def single(base: Quantized, number: int, made: Made) -> Quantized:
 
 
 def joined(base: Quantized, made: list[Made]) -> Quantized:
-    """The model with what was made of its layers."""
-    layers = dict(base.params["layers"])
-    for name in sorted(set().union(*(m.params for m in made))):
-        each = [m.params.get(name, layer_of(layers[name], i)) for i, m in enumerate(made)]
-        layers[name] = stacked(each)
+    """The model with what was made of its layers, their parameters aside."""
     inputs = dict(base.inputs)
     for site in sorted(set().union(*(m.inputs for m in made))):
         joined = by_layer([m.inputs.get(site) for m in made])
@@ -212,8 +263,8 @@ def joined(base: Quantized, made: list[Made]) -> Quantized:
     if any(m.turned is not None for m in made):
         before = shared.get("values", (None,) * len(made))
         shared["values"] = tuple(m.turned or before[i] for i, m in enumerate(made))
-    for site in sorted(set().union(*(m.through for m in made))):
-        shared[f"input:{site}"] = tuple(m.through.get(site) for m in made)
+    for site in sorted(set().union(*(m.merged for m in made))):
+        shared[f"input:{site}"] = tuple(m.merged.get(site) for m in made)
     turn = by_layer([m.turn for m in made])
     sides = {}
     for side in ("keys", "values"):
@@ -221,8 +272,8 @@ def joined(base: Quantized, made: list[Made]) -> Quantized:
         if any(s is not None for s in each):
             sides[side] = _stores(f"cache:{side}", each)
     return dataclasses.replace(
-        base, params=base.params | {"layers": layers}, inputs=inputs, codes=codes, codecs=codecs,
-        shared=shared, turn=base.turn if turn is None else turn, **sides,
+        base, inputs=inputs, codes=codes, codecs=codecs, shared=shared,
+        turn=base.turn if turn is None else turn, **sides,
     )  # fmt: skip
 
 

@@ -111,8 +111,9 @@ class Quantized:
         values: how values are stored.
         codes: of the weights that are quantized, by name, [layers] each.
         codecs: what these are decoded by, likewise.
-        shared: transforms that weights are turned by: `residual`, and of each layer `values` and
-            inputs, these behind the norm or what writes them.
+        shared: transforms that weights are turned by and that nothing else holds: `residual`, and
+            of each layer `values` and, for each input, what merged into the projection that writes
+            it, the identity for nothing.
         config: of the decoder.
         origin: what it was made of.
     """
@@ -185,3 +186,14 @@ def layer_of(stacked: Any, number: int | Layer) -> Any:
 def stacked(layers: Sequence[Any]) -> Any:
     """One tree whose leaves lead with layers."""
     return jax.tree.map(lambda *a: jnp.stack(a), *layers)
+
+
+def put_layer(stacked: Any, layer: Any, number: int | Layer) -> Any:
+    """A tree whose leaves lead with layers, with one layer replaced."""
+    return jax.tree.map(
+        lambda a, b: jax.lax.dynamic_update_index_in_dim(a, b, number, 0), stacked, layer
+    )
+
+
+put_layer_in_place = jax.jit(put_layer, donate_argnums=0)
+"""The same; `stacked` is gone then."""

@@ -12,6 +12,8 @@ A packed folder holds
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from isojax.models.checkpoint import file_entries, save_description, save_tensor
 from isojax.models.hooks import INPUTS
 from isojax.models.json_file import read_json
 from isojax.models.load import load_sidecar
+from isojax.quantize.costs import weight_costs
 from isojax.quantize.fitting import decoded
 from isojax.quantize.merging import read_through
 from isojax.quantize.parts import TABLES
@@ -46,6 +49,14 @@ TENSORS = "quantized.safetensors"
 STRUCTURE = "structure.json"
 PLAN = "plan.txt"
 FORMS = ("packed", "dequantized")
+LARGE = 1.1  # times the bytes that the bits of weights count: there a folder says what is in it
+KINDS = {
+    "data": "codes and scales of weights", "codec": "coordinates and codebooks of weights",
+    "params": "parameters that are not in codes", "weights": "parameters that are not in codes",
+    "inputs": "online transforms of inputs", "turn": "online turns of queries and keys",
+    "keys": "stores of keys", "values": "stores of values", "shared": "merged transforms",
+}  # fmt: skip
+"""What arrays are, by where they stand in the tree that a folder holds."""
 
 
 def save(
@@ -56,6 +67,10 @@ def save(
     plan: Plan | None = None,
 ) -> None:
     """Write a quantized model; makes the folder.
+
+    Transforms are stored by their parameters, in fp32: drawn Hadamards as signs, dense ones as
+    matrices. Warns where a packed folder is larger than the bits of the weights, exact ones in
+    their dtype, by more than a tenth, and says what takes the space.
 
     Args:
         quantized: the model.
@@ -88,6 +103,7 @@ def save(
     unseal(folder)
     files = save_description(folder, quantized.config, dtype, like)
     save_tensors(folder / TENSORS, arrays)
+    _warn_of_size(folder, quantized, arrays)
     (folder / STRUCTURE).write_text(json.dumps(structure) + "\n", encoding="utf-8")
     (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
     seal(folder, [*files, TENSORS, STRUCTURE, PLAN])
@@ -132,6 +148,28 @@ def load_quantized(folder: str | Path) -> Quantized:
     tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     origin = Origin(Plan.load(folder / PLAN), tokenizer, load_sidecar(folder))
     return Quantized(params, codes=codes, codecs=codecs, config=config, origin=origin, **parts)
+
+
+def _warn_of_size(folder: Path, quantized: Quantized, arrays: Mapping[str, np.ndarray]) -> None:
+    """Say what takes the space, where it is more than the bits of weights count."""
+    taken: dict[str, int] = {}
+    counted = weight_costs(quantized)[1]
+    for name, array in arrays.items():
+        first, *rest = name.split("/")
+        kind = KINDS[next((part for part in rest[2:3] if part in KINDS), first)]
+        taken[kind] = taken.get(kind, 0) + array.nbytes
+        if kind == KINDS["params"]:  # in the dtype of the model, not at 16 bits
+            counted += array.nbytes - 2 * array.size
+    total = sum(taken.values())
+    if total <= LARGE * counted:
+        return
+    most = sorted(taken.items(), key=lambda item: -item[1])
+    told = ", ".join(f"{size / 1e6:.3g} MB {kind}" for kind, size in most if size > total / 20)
+    warnings.warn(
+        f"{folder}: {total / 1e6:.3g} MB, {total / counted:.2f} times what the bits of its weights "
+        f"count: {told}.",
+        stacklevel=3,
+    )
 
 
 def _like(quantized: Quantized) -> LanguageModel | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 MANIFEST = "quantized.json"
 FORMAT = "isojax.quantized"
-VERSION = 2
+VERSION = 3
 """Of the layout of the folder, and of the classes that its structure names."""
 
 

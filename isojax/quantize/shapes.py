@@ -115,8 +115,8 @@ def statistics_shapes(config: ModelConfig, stats: Stats | None = None) -> Stats:
         layer[f"moment:input:{site}"] = _shape(size, size)
         layer[f"learned:input:{site}"] = _dense(size, size)
     given = Stats(({},) * config.num_hidden_layers) if stats is None else stats
-    whole = {"learned:residual": _dense(width, width)} | given.whole
-    return Stats(tuple(layer | own for own in given.layers), whole)
+    whole = {"learned:residual": _dense(width, width), **given.whole}
+    return Stats(tuple({**layer, **own} for own in given.layers), whole)
 
 
 def input_samples(site: str, made: Quantized, stats: Mapping[str, Any]) -> Samples:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from isojax._core.pytree import pytree
@@ -20,12 +21,35 @@ VECTORS = frozenset({"x", "moment"})
 """What of `Samples` is taken from vectors, where no moment is streamed."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Files(Mapping[str, Any]):
+    """Arrays in files by name, mapped anew each time that one is asked for, and never kept."""
+
+    paths: Mapping[str, Path]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.load(self.paths[name], mmap_mode="r")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+jax.tree_util.register_pytree_node(
+    Files,
+    lambda files: (tuple(files[name] for name in sorted(files)), tuple(sorted(files))),
+    lambda names, leaves: dict(zip(names, leaves, strict=True)),  # pyright: ignore[reportArgumentType]
+)
+
+
 @pytree
 class Stats:
     """Statistics of calibration texts; made by `calibrate`.
 
     Attributes:
-        layers: for each layer a dict: `samples:input:SITE` [windows, t, d], `samples:key` and
+        layers: for each layer by name: `samples:input:SITE` [windows, t, d], `samples:key` and
             `samples:value` [windows, t, kv_heads, head_dim]; `moment:input:SITE` [d, d], the mean
             of x^T x, and `moment:query` [kv_heads, head_dim, head_dim]. Inputs of q and gate are
             those before the scale of the norm. NumPy or JAX arrays; those of a folder are read
@@ -33,8 +57,8 @@ class Stats:
         whole: the same of places that all layers share.
     """
 
-    layers: tuple[dict[str, Any], ...]
-    whole: dict[str, Any] = dataclasses.field(default_factory=dict)
+    layers: tuple[Mapping[str, Any], ...]
+    whole: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def needed(parts: Mapping[str, Part]) -> set[str]:
@@ -95,8 +119,8 @@ def load_stats(folder: Path) -> Stats:
     except (OSError, ValueError):
         raise ValueError(f"{folder} must be a folder of statistics, found no stats.json.") from None
 
-    def read(name: Any) -> dict[str, Any]:
+    def read(name: Any) -> Files:
         files = sorted((folder / str(name)).glob("*.npy"))
-        return {f.stem.replace("-", ":"): np.load(f, mmap_mode="r") for f in files}
+        return Files({f.stem.replace("-", ":"): f for f in files})
 
     return Stats(tuple(map(read, range(about["layers"]))), read(WHOLE))

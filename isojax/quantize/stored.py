@@ -1,12 +1,7 @@
-"""Weights of a quantized model as bytes, and how many these are."""
+"""Weights of a quantized model as bytes."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -17,7 +12,6 @@ from isojax.codec import Codec
 from isojax.quantize.parts import TABLES
 from isojax.quantize.quantized import Quantized
 from isojax.quantizers import Codes, Packed
-from isojax.quantizers.codes import nbytes
 
 
 @pytree
@@ -58,10 +52,10 @@ class StoredWeight:
         return data
 
 
-def store_weight(codec: Codec, codes: Codes, dtype: Any = jnp.float32) -> StoredWeight:
-    """A weight as bytes, with scales, offsets and outliers in `dtype`."""
+def store_weight(codec: Codec, codes: Codes) -> StoredWeight:
+    """A weight as bytes, with scales, offsets and outliers in fp32."""
     if codes.bits is not None:
-        return StoredWeight(codec, codec.quantizer.pack(codes, dtype))
+        return StoredWeight(codec, codec.quantizer.pack(codes, jnp.float32))
     beside = (codes.offset, codes.outliers, codes.tensor_scale)
     if beside != (None,) * 3 or not jnp.issubdtype(codes.values.dtype, jnp.integer):
         return StoredWeight(codec, codes)
@@ -74,72 +68,3 @@ def kernel_of(quantized: Quantized, name: str, layer: int) -> Array:
     if name in TABLES:
         return quantized.params[name]
     return quantized.params["layers"][name]["kernel"][layer]
-
-
-def _shapes(function: Any) -> Any:
-    return functools.partial(jax.eval_shape, function)
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Bytes of a quantized model, by kind; made by `size`.
-
-    Attributes:
-        codes: of weights.
-        scales: with offsets, tensor scales and outliers.
-        decoders: weights' own coordinates, and codebooks.
-        online: transforms and quantizers of inputs, turns of queries and keys.
-        cache: codecs of the stores of keys and values; those of tokens are not counted.
-        merged: transforms that weights are turned by, kept to go on quantizing.
-        exact: parameters that are not in codes.
-        weights: the number of weights in codes.
-    """
-
-    codes: int
-    scales: int
-    decoders: int
-    online: int
-    cache: int
-    merged: int
-    exact: int
-    weights: int
-
-    @property
-    def total(self) -> int:
-        """All bytes."""
-        fields = dataclasses.asdict(self)
-        return sum(fields.values()) - self.weights
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits of codes and scales per weight in codes, as `rate_bits` counts them.
-
-        `decoders` are left out: where coordinates are dense, look at these too.
-        """
-        return 8 * (self.codes + self.scales) / max(self.weights, 1)
-
-
-def size(quantized: Quantized, scale_dtype: Any = "float32") -> Size:
-    """Bytes that a quantized model takes, as `save` packs it.
-
-    Args:
-        quantized: the model. Unbounded codes are entropy-coded to count them.
-        scale_dtype: of scales, offsets and outliers; `save` keeps fp32.
-    """
-    codes = total = weights = replaced = 0
-    for name, each in quantized.codes.items():
-        for layer, (found, codec) in enumerate(zip(each, quantized.codecs[name], strict=True)):
-            if found is None or codec is None:
-                continue
-            store = functools.partial(store_weight, dtype=jnp.dtype(scale_dtype))
-            # where the number of bytes is fixed, shapes suffice
-            data = (store if found.bits is None else _shapes(store))(codec, found).data
-            codes += nbytes(data.values if isinstance(data, Codes) else data.data)
-            total += nbytes(data)
-            weights += found.values.size
-            replaced += kernel_of(quantized, name, layer).nbytes
-    return Size(
-        codes, total - codes, nbytes(quantized.codecs),
-        nbytes((quantized.inputs, quantized.turn)), nbytes((quantized.keys, quantized.values)),
-        nbytes(quantized.shared), nbytes(quantized.params) - replaced, weights,
-    )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from isojax._core.checks import check_choice
 from isojax._core.members import LEVELS, WRAPPERS, Stage
@@ -79,8 +80,8 @@ class Levels:
             bits: bits per element of codes; for entropy-coded levels their rate.
 
         Raises:
-            ValueError: the levels do not have so many bits, cannot be made for these samples, or
-                do not return a quantizer.
+            ValueError: the levels do not have so many bits, cannot be made for these samples, do
+                not return a quantizer, or return one whose codes have more bits than those.
         """
         allowed = self.member.member.facts.get("bits")
         if allowed:
@@ -90,6 +91,14 @@ class Levels:
             made = wrapper(made)
         if not isinstance(made, Quantizer):
             raise ValueError(f"levels {self} must return a Quantizer, got {type(made).__name__}.")
+        if allowed is None and not isinstance(bits, Tracer):  # of one's own, or entropy-coded
+            x = jax.ShapeDtypeStruct((1, samples.dim), jnp.float32)
+            found = jax.eval_shape(made.encode, x).bits
+            if found is not None and found > bits:
+                raise ValueError(
+                    f"levels {self} must have at most the bits={bits} that are asked for, got "
+                    f"codes of {found} bits."
+                )
         return made
 
 
