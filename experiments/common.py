@@ -196,7 +196,7 @@ def _parse(config: type[C], name: str, doc: str | None) -> C:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
                 config,
-                prog=f"python -m experiments.{name}",
+                prog=f"isojax {name.replace('_', '-')}",
                 description=doc,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )

@@ -20,6 +20,7 @@ LAYERS = [
     {"kernels", "kvcache"},
     {"models", "data"},
     {"quantize"},
+    {"__main__"},
 ]
 ABOVE = 6  # the layer of models
 LIGHT = {"jax", "numpy", "jaxtyping", "isojax"}
