@@ -19,20 +19,21 @@ def main() -> None:
     """Run the study that the first argument names, with those after it; or list all studies."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     studies = find_studies()
-    if name in ("-h", "--help"):
-        print(overview(studies))
-    elif name == "--version":
-        print(f"isojax {__version__}")
-    elif (name := name.replace("_", "-")) in studies:
-        del sys.argv[1]
-        run_study(studies[name])
-    else:
-        like = ", ".join(nearest(name, studies, 1))
-        print(
-            f"error: there is no study {name!r}; nearest: {like} (`isojax --help` lists all)",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
+    try:
+        if name in ("-h", "--help"):
+            print(overview(studies), flush=True)
+        elif name == "--version":
+            print(f"isojax {__version__}", flush=True)
+        elif (name := name.replace("_", "-")) in studies:
+            del sys.argv[1]
+            run_study(studies[name])
+        else:
+            like = ", ".join(nearest(name, studies, 1))
+            said = f"there is no study {name!r}; nearest: {like} (`isojax --help` lists all)"
+            print(f"error: {said}", file=sys.stderr)
+            raise SystemExit(2)
+    except BrokenPipeError:  # nobody need listen, as in `isojax --help | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find_studies() -> dict[str, Path]:
