@@ -1,1 +1,1 @@
-"""One study per question; each is run as `python -m experiments.NAME`."""
+"""One study per question; each is run as `isojax NAME`."""

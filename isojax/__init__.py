@@ -7,15 +7,24 @@ The algebra is here and imports nothing but jax and numpy. `isojax.sweep` and `i
 and record experiments; `isojax.models` and `isojax.data` bring language models and texts.
 """
 
-from isojax import kernels as kernels
-from isojax import metrics as metrics
-from isojax import quantizers as quantizers
-from isojax import transforms as transforms
-from isojax._core.implementation import IMPLEMENTATIONS as IMPLEMENTATIONS
-from isojax._core.pytree import pytree as pytree
-from isojax._core.pytree import static as static
-from isojax.codec import Codec as Codec
-from isojax.quantizers.base import Quantizer as Quantizer
-from isojax.transforms.base import Transform as Transform
+from isojax import kernels, metrics, quantizers, transforms
+from isojax._core.implementation import IMPLEMENTATIONS
+from isojax._core.pytree import pytree, static
+from isojax.codec import Codec
+from isojax.quantizers.base import Quantizer
+from isojax.transforms.base import Transform
 
-__version__ = "0.1.0"
+__all__ = [
+    "Codec",
+    "IMPLEMENTATIONS",
+    "Quantizer",
+    "Transform",
+    "kernels",
+    "metrics",
+    "pytree",
+    "quantizers",
+    "static",
+    "transforms",
+]
+
+__version__ = "0.2.0"

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/setup.sh
 setup ""
-python -m experiments.perplexity --quick
-python -m experiments.compare --quick
+isojax perplexity --quick
+isojax compare --quick
 echo
 echo "Table and figure: results/compare-quick/table.md and figure.png"

@@ -6,6 +6,8 @@ import sys
 import types
 from pathlib import Path
 
+import isojax
+
 ROOT = Path(__file__).parents[1]
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
 
@@ -24,3 +26,9 @@ def test_the_snippets_of_the_readme_run_one_after_the_other(tmp_path, monkeypatc
     for snippet in SNIPPETS:
         exec(snippet.replace("seeds=24", "seeds=2"), scope)
     assert len(SNIPPETS) == 6 and scope["x"].shape == (8192, 128)
+
+
+def test_the_documents_name_the_version():
+    newest = re.search(r"^## (\S+)$", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), flags=re.M)
+    assert newest and cited and newest[1] == cited[1] == isojax.__version__

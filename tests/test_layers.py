@@ -1,6 +1,7 @@
 """The house rules that a machine can check: who imports whom, and what an import costs."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ LAYERS = [
     {"kernels", "kvcache"},
     {"models", "data"},
     {"quantize"},
+    {"__main__"},
 ]
 ABOVE = 6  # the layer of models
 LIGHT = {"jax", "numpy", "jaxtyping", "isojax"}
@@ -57,6 +59,25 @@ def test_imports_point_down_only(path):
             assert top in LIGHT, f"{path}: {name}"
         elif level != ABOVE:
             assert top not in ONLY_ABOVE, f"{path}: {name}"
+
+
+PACKAGES = [path for path in FILES if path.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda p: p.parent.name)
+def test_a_package_lists_what_it_imports_for_others(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bound, used = set(), {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("isojax"):
+            assert not any(alias.asname for alias in node.names)  # one form for all
+            bound |= {alias.name for alias in node.names} - used
+        elif isinstance(node, ast.Assign):
+            bound |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    module = importlib.import_module(".".join(path.relative_to(ROOT).parts[:-1]))
+    listed = getattr(module, "__all__", [])
+    assert listed == sorted(name for name in bound if not name.startswith("_"))
+    assert all(hasattr(module, name) for name in listed)
 
 
 def test_transforms_and_quantizers_do_not_know_each_other():

@@ -14,13 +14,20 @@ pytestmark = pytest.mark.shared
 
 
 @pytest.fixture(scope="module")
-def smollm(shared):
+def smollm(shared, tmp_path_factory):
     path = shared("models/SmolLM2-135M-Instruct.Q4_1.gguf")
-    return path, load_model(str(path))
+    cache = tmp_path_factory.mktemp("cache")
+    (cache / "isojax").mkdir()
+    (cache / "isojax" / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setenv("PIP_NO_INDEX", "1")
+        return path, load_model("smollm2")
 
 
 def test_smollm_has_the_logits_that_torch_gives(smollm):
     path, ours = smollm
+    assert ours.name == "smollm2"
     config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     read = load_gguf_checkpoint(path, return_tensors=True, model_to_load=model)["tensors"]

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import importlib.util
 import sys
 
 import jax
@@ -142,6 +143,17 @@ def test_what_is_no_code_of_the_users_has_no_hash():
         "haar:3",
     )
     assert source_of(*known) == "" == source_of()
+
+
+def test_a_study_is_no_code_of_the_users_whatever_the_module_is_called(monkeypatch):
+    file = importlib.import_module("experiments.perplexity.__main__").__file__
+    spec = importlib.util.spec_from_file_location("run_as_a_script", file)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    module.__package__ = "experiments.perplexity"
+    monkeypatch.setitem(sys.modules, "run_as_a_script", module)
+    spec.loader.exec_module(module)
+    assert module.main.__module__ == "run_as_a_script" and source_of(module.main) == ""
 
 
 def test_functions_that_name_each_other_are_walked_once():

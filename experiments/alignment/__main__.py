@@ -1,7 +1,7 @@
 """Rotate or align: under which coding, and at which rate, does each win?
 
-    python -m experiments.alignment
-    python -m experiments.alignment --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
+    isojax alignment
+    isojax alignment --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
         --calibration-text valid.txt --out results/alignment
 
 Keys and values (a unit is a head), inputs of linear layers and weights are turned into other

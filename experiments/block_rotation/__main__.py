@@ -1,7 +1,7 @@
 """Block rotations: does a permutation before them make up for short blocks?
 
-    python -m experiments.block_rotation
-    python -m experiments.block_rotation --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
+    isojax block-rotation
+    isojax block-rotation --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
         --settings A4-down W4A4 --permutations none random_permutation mass_diff \
         --out results/blocks
 

@@ -1,7 +1,7 @@
 """One table for all: what every transform of the family does, by every measure of the four works.
 
-    python -m experiments.compare
-    python -m experiments.compare --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
+    isojax compare
+    isojax compare --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
         --calibration-text valid.txt --out results/compare
 
 A row per coordinates: rotations (haar, hadamard, block_hadamard:32, planar, rotor, quaternion_fast,

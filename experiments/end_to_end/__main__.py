@@ -1,7 +1,7 @@
 """Rotations learned end to end: what does the loss of the whole model teach them?
 
-    python -m experiments.end_to_end
-    python -m experiments.end_to_end --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
+    isojax end-to-end
+    isojax end-to-end --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
         --calibration-text valid.txt --length 256 --out results/end_to_end
 
 SpinQuant (2405.16406) learns the rotation of the residual stream (R1) and those of the values of

@@ -1,7 +1,7 @@
 """The Isotropic Tradeoff: what does a global rotation do to outliers and to the noise floor?
 
-    python -m experiments.isotropic_tradeoff
-    python -m experiments.isotropic_tradeoff --model Qwen/Qwen2.5-1.5B --text wikitext-2 --out q15
+    isojax isotropic-tradeoff
+    isojax isotropic-tradeoff --model Qwen/Qwen2.5-1.5B --text wikitext-2 --out q15
 
 Quantizes a tensor of a language model in several coordinates (as it is, Haar-rotated, randomised
 Hadamard, PCA axes) and looks at three parts of the error: the top 1% of |x| (outliers), the bottom

@@ -1,7 +1,7 @@
 """The KV cache: which coordinates lose least when keys and values are stored in 2 to 4 bits?
 
-    python -m experiments.kv_cache
-    python -m experiments.kv_cache --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
+    isojax kv-cache
+    isojax kv-cache --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
         --calibration-text valid.txt --bits 3 --out results/kv
 
 Every window of text is read through the packed cache itself: keys and values of all layers are

@@ -1,7 +1,7 @@
 """Rotate, align, or align and then flatten: what do linear layers lose in 4 bits, at what cost?
 
-    python -m experiments.linear_layers
-    python -m experiments.linear_layers --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
+    isojax linear-layers
+    isojax linear-layers --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
         --calibration-text valid.txt --seeds 5 --out results/linear_layers
 
 Every row quantizes the inputs and the weights of all linear layers at the same places and ranges,

@@ -52,11 +52,13 @@ COORDINATES = (
     "awq@hadamard",
     "balance:0.25@hadamard", "balance:0.5@hadamard", "balance:0.75@hadamard",
     "block_hadamard:32", "mass_diff@block_hadamard:32", "balance@block_hadamard:32",
-    "balance_search@hadamard", "balance@haar", f"{__name__}:shuffled_balance@hadamard",
+    "balance_search@hadamard", "balance@haar", "shuffled_balance@hadamard",
     "cat:32@hadamard", "wush:32@block_hadamard:32", "kron_wush@hadamard", "wush@hadamard",
     "balance@kron_wush@hadamard", "flatquant", "balance@flatquant",
 )  # fmt: skip
 """Coordinates at all four inputs, the scales of norms left there."""
+OWN = {"shuffled_balance": f"{__name__}:shuffled_balance"}
+"""Stages that this study adds."""
 
 
 def shuffled_balance(key: Key[Array, ""], samples: Samples) -> Diagonal:
@@ -123,7 +125,8 @@ def plan_of(case: Case, steps: int, **changes: Any) -> Plan:
     weight, activation = bits_of(case.setting)
     levels = FORMATS[case.format]
     lines = [f"{place}: {turn.format(steps=steps)}" for place, turn in turns.items()]
-    for site, coordinates in zip(SITES, inputs, strict=True):
+    for site, chain in zip(SITES, inputs, strict=True):
+        coordinates = "@".join(OWN.get(stage, stage) for stage in chain.split("@"))
         if activation < 16:
             lines.append(f"input:{site}: {coordinates}/{levels[0]} bits={activation}")
         elif coordinates != "identity":

@@ -1,7 +1,7 @@
 """Perplexity of a language model on a text.
 
-    python -m experiments.perplexity
-    python -m experiments.perplexity --model Qwen/Qwen2.5-0.5B --text wikitext-2 --out results/q05
+    isojax perplexity
+    isojax perplexity --model Qwen/Qwen2.5-0.5B --text wikitext-2 --out results/q05
 
 Windows of `--length` tokens follow each other from the start of the text and are scored alone:
 no BOS, no overlap, the first token of each is not predicted. Rows: `nll` for each window and

@@ -1,7 +1,7 @@
 """Whole models quantized by plans: what does each lose, and what does it cost?
 
-    python -m experiments.quantize
-    python -m experiments.quantize --plans quarot aligned my.plan "weight: absmax bits=4" \
+    isojax quantize
+    isojax quantize --plans quarot aligned my.plan "weight: absmax bits=4" \
         --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 --save results/models --errors
 
 A plan is a published method by name (`quarot`, `quarot:3` for 3 bits; see

@@ -1,7 +1,7 @@
 """Stage 1 of vector quantization: does the rotation before the codebook matter?
 
-    python -m experiments.stage1
-    python -m experiments.stage1 --model Qwen/Qwen2.5-0.5B --text wikitext-2 --out q05
+    isojax stage1
+    isojax stage1 --model Qwen/Qwen2.5-0.5B --text wikitext-2 --out q05
 
 A vector is divided by its norm, rotated, each coordinate put to the nearest of 2^b Lloyd-Max
 levels, and all undone (IsoQuant, arXiv 2603.28430). Measured: what each rotation costs, its error

@@ -6,7 +6,12 @@ no inverse transform: turn the query instead (`rotate_query`, `load_rotated`). `
 of a sketched residual, with which inner products are unbiased.
 """
 
-from isojax.codec.base import Codec as Codec
-from isojax.codec.qjl import QJL as QJL
-from isojax.codec.qjl import Stored as Stored
-from isojax.codec.qjl import qjl as qjl
+from isojax.codec.base import Codec
+from isojax.codec.qjl import QJL, Stored, qjl
+
+__all__ = [
+    "Codec",
+    "QJL",
+    "Stored",
+    "qjl",
+]

@@ -5,11 +5,23 @@ that two runs with the same tokenizer always see the same tokens. Recall is prob
 windows: lines to retrieve a number from, and sequences seen twice.
 """
 
-from isojax.data.recall import Needles as Needles
-from isojax.data.recall import induction_tokens as induction_tokens
-from isojax.data.recall import needle_accuracy as needle_accuracy
-from isojax.data.recall import needle_found as needle_found
-from isojax.data.recall import needle_prompts as needle_prompts
-from isojax.data.recall import second_half as second_half
-from isojax.data.text import load_text as load_text
-from isojax.data.text import windows as windows
+from isojax.data.recall import (
+    Needles,
+    induction_tokens,
+    needle_accuracy,
+    needle_found,
+    needle_prompts,
+    second_half,
+)
+from isojax.data.text import load_text, windows
+
+__all__ = [
+    "Needles",
+    "induction_tokens",
+    "load_text",
+    "needle_accuracy",
+    "needle_found",
+    "needle_prompts",
+    "second_half",
+    "windows",
+]

@@ -25,6 +25,8 @@ import importlib
 
 from isojax._core.implementation import register
 
+__all__ = ["OPERATIONS"]
+
 OPERATIONS = ("roundtrip", "store", "load", "scores", "apply")
 
 for _name in OPERATIONS:

@@ -6,13 +6,21 @@ codec, whether keys are kept before or after the rotary embedding, and which tok
 All is functional: `attend` returns the new layer beside its output.
 """
 
-from isojax.kvcache.attention import Seen as Seen
-from isojax.kvcache.attention import apply_rope as apply_rope
-from isojax.kvcache.attention import causal_attention as causal_attention
-from isojax.kvcache.cache import Cache as Cache
-from isojax.kvcache.cache import LayerCache as LayerCache
-from isojax.kvcache.cache import new_cache as new_cache
-from isojax.kvcache.packed import PackedSide as PackedSide
-from isojax.kvcache.plain import PlainSide as PlainSide
-from isojax.kvcache.store import Store as Store
-from isojax.kvcache.store import store as store
+from isojax.kvcache.attention import Seen, apply_rope, causal_attention
+from isojax.kvcache.cache import Cache, LayerCache, new_cache
+from isojax.kvcache.packed import PackedSide
+from isojax.kvcache.plain import PlainSide
+from isojax.kvcache.store import Store, store
+
+__all__ = [
+    "Cache",
+    "LayerCache",
+    "PackedSide",
+    "PlainSide",
+    "Seen",
+    "Store",
+    "apply_rope",
+    "causal_attention",
+    "new_cache",
+    "store",
+]

@@ -14,38 +14,65 @@ keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes need no
 `low_rank`; `learned_rotation` is their counterpart, axes that flatten.
 """
 
-from isojax.learn import coordinates as coordinates
-from isojax.learn.alignment import aligned as aligned
-from isojax.learn.alignment import learned_alignment as learned_alignment
-from isojax.learn.alignment import log_spectrum as log_spectrum
-from isojax.learn.awq import awq_scale as awq_scale
-from isojax.learn.balance import balance_scale as balance_scale
-from isojax.learn.fit import fit as fit
-from isojax.learn.fit import minibatch as minibatch
-from isojax.learn.gptq import gptq as gptq
-from isojax.learn.kronecker import kron_wush as kron_wush
-from isojax.learn.low_rank import low_rank as low_rank
-from isojax.learn.low_rank import rank_for_rate as rank_for_rate
-from isojax.learn.moments import Gram as Gram
-from isojax.learn.moments import gram as gram
-from isojax.learn.moments import second_moment as second_moment
-from isojax.learn.objectives import kurtosis_loss as kurtosis_loss
-from isojax.learn.objectives import laplace_distortion as laplace_distortion
-from isojax.learn.objectives import laplace_rate as laplace_rate
-from isojax.learn.objectives import log_variance as log_variance
-from isojax.learn.objectives import moment_root as moment_root
-from isojax.learn.objectives import quantization_error as quantization_error
-from isojax.learn.objectives import rate_distortion as rate_distortion
-from isojax.learn.output import best_balance as best_balance
-from isojax.learn.output import learned_kronecker as learned_kronecker
-from isojax.learn.output import output_error as output_error
-from isojax.learn.permutation import absmax_order as absmax_order
-from isojax.learn.permutation import co_activation as co_activation
-from isojax.learn.permutation import mass_diff as mass_diff
-from isojax.learn.permutation import zigzag as zigzag
-from isojax.learn.rotation import learned_rotation as learned_rotation
-from isojax.learn.smoothquant import smooth as smooth
-from isojax.learn.smoothquant import smooth_scale as smooth_scale
-from isojax.learn.stiefel import stiefel as stiefel
-from isojax.learn.wush import cat as cat
-from isojax.learn.wush import wush as wush
+from isojax.learn import coordinates
+from isojax.learn.alignment import aligned, learned_alignment, log_spectrum
+from isojax.learn.awq import awq_scale
+from isojax.learn.balance import balance_scale
+from isojax.learn.fit import fit, minibatch
+from isojax.learn.gptq import gptq
+from isojax.learn.kronecker import kron_wush
+from isojax.learn.low_rank import low_rank, rank_for_rate
+from isojax.learn.moments import Gram, gram, second_moment
+from isojax.learn.objectives import (
+    kurtosis_loss,
+    laplace_distortion,
+    laplace_rate,
+    log_variance,
+    moment_root,
+    quantization_error,
+    rate_distortion,
+)
+from isojax.learn.output import best_balance, learned_kronecker, output_error
+from isojax.learn.permutation import absmax_order, co_activation, mass_diff, zigzag
+from isojax.learn.rotation import learned_rotation
+from isojax.learn.smoothquant import smooth, smooth_scale
+from isojax.learn.stiefel import stiefel
+from isojax.learn.wush import cat, wush
+
+__all__ = [
+    "Gram",
+    "absmax_order",
+    "aligned",
+    "awq_scale",
+    "balance_scale",
+    "best_balance",
+    "cat",
+    "co_activation",
+    "coordinates",
+    "fit",
+    "gptq",
+    "gram",
+    "kron_wush",
+    "kurtosis_loss",
+    "laplace_distortion",
+    "laplace_rate",
+    "learned_alignment",
+    "learned_kronecker",
+    "learned_rotation",
+    "log_spectrum",
+    "log_variance",
+    "low_rank",
+    "mass_diff",
+    "minibatch",
+    "moment_root",
+    "output_error",
+    "quantization_error",
+    "rank_for_rate",
+    "rate_distortion",
+    "second_moment",
+    "smooth",
+    "smooth_scale",
+    "stiefel",
+    "wush",
+    "zigzag",
+]

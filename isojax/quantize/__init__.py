@@ -11,25 +11,41 @@ save(quantized, "folder")
 Published methods are plans by name: `preset("quarot", bits=4)`.
 """
 
-from isojax.quantize.calibrate import calibrate as calibrate
-from isojax.quantize.costs import Costs as Costs
-from isojax.quantize.costs import costs as costs
-from isojax.quantize.describe import Description as Description
-from isojax.quantize.describe import describe as describe
-from isojax.quantize.generate import generate as generate
-from isojax.quantize.parts import PLACES as PLACES
-from isojax.quantize.plan import Plan as Plan
-from isojax.quantize.plan import Rule as Rule
-from isojax.quantize.presets import find_plan as find_plan
-from isojax.quantize.presets import preset as preset
-from isojax.quantize.quantize import quantize as quantize
-from isojax.quantize.quantize import unquantized as unquantized
-from isojax.quantize.quantized import Origin as Origin
-from isojax.quantize.quantized import Quantized as Quantized
-from isojax.quantize.save import load_quantized as load_quantized
-from isojax.quantize.save import save as save
-from isojax.quantize.score import reference as reference
-from isojax.quantize.score import score as score
-from isojax.quantize.score import summary as summary
-from isojax.quantize.stats import Stats as Stats
-from isojax.quantize.texts import token_windows as token_windows
+from isojax.quantize.calibrate import calibrate
+from isojax.quantize.costs import Costs, costs
+from isojax.quantize.describe import Description, describe
+from isojax.quantize.generate import generate
+from isojax.quantize.parts import PLACES
+from isojax.quantize.plan import Plan, Rule
+from isojax.quantize.presets import find_plan, preset
+from isojax.quantize.quantize import quantize, unquantized
+from isojax.quantize.quantized import Origin, Quantized
+from isojax.quantize.save import load_quantized, save
+from isojax.quantize.score import reference, score, summary
+from isojax.quantize.stats import Stats
+from isojax.quantize.texts import token_windows
+
+__all__ = [
+    "Costs",
+    "Description",
+    "Origin",
+    "PLACES",
+    "Plan",
+    "Quantized",
+    "Rule",
+    "Stats",
+    "calibrate",
+    "costs",
+    "describe",
+    "find_plan",
+    "generate",
+    "load_quantized",
+    "preset",
+    "quantize",
+    "reference",
+    "save",
+    "score",
+    "summary",
+    "token_windows",
+    "unquantized",
+]

@@ -237,7 +237,7 @@ def _gtq_like(bits: int = 3) -> Plan:
 def _aligned(bits: int = 3) -> Plan:
     """Keys in the metric of their queries at half its power, values rotated.
 
-    The best of `experiments.kv_cache` at 2 bits, there `aligned+haar`; see docs/findings.md.
+    The best of `isojax kv-cache` at 2 bits, there `aligned+haar`; see docs/findings.md.
     Unbiased scales are those of EDEN (Vargaftik et al. 2022, arXiv 2108.08842).
     """
     return _cache("aligned", bits)

@@ -8,12 +8,21 @@ Coordinates (see `isojax.transforms.coordinates`), a slash, and levels (see
 members known.
 """
 
-from isojax import learn as learn
-from isojax._core.members import COORDINATES as COORDINATES
-from isojax._core.members import LEVELS as LEVELS
-from isojax._core.members import ROUNDINGS as ROUNDINGS
-from isojax._core.members import WRAPPERS as WRAPPERS
-from isojax._core.samples import Samples as Samples
-from isojax.quantizers.levels import Levels as Levels
-from isojax.recipes.recipe import Recipe as Recipe
-from isojax.transforms.coordinates import Coordinates as Coordinates
+from isojax import learn
+from isojax._core.members import COORDINATES, LEVELS, ROUNDINGS, WRAPPERS
+from isojax._core.samples import Samples
+from isojax.quantizers.levels import Levels
+from isojax.recipes.recipe import Recipe
+from isojax.transforms.coordinates import Coordinates
+
+__all__ = [
+    "COORDINATES",
+    "Coordinates",
+    "LEVELS",
+    "Levels",
+    "ROUNDINGS",
+    "Recipe",
+    "Samples",
+    "WRAPPERS",
+    "learn",
+]

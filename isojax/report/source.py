@@ -20,11 +20,13 @@ from typing import Any
 
 import isojax
 
+_STUDIES = Path(isojax.__path__[0]).parent / "experiments"  # of a clone
 _KNOWN = tuple(  # what rows know the version or commit of
-    str(Path(path).resolve())
-    for path in (*isojax.__path__, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
-)
-_STUDIES = "experiments"  # in the same tree as isojax
+    Path(path).resolve()
+    for path in (
+        *isojax.__path__, _STUDIES, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
+    )
+)  # fmt: skip
 _MEMBER = re.compile(r"([\w.]+):(\w+)")
 
 
@@ -111,7 +113,7 @@ def _own(thing: Any) -> bool:
     """Whether a module, class or function is in a file of the user's."""
     module = isinstance(thing, types.ModuleType)
     name = str(thing.__name__ if module else getattr(thing, "__module__", ""))
-    return _own_file(name, getattr(sys.modules.get(name), "__file__", None))
+    return _own_file(getattr(sys.modules.get(name), "__file__", None))
 
 
 def _own_module(name: str) -> bool:
@@ -120,13 +122,11 @@ def _own_module(name: str) -> bool:
         spec = importlib.util.find_spec(name.partition(".")[0])
     except (ImportError, ValueError):
         return False
-    return spec is not None and _own_file(name, spec.origin)
+    return spec is not None and _own_file(spec.origin)
 
 
-def _own_file(module: str, file: str | None) -> bool:
-    if file is None or module.partition(".")[0] == _STUDIES:
-        return False
-    return not str(Path(file).resolve()).startswith(_KNOWN)
+def _own_file(file: str | None) -> bool:
+    return file is not None and not any(map(Path(file).resolve().is_relative_to, _KNOWN))
 
 
 def _text(thing: Any) -> str:

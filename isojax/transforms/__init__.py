@@ -18,42 +18,62 @@ Parameters of `cayley`, `exponential`, `butterfly` and the block rotations are f
 by `isojax.learn.fit`: whatever their values, the transform is orthogonal.
 """
 
-from isojax.transforms.base import Composed as Composed
-from isojax.transforms.base import Identity as Identity
-from isojax.transforms.base import Transform as Transform
-from isojax.transforms.base import identity as identity
-from isojax.transforms.block_diagonal import BlockDiagonal as BlockDiagonal
-from isojax.transforms.block_diagonal import block_diagonal as block_diagonal
-from isojax.transforms.block_diagonal import repeat as repeat
-from isojax.transforms.butterfly import Strided as Strided
-from isojax.transforms.butterfly import butterfly as butterfly
-from isojax.transforms.butterfly import strided as strided
-from isojax.transforms.cayley import Cayley as Cayley
-from isojax.transforms.cayley import cayley as cayley
-from isojax.transforms.coordinates import Coordinates as Coordinates
-from isojax.transforms.coordinates import from_name as from_name
-from isojax.transforms.dense import Dense as Dense
-from isojax.transforms.dense import haar as haar
-from isojax.transforms.dense import pca as pca
-from isojax.transforms.diagonal import Diagonal as Diagonal
-from isojax.transforms.exponential import Exponential as Exponential
-from isojax.transforms.exponential import exponential as exponential
-from isojax.transforms.hadamard import Hadamard as Hadamard
-from isojax.transforms.hadamard import block_hadamard as block_hadamard
-from isojax.transforms.hadamard import fwht as fwht
-from isojax.transforms.hadamard import hadamard as hadamard
-from isojax.transforms.kronecker import Kronecker as Kronecker
-from isojax.transforms.kronecker import kronecker as kronecker
-from isojax.transforms.oblique import Oblique as Oblique
-from isojax.transforms.padded import Padded as Padded
-from isojax.transforms.padded import padded as padded
-from isojax.transforms.paley import admissible_blocks as admissible_blocks
-from isojax.transforms.paley import hadamard_matrix as hadamard_matrix
-from isojax.transforms.permutation import Permutation as Permutation
-from isojax.transforms.permutation import permutation as permutation
-from isojax.transforms.planar import Planar as Planar
-from isojax.transforms.planar import planar as planar
-from isojax.transforms.quaternion import Quaternion as Quaternion
-from isojax.transforms.quaternion import quaternion as quaternion
-from isojax.transforms.rotor import Rotor as Rotor
-from isojax.transforms.rotor import rotor as rotor
+from isojax.transforms.base import Composed, Identity, Transform, identity
+from isojax.transforms.block_diagonal import BlockDiagonal, block_diagonal, repeat
+from isojax.transforms.butterfly import Strided, butterfly, strided
+from isojax.transforms.cayley import Cayley, cayley
+from isojax.transforms.coordinates import Coordinates, from_name
+from isojax.transforms.dense import Dense, haar, pca
+from isojax.transforms.diagonal import Diagonal
+from isojax.transforms.exponential import Exponential, exponential
+from isojax.transforms.hadamard import Hadamard, block_hadamard, fwht, hadamard
+from isojax.transforms.kronecker import Kronecker, kronecker
+from isojax.transforms.oblique import Oblique
+from isojax.transforms.padded import Padded, padded
+from isojax.transforms.paley import admissible_blocks, hadamard_matrix
+from isojax.transforms.permutation import Permutation, permutation
+from isojax.transforms.planar import Planar, planar
+from isojax.transforms.quaternion import Quaternion, quaternion
+from isojax.transforms.rotor import Rotor, rotor
+
+__all__ = [
+    "BlockDiagonal",
+    "Cayley",
+    "Composed",
+    "Coordinates",
+    "Dense",
+    "Diagonal",
+    "Exponential",
+    "Hadamard",
+    "Identity",
+    "Kronecker",
+    "Oblique",
+    "Padded",
+    "Permutation",
+    "Planar",
+    "Quaternion",
+    "Rotor",
+    "Strided",
+    "Transform",
+    "admissible_blocks",
+    "block_diagonal",
+    "block_hadamard",
+    "butterfly",
+    "cayley",
+    "exponential",
+    "from_name",
+    "fwht",
+    "haar",
+    "hadamard",
+    "hadamard_matrix",
+    "identity",
+    "kronecker",
+    "padded",
+    "pca",
+    "permutation",
+    "planar",
+    "quaternion",
+    "repeat",
+    "rotor",
+    "strided",
+]
