@@ -314,7 +314,7 @@ WHOLE = {
     "lloyd_max_channels": lambda bits: q.lloyd_max_channels(X, bits),
     "pack_bits": lambda bits: q.pack_bits(jnp.zeros(8, jnp.uint8), bits),
     "d4": lambda bits: q.d4(1.0, bits),
-    "name": lambda bits: q.from_name("nf4", bits),
+    "fixed levels": lambda bits: Recipe.parse("nf4").fit(KEY, Samples(X), bits),
     "levels": lambda bits: Recipe.parse("absmax").fit(KEY, Samples(X), bits),
 }
 

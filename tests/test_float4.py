@@ -271,7 +271,6 @@ def test_tensor_scales_from_calibration_vmap_and_learn():
         (lambda: q.fp4(clip=0.0), "clip must be above 0 and at most 1, got 0.0"),
         (lambda: q.fp4(clip=1.5), "clip must be above 0 and at most 1, got 1.5"),
         (lambda: q.nvfp4(0.0), "tensor_scale must be above zero and finite, got 0.0"),
-        (lambda: q.from_name("mxfp4", 3), "bits must be one of 4; got 3"),
     ],
 )
 def test_errors_name_what_was_got_and_what_is_allowed(make, words):

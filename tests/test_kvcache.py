@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 from isojax import transforms
 from isojax.codec import Codec
 from isojax.kvcache import LayerCache, apply_rope, causal_attention, new_cache, store
-from isojax.quantizers import from_name, lloyd_max_sphere, minmax
+from isojax.quantizers import fp8, lloyd_max_sphere, minmax, mxfp4, none, nvfp4, zero
 
 HEADS, GROUPS, DIM, TOKENS = 4, 2, 16, 23
 FREQUENCY = 1000.0 ** (-jnp.arange(DIM // 2) / (DIM // 2))
@@ -245,10 +245,10 @@ def test_what_makes_no_sense_is_refused(message, make):
         make()
 
 
-@pytest.mark.parametrize("name", ["mxfp4", "nvfp4", "zero", "fp8"])
+@pytest.mark.parametrize("make", [mxfp4, nvfp4, zero, lambda: fp8("e4m3", "token")])
 @pytest.mark.parametrize("rotated", [False, True])
-def test_codecs_without_leaves_are_stored(name, rotated):
-    quantizer = from_name(name, 8 if name == "fp8" else 4, "token")
+def test_codecs_without_leaves_are_stored(make, rotated):
+    quantizer = make()
     kept = store(Codec(transforms.identity(32), quantizer))
     cache = new_cache(
         layers=3, batch=2, slots=8, kv_heads=2, head_dim=32, keys=kept, values=kept, rotated=rotated
@@ -265,7 +265,7 @@ def test_codecs_without_leaves_are_stored(name, rotated):
 
 
 def test_unbounded_codes_cannot_be_stored():
-    kept = store(Codec(transforms.identity(32), from_name("none", 4)))
+    kept = store(Codec(transforms.identity(32), none()))
     with pytest.raises(ValueError, match="codes must have a number of bits to be packed"):
         new_cache(layers=1, batch=1, slots=8, kv_heads=2, head_dim=32, keys=kept)
 

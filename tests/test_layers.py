@@ -117,7 +117,6 @@ KNOWN = {
     "isojax/transforms/coordinates.py": {"identity"},
     "isojax/transforms/butterfly.py": {"planar"},
     "isojax/report/figure.py": {"identity", "haar", "hadamard", "pca", "zero"},
-    "isojax/quantizers/named.py": set(LEVELS.members),
     "experiments/isotropic_tradeoff/measure.py": {"absmax", "minmax", "lloyd_max", "ecsq"},
     "experiments/compare/measure.py": {"pca", "zero"},  # bits by component; a control
     "experiments/end_to_end/__main__.py": {"learned"},  # a key of rows

@@ -247,31 +247,6 @@ def test_encode_like_keeps_calibrated_scales():
     assert int(jnp.max(jnp.abs(codes.values))) == 7
 
 
-NAMED = {
-    "absmax": q.absmax(4, "group", 8),
-    "absmax_mse": q.absmax(4, "group", 8, range_rule="mse"),
-    "minmax": q.minmax(4, "group", 8),
-    "minmax_mse": q.minmax(4, "group", 8, range_rule="mse"),
-    "kivi": q.minmax(4, "group", 8, levels="affine"),
-    "lloyd_max": q.lloyd_max_gaussian(4, granularity="group", group=8),
-    "fp4": q.fp4("group", 8),
-    "mxfp4": q.mxfp4(),
-    "nvfp4": q.nvfp4(),
-    "nf4": q.nf4("group", 8),
-    "fp8": q.fp8("e4m3", "group", 8),
-    "fp8_e5m2": q.fp8("e5m2", "group", 8),
-    "zero": q.zero(),
-    "none": q.none(),
-}
-
-
-@pytest.mark.parametrize("name", q.NAMES)
-def test_a_name_is_its_factory(name):
-    bits = 8 if name.startswith("fp8") else 4
-    named, direct = q.from_name(name, bits, "group", 8), NAMED[name]
-    assert_array_equal(roundtrip(named, Y), roundtrip(direct, Y))
-
-
 @pytest.mark.parametrize(
     "make, words",
     [
@@ -295,7 +270,6 @@ def test_a_name_is_its_factory(name):
         (lambda: q.absmax(3, range_rule="percentile", clip=99.0), "above 0 and at most 1 .*99.0"),
         (lambda: q.minmax(3, range_rule="percentile", clip=0.5), "above 0.5 and at most 1 .*0.5"),
         (lambda: q.rate_bits(q.ecsq(1.0).encode(Y)), "coding.*unbounded"),
-        (lambda: q.from_name("absmix", 3), "name.*absmax.*'absmix'"),
     ],
 )
 def test_errors_name_what_was_got_and_what_is_allowed(make, words):

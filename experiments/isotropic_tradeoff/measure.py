@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 
 from isojax import metrics, quantizers, transforms
-from isojax.recipes import Coordinates, Samples
+from isojax.recipes import Coordinates, Levels, Samples
 from isojax.report import Job
 from isojax.transforms import Transform
 
 CLIP = {"percentile": 0.999, "std": 4.0}  # quantile of |x|, and standard deviations
-# controls, and those with blocks or bits of their own
-OTHERS = ("zero", "none", "mxfp4", "nvfp4", "nf4", "fp8", "fp8_e5m2")
-FIXED_RATE = tuple(
-    dict.fromkeys((
-        *(name for name in quantizers.NAMES if name not in OTHERS),
-        *(f"{family}_{rule}" for family in ("absmax", "minmax") for rule in CLIP),
-    ))
-)  # fmt: skip
+UNIFORM = {"absmax": quantizers.absmax, "minmax": quantizers.minmax}
+OTHERS: dict[str, Callable[[int, str, int], quantizers.Quantizer]] = {
+    "kivi": functools.partial(quantizers.minmax, levels="affine"),
+    "lloyd_max": lambda bits, by, group: quantizers.lloyd_max_gaussian(
+        bits, granularity=by, group=group
+    ),
+}
+RULES = ("", "_mse", *(f"_{rule}" for rule in CLIP))
+FIXED_RATE = (*(family + rule for family in UNIFORM for rule in RULES), *OTHERS, "fp4")
 ERRORS = metrics.MEASURE_UNITS | {"false_firing_share": "1"}
 RATES = {"code_entropy_bits": "bits per element", "rate_bits": "bits per element"}
 SHAPE = {"kurtosis": "1", "peak_to_rms": "1"}
@@ -34,8 +35,8 @@ class Case(NamedTuple):
     """What is done to the coordinates.
 
     Attributes:
-        quantizer: of `FIXED_RATE` (names of `quantizers.from_name`, and `absmax` and `minmax` with
-            the ranges of `CLIP`), or `zero`, `none`, `ecsq`, `gaussian_noise`.
+        quantizer: of `FIXED_RATE`: `absmax` or `minmax` and how its range is found, `fp4`,
+            or one of `OTHERS`; or `zero`, `none`, `ecsq`, `gaussian_noise`.
         bits: bits per element; for `ecsq` its rate, the codes of a channel sharing an entropy code.
         granularity: what shares a scale: tensor, token, channel, or group:N.
         levels: where the levels of `absmax` lie, see there.
@@ -62,7 +63,7 @@ class Case(NamedTuple):
     def uniform(self) -> tuple[str, str]:
         """`absmax` or `minmax` and its range rule, or twice an empty string."""
         family, _, rule = self.quantizer.partition("_")
-        return (family, rule or "max") if family in ("absmax", "minmax") else ("", "")
+        return (family, rule or "max") if family in UNIFORM else ("", "")
 
     @property
     def units(self) -> dict[str, str]:
@@ -98,10 +99,12 @@ class Case(NamedTuple):
         bits = int(self.bits)
         family, rule = self.uniform
         if family:
-            factory = {"absmax": quantizers.absmax, "minmax": quantizers.minmax}[family]
             own: dict[str, Any] = {"levels": self.levels} if family == "absmax" else {}
-            return factory(bits, *self.scale, range_rule=rule, clip=CLIP.get(rule), **own)
-        return quantizers.from_name(self.quantizer, bits, *self.scale)
+            return UNIFORM[family](bits, *self.scale, range_rule=rule, clip=CLIP.get(rule), **own)
+        if self.quantizer in OTHERS:
+            return OTHERS[self.quantizer](bits, *self.scale)
+        scale = ":{}:{}".format(*self.scale) if bits else ""
+        return Levels.parse(self.quantizer + scale).fit(Samples(y), bits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,6 @@ from isojax.quantizers.lattice import Lattice, d4, d4_for_rate, e8, e8_for_rate
 from isojax.quantizers.lloyd_max import lloyd_max_gaussian, lloyd_max_sphere
 from isojax.quantizers.lloyd_max_samples import lloyd_max_channels, lloyd_max_samples
 from isojax.quantizers.mixed import MixedCodebook, mixed_codebook
-from isojax.quantizers.named import NAMES, from_name
 from isojax.quantizers.nf4 import nf4
 from isojax.quantizers.packing import pack_bits, pack_mixed, packed_bytes, unpack_bits, unpack_mixed
 from isojax.quantizers.rate import rate_bits
@@ -34,7 +33,6 @@ __all__ = [
     "Lattice",
     "MXFP4",
     "MixedCodebook",
-    "NAMES",
     "NVFP4",
     "Outliers",
     "Packed",
@@ -52,7 +50,6 @@ __all__ = [
     "ecsq_for_rate",
     "fp4",
     "fp8",
-    "from_name",
     "gaussian_noise",
     "lloyd_max_channels",
     "lloyd_max_gaussian",
