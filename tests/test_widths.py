@@ -1,13 +1,16 @@
 """Studies on a model whose widths their own blocks and groups do not divide."""
 
 import pytest
-from small_models import TEXT, saved, small_model
+from small_models import TEXT, saved, small_config, small_model
 
 from experiments.alignment import __main__ as alignment
 from experiments.block_rotation import __main__ as block_rotation
 from experiments.compare import __main__ as compare
 from experiments.isotropic_tradeoff import __main__ as isotropic_tradeoff
 from experiments.linear_layers import __main__ as linear_layers
+from experiments.quantize import __main__ as quantize
+from isojax.quantize import find_plan
+from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.report import read_rows, select
 
 
@@ -70,6 +73,22 @@ def test_heads_that_eight_does_not_divide_are_rounded_to_d4(call, capsys):
     }
     assert "key, identity: `lattice_d4` for `lattice`, whose blocks of 8" in capsys.readouterr().out
     assert "`lattice_d4`: 1 of 1 measured" in (folder / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "width, name", [(88, "mixquant:block=8"), (104, "mixquant:block=8"), (64, "mixquant")]
+)
+def test_mixquant_is_of_the_longest_block_that_divides(width, name, capsys):
+    config = quantize.Config()
+    plans = {given: find_plan(given) for given in config.plans}
+    made = quantize.dividing(config, plans, width)
+    assert made[name] == find_plan(name) and len(made) == len(plans)
+    sizes = {"hidden_size": 80, "num_attention_heads": 4, "head_dim": 20}
+    small = small_config(num_hidden_layers=1, intermediate_size=width, **sizes)
+    quantized_shapes(made[name], small, statistics_shapes(small))
+    assert (f"{name} for mixquant" in capsys.readouterr().out) == (width != 64)
+    given = quantize.Config(plans=("mixquant",))
+    assert quantize.dividing(given, plans, width) == plans
 
 
 def test_block_rotations_are_of_the_longest_blocks_that_divide(call, capsys):
