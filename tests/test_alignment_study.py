@@ -47,6 +47,18 @@ def test_the_lattice_gains_what_its_cells_are_rounder_by(gaussian):
     # 0.65 dB for E8 at high rate (Conway and Sloane, chapter 2)
     gain = distance(gaussian, "pca", "entropy", 5) - distance(gaussian, "pca", "lattice", 5)
     assert 0.45 < gain < 0.75
+    # 0.37 dB for D4, where blocks of eight do not divide the vector
+    twelve = [x[..., :12] for x in gaussian]
+    gain = distance(twelve, "pca", "entropy", 5) - distance(twelve, "pca", "lattice_d4", 5)
+    assert 0.25 < gain < 0.45
+
+
+@pytest.mark.parametrize("dim, lattice", [(64, ["lattice"]), (20, ["lattice_d4"]), (22, [])])
+def test_the_longest_blocks_that_divide_a_vector_are_its_lattice(dim, lattice):
+    x = jax.ShapeDtypeStruct((1, 256, dim), jnp.float32)
+    found = measure.eval_shape(jax.random.key(0), x, x, "haar", (2,))
+    assert [coding for coding, _ in found if "lattice" in coding] == lattice
+    assert len(found) == 4 + len(lattice)
 
 
 def test_alignment_wins_entropy_coded_and_rotation_at_one_fixed_rate(gaussian):

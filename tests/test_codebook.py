@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from k_means import best_error, error_and_cells
 from laws import gaussian, quick_jit
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import integrate, stats
@@ -136,35 +137,6 @@ def test_ecsq_fit_vmaps_over_rates():
     z = gaussian(4096)
     steps = jax.vmap(lambda rate: fit_ecsq(z, rate).step)(jnp.array([2.0, 3.0]))
     assert_allclose(steps, [fit_ecsq(z, rate).step for rate in (2.0, 3.0)], rtol=1e-5)
-
-
-def best_error(v, number, starts=6):
-    """Mean squared error of the best of several runs of k-means in fp64, from k-means++ starts."""
-    v, rng = np.sort(np.asarray(v, np.float64)), np.random.default_rng(0)
-    middle = len(v) // 2
-    low, high = -np.cumsum(v[:middle][::-1])[::-1], np.cumsum(v[middle:])
-    total, best = np.concatenate([low, [0], high]), np.inf
-    for _ in range(starts):
-        levels = [rng.choice(v)]
-        far = np.square(v - levels[0])
-        for _ in range(number - 1):
-            place = np.searchsorted(np.cumsum(far), rng.random() * far.sum())
-            levels.append(v[min(place, len(v) - 1)])
-            far = np.minimum(far, np.square(v - levels[-1]))
-        levels = np.sort(levels)
-        for _ in range(200):
-            at = np.searchsorted(v, (levels[1:] + levels[:-1]) / 2, "right")
-            at = np.concatenate([[0], at, [len(v)]])
-            count = np.diff(at)
-            levels = np.where(count > 0, np.diff(total[at]) / np.maximum(count, 1), levels)
-        best = min(best, error_and_cells(v, levels)[0])
-    return best
-
-
-def error_and_cells(v, levels):
-    v, levels = np.asarray(v, np.float64), np.sort(np.asarray(levels, np.float64))
-    cell = np.searchsorted((levels[1:] + levels[:-1]) / 2, v)
-    return np.square(v - levels[cell]).mean(), len(np.unique(cell))
 
 
 def hard_samples():

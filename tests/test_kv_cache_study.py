@@ -3,7 +3,8 @@
 import pytest
 
 from experiments.kv_cache import __main__ as kv_cache
-from isojax.report import read_rows, select
+from experiments.kv_cache.report import figure
+from isojax.report import Study, read_rows, select
 
 
 def rows(folder):
@@ -46,6 +47,26 @@ def test_bytes_of_the_cache_are_those_of_its_arrays(kv):
     assert {r.value for r in found} == {2 * layers * heads * (3 * dim / 8 + 2)}
     (half,) = {r.value for r in select(rows(kv), "bytes_per_token", method="haar", target="K")}
     assert half == layers * heads * (3 * dim / 8 + 2 + 2 * dim)
+
+
+def test_the_figure_draws_the_best_at_each_number_of_bits_and_counts_the_rest(tmp_path):
+    study, units = Study("kv_cache", tmp_path, {}), {"nll": "nats per token"}
+    units |= {"delta_nll": "nats per token", "rate_bits": "bits per element"}
+    for i in range(12):  # those that are good at 2 bit are bad at 4
+        for bits, loss in ((2, 1.0 + i), (4, 12.0 - i)):
+            own = {"model": "m", "method": f"m{i}", "bits": bits, "target": "KV"}
+            for window in (0, 1):
+                values = {"nll": 5 + loss, "delta_nll": loss + window / 8}
+                study.add(own | {"window": window}, None, values, units)
+            study.add(own, None, {"rate_bits": bits + 0.25}, units)
+    (panel,) = figure(study, {"model": "m"}, 2).axes
+    assert drawn(panel) == {f"m{i}" for i in (0, 1, 2, 9, 10, 11)}
+    assert "6 others are in the table" in panel.get_title()
+    assert len(panel.collections) == 6  # each with the spread over windows
+
+
+def drawn(panel):
+    return {line.get_label() for line in panel.lines}
 
 
 def test_a_cache_study_goes_on_and_says_what_it_found(call, kv):

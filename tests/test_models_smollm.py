@@ -4,11 +4,13 @@ import jax
 import numpy as np
 import pytest
 import torch
+from k_means import best_error, error_and_cells
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from isojax.data import load_text, windows
-from isojax.models import encode, forward, load_model, logits, token_nll
+from isojax.models import capture_tensors, encode, forward, load_model, logits, token_nll
+from isojax.quantizers import lloyd_max_samples
 
 pytestmark = pytest.mark.shared
 
@@ -47,3 +49,15 @@ def test_smollm_has_its_known_perplexity_on_wikitext(smollm, shared):
     tokens = windows(encode(ours.tokenizer, text[:20_000]), 1, 2048)
     nll = jax.jit(token_nll, static_argnames="config")(ours.params, ours.config, tokens)
     assert np.exp(nll.mean()) == pytest.approx(15.15, rel=5e-3)
+
+
+def test_levels_of_hidden_states_are_as_good_as_the_best_of_k_means(smollm, shared):
+    _, ours = smollm
+    text = load_text(str(shared("data/wikitext-2/test.raw.joined.txt")))
+    tokens = encode(ours.tokenizer, text[:20_000])[:256]
+    hidden = capture_tensors(ours, tokens, ["hidden:29"])["hidden:29"]
+    v = np.asarray(hidden).ravel()
+    assert np.abs(v).max() > 100 * v.std()  # massive activations
+    levels = jax.jit(lloyd_max_samples, static_argnums=1)(jax.numpy.asarray(v), 2).levels
+    error, used = error_and_cells(v, levels)
+    assert used == 4 and error < 1.05 * best_error(v, 4)

@@ -4,13 +4,14 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from plan_models import KEY, TOKENS, inputs_of, made, model_of
 
 from isojax import learn, quantizers
-from isojax.models import WEIGHTS
+from isojax.models import WEIGHTS, weight
 from isojax.models.hooks import INPUTS
 from isojax.quantize import Plan, calibrate, quantize, score
 
@@ -171,3 +172,40 @@ def test_w4a4_is_that_of_an_oracle():
     assert_allclose(score(got, TOKENS[:1]).nll[0], want, rtol=1e-3)
     exact = np.asarray(score(model, TOKENS[:1]).nll[0])
     assert np.abs(want - exact).mean() > 0.01
+
+
+def blockwise(w, levels, size):
+    """The nearest of `levels`, over the largest, times the largest magnitude of each block."""
+    blocks = w.reshape(-1, size)
+    peak = np.abs(blocks).max(-1, keepdims=True) / np.abs(levels).max()
+    nearest = levels[np.abs(blocks[..., None] / peak[..., None] - levels).argmin(-1)]
+    return (nearest * peak).reshape(w.shape)
+
+
+def eight_bit(dtype):
+    every = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float64)
+    return np.unique(every[np.isfinite(every)])
+
+
+# bitsandbytes, functional.py, `get_4bit_type("nf4")`
+NF4 = np.array([-1.0, -0.69619280, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004,
+                0.0, 0.07958030, 0.16093020, 0.24611230, 0.33791524, 0.44070983, 0.56261700,
+                0.72295684, 1.0])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "levels, bits, every",
+    [
+        ("nf4:group:16", 4, NF4),
+        ("fp8:e4m3:group:16", 8, eight_bit(ml_dtypes.float8_e4m3fn)),
+        ("fp8:e5m2:group:16", 8, eight_bit(ml_dtypes.float8_e5m2)),
+    ],
+)
+def test_weights_of_published_formats_are_theirs(levels, bits, every):
+    quantized, model = made("qwen2", f"weight: {levels} bits={bits}"), model_of("qwen2")
+    for name in WEIGHTS:
+        for layer in range(model.config.num_hidden_layers):
+            got = np.asarray(weight(quantized.params, name, layer), np.float64)
+            want = blockwise(np.asarray(weight(model.params, name, layer), np.float64), every, 16)
+            # scales are kept in fp16
+            assert_allclose(got, want, rtol=1e-3, atol=1e-7)

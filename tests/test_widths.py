@@ -1,13 +1,17 @@
 """Studies on a model whose widths their own blocks and groups do not divide."""
 
 import pytest
-from small_models import TEXT, saved, small_model
+from small_models import TEXT, saved, small_config, small_model
 
+from experiments.alignment import __main__ as alignment
 from experiments.block_rotation import __main__ as block_rotation
 from experiments.compare import __main__ as compare
 from experiments.isotropic_tradeoff import __main__ as isotropic_tradeoff
 from experiments.linear_layers import __main__ as linear_layers
-from isojax.report import read_rows
+from experiments.quantize import __main__ as quantize
+from isojax.quantize import find_plan
+from isojax.quantize.shapes import quantized_shapes, statistics_shapes
+from isojax.report import read_rows, select
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,35 @@ def test_the_tradeoff_runs_and_its_rows_say_the_groups(call, capsys):
     assert {40, 20, 44, 22} <= found(folder, "group") <= {0, 40, 20, 44, 22, None}
     said = capsys.readouterr().out
     assert "granularities, in lengths that divide 80: group:40 for group:64" in said
+
+
+def test_heads_that_eight_does_not_divide_are_rounded_to_d4(call, capsys):
+    given = ("--coordinates", "identity", "--bits", 2, "--windows", 1)
+    folder = call(alignment, "--quick", "--layers", 1, *given)
+    rows = select(read_rows(folder / "rows.jsonl"), "nmse")
+    found = {(row.config["tensor"], row.config["coding"]) for row in rows}
+    every = {"shannon", "fixed", "allocated", "entropy"}
+    assert found == {("key", coding) for coding in every | {"lattice_d4"}} | {
+        ("input:q_proj", coding) for coding in every | {"lattice"}
+    }
+    assert "key, identity: `lattice_d4` for `lattice`, whose blocks of 8" in capsys.readouterr().out
+    assert "`lattice_d4`: 1 of 1 measured" in (folder / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "width, name", [(88, "mixquant:block=8"), (104, "mixquant:block=8"), (64, "mixquant")]
+)
+def test_mixquant_is_of_the_longest_block_that_divides(width, name, capsys):
+    config = quantize.Config()
+    plans = {given: find_plan(given) for given in config.plans}
+    made = quantize.dividing(config, plans, width)
+    assert made[name] == find_plan(name) and len(made) == len(plans)
+    sizes = {"hidden_size": 80, "num_attention_heads": 4, "head_dim": 20}
+    small = small_config(num_hidden_layers=1, intermediate_size=width, **sizes)
+    quantized_shapes(made[name], small, statistics_shapes(small))
+    assert (f"{name} for mixquant" in capsys.readouterr().out) == (width != 64)
+    given = quantize.Config(plans=("mixquant",))
+    assert quantize.dividing(given, plans, width) == plans
 
 
 def test_block_rotations_are_of_the_longest_blocks_that_divide(call, capsys):

@@ -12,7 +12,8 @@ axes, as many as cost least at 3 bit, and the rest, each rotated), learned_align
 lambda distortion, from pca). Codings: `fixed`, the same levels for all coordinates and a norm per
 vector; `allocated`, whole bits where they take most of the error away; `entropy`, one step and an
 entropy coder for each coordinate with the frequencies of the calibration text; `lattice`, the same
-with eight neighbours rounded to the lattice E8. All stand beside Shannon's bound for Gaussian
+with eight neighbours rounded to the lattice E8 (`lattice_d4`, four to D4, where 8 does not divide
+the vector). All stand beside Shannon's bound for Gaussian
 vectors of the same covariance. `--quick` takes 100 s of a CPU with SmolLM2-135M.
 Sources: Goyal 2001, KurTail (2503.01483), SpinQuant (2405.16406), Balle et al. (1611.01704).
 """
@@ -30,8 +31,8 @@ import numpy as np
 from isojax._core.checks import check_positive
 from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, check_named, finish, run
-from .measure import BOUND, CODED, CODINGS, LOOK, Reader, known, random
+from ..common import Calibrated, check_named, finish, run, say
+from .measure import BOUND, CODED, LOOK, Reader, known, random
 from .report import figure, text
 
 
@@ -84,10 +85,17 @@ def main(config: Config) -> None:
     layers = sorted({round(i) for i in np.linspace(0, last, config.layers)})
     places = list(itertools.product(config.tensors, layers))
     reader = Reader(model, fit_on, texts, [f"{tensor}:{layer}" for tensor, layer in places])
-    for tensor, _ in places[:: len(layers)]:
-        for name in seeds:
-            reader.check(f"{tensor}:{layers[0]}", name, config.bits)
-    fill(study, jobs(config.bits, reader, base, places, seeds))
+    coded = {
+        (tensor, name): reader.codings(f"{tensor}:{layers[0]}", name, config.bits)
+        for tensor, name in itertools.product(config.tensors, seeds)
+    }
+    for (tensor, name), found in coded.items():
+        if "lattice" not in found:
+            instead = "`lattice_d4` for" if "lattice_d4" in found else "no"
+            say(
+                f"{tensor}, {name}: {instead} `lattice`, whose blocks of 8 do not divide the vector"
+            )
+    fill(study, jobs(config.bits, reader, base, places, seeds, coded))
     finish(study, text(study, base), figure(study, base))
 
 
@@ -97,6 +105,7 @@ def jobs(
     base: dict[str, Any],
     places: Sequence[tuple[str, int]],
     seeds: dict[str, int | None],
+    coded: dict[tuple[str, str], tuple[str, ...]],
 ) -> Iterator[Job]:
     """Shannon's bound of each tensor, then each coordinates and seed, at all bits."""
     for tensor, layer in places:
@@ -108,7 +117,7 @@ def jobs(
             for seed in range(number or 1):
                 entries = [
                     Entry(own | {"coding": coding, "bits": b}, seed if number else None, CODED)
-                    for b, coding in itertools.product(bits, CODINGS)
+                    for b, coding in itertools.product(bits, coded[tensor, name])
                 ]
                 entries.append(Entry(own, seed if number else None, LOOK))
                 measure = functools.partial(reader.coded, title, name, seed, bits)

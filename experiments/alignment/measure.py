@@ -28,9 +28,10 @@ CODINGS = {
     name: Levels.parse(levels)
     for name, levels in (
         ("fixed", "lloyd_max:fitted"), ("allocated", "lloyd_max:fitted_channel:greedy"),
-        ("entropy", "ecsq"), ("lattice", "e8"),
+        ("entropy", "ecsq"), ("lattice", "e8"), ("lattice_d4", "d4"),
     )
 }  # fmt: skip
+BLOCKS = {"lattice": 8, "lattice_d4": 4}  # the first whose blocks divide the vector
 LOCAL = "local_pca"  # no linear transform
 CLUSTERS = 4
 FEW = 4096  # vectors to find the step of an entropy coder with
@@ -46,6 +47,12 @@ def known(name: str) -> str:
         ValueError: there are none of that name.
     """
     return name if name == LOCAL else str(Coordinates.parse(name))
+
+
+def codings(dim: int) -> tuple[str, ...]:
+    """Codings of `dim` numbers: of the lattices the longest whose blocks divide it, or none."""
+    lattice = next((name for name, block in BLOCKS.items() if dim % block == 0), None)
+    return tuple(name for name in CODINGS if name not in BLOCKS or name == lattice)
 
 
 def random(name: str) -> bool:
@@ -85,9 +92,14 @@ class Reader:
 
         return units(self.seen[0]), units(self.seen[1])
 
-    def check(self, tensor: str, name: str, bits: tuple[int, ...]) -> None:
-        """Raise `ValueError` unless the coordinates `name` can be coded at these bits."""
-        measure.eval_shape(jax.random.key(0), *self.vectors(tensor), name, bits)
+    def codings(self, tensor: str, name: str, bits: tuple[int, ...]) -> tuple[str, ...]:
+        """Those of the coordinates `name`.
+
+        Raises:
+            ValueError: they cannot be coded at these bits.
+        """
+        found = measure.eval_shape(jax.random.key(0), *self.vectors(tensor), name, bits)
+        return tuple(name for name in CODINGS if (name, bits[0]) in found)
 
     def bound(self, tensor: str, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
         """Shannon's bound at the bits of each entry."""
@@ -160,8 +172,8 @@ def _unit(key: Array, x: Array, z: Array, *, name: str, bits: tuple[int, ...]) -
         }
     }
     for rate in bits:
-        for coding, levels in CODINGS.items():
-            entropy = coding in ("entropy", "lattice")
+        for coding in codings(w.shape[-1]):
+            levels, entropy = CODINGS[coding], coding == "entropy" or coding in BLOCKS
             fitted = (Samples(y[:FEW]), float(rate)) if entropy else (Samples(y), rate)
             quantizer = levels.fit(*fitted)
             codes = quantizer.encode(w)
@@ -183,7 +195,8 @@ def _entropy(quantizer: Quantizer, y: Array, codes: Array) -> Array:
     spent = metrics.cross_entropy_bits(codes, seen)
     if isinstance(quantizer, Lattice):  # as `entropy_bits`: coset and parity once a block
         spent -= 3 / 4 * metrics.cross_entropy_bits(codes & 1, seen & 1)
-        spent -= 1 / 8 * metrics.cross_entropy_bits(codes & 3, seen & 3)
+        if quantizer.size == 8:
+            spent -= 1 / 8 * metrics.cross_entropy_bits(codes & 3, seen & 3)
     return spent
 
 

@@ -29,7 +29,7 @@ from isojax.quantize.learned import check_learned
 from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, check_named, finish, run, say
+from ..common import Calibrated, check_named, finish, largest_block, run, say
 from ..scoring import SCORED, TAILS
 from .measure import COSTS, ERROR, PEAK, Reader
 from .report import figure, text
@@ -37,6 +37,7 @@ from .report import figure, text
 DEFAULT = (
     "gptq", "smoothquant", "quarot", "mixquant", "kivi", "isoquant", "kvtc-like", "aligned",
 )  # fmt: skip
+BLOCK = 32  # of mixquant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ def main(config: Config) -> None:
     grows = ("plans", "errors", "prompt", "continuation", "save")
     study = config.study("quantize", *grows, *config.windows_grow)
     model, texts, fit_on, base = config.load()
+    plans = dividing(config, plans, model.config.intermediate_size)
     shapes = statistics_shapes(model.config)
     for name, plan in plans.items():
         try:
@@ -103,6 +105,18 @@ def main(config: Config) -> None:
     finish(study, text(*given), figure(*given))
     for name, plan in {"unquantized": None, **plans}.items():
         say(reader.go_on(name, plan))
+
+
+def dividing(config: Config, plans: dict[str, Plan], width: int) -> dict[str, Plan]:
+    """Plans whose blocks divide `width`: of the study's own, mixquant in the longest that does."""
+    if width % BLOCK == 0 or not config.own("plans") or "mixquant" not in plans:
+        return plans
+    new = f"mixquant:block={largest_block(BLOCK, width)}"
+    say(f"plans, in lengths that divide {width}: {new} for mixquant")
+    return {
+        new if name == "mixquant" else name: find_plan(new) if name == "mixquant" else plan
+        for name, plan in plans.items()
+    }
 
 
 def jobs(
