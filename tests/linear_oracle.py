@@ -202,8 +202,8 @@ def inputs(model, tokens) -> dict[tuple[int, str], np.ndarray]:
 
 
 @torch.no_grad()
-def nll(model, tokens, layers: Mapping[tuple[int, str], Layer] | None = None) -> float:
-    """Nats per token, with projections replaced by quantized ones."""
+def nll(model, tokens, layers: Mapping[tuple[int, str], Layer] | None = None) -> np.ndarray:
+    """Nats of each token but the first [n, t - 1], with projections replaced by quantized ones."""
     handles = []
     for place, quantized in (layers or {}).items():
 
@@ -214,7 +214,22 @@ def nll(model, tokens, layers: Mapping[tuple[int, str], Layer] | None = None) ->
 
         handles.append(projections(model)[place].register_forward_hook(run))
     tokens = torch.tensor(tokens)
-    logits = model(tokens).logits[:, :-1]
+    logits = model(tokens).logits[:, :-1].transpose(1, 2)
     for handle in handles:
         handle.remove()
-    return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
+    return torch.nn.functional.cross_entropy(logits, tokens[:, 1:], reduction="none").numpy()
+
+
+@torch.no_grad()
+def sampled(model, windows, length) -> np.ndarray:
+    """Tokens [windows, length] drawn from what a model predicts."""
+    tokens = torch.randint(0, model.config.vocab_size, (windows, 1))
+    while tokens.shape[1] < length:
+        chances = model(tokens).logits[:, -1].softmax(-1)
+        tokens = torch.cat([tokens, torch.multinomial(chances, 1)], 1)
+    return tokens.numpy()
+
+
+def weights(model) -> dict[tuple[int, str], np.ndarray]:
+    """Weights [in, out] of all projections, by layer and name."""
+    return {place: p.weight.detach().numpy().T for place, p in projections(model).items()}
