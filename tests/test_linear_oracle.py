@@ -155,7 +155,7 @@ def models(tmp_path_factory, one_thread):
     model.save_pretrained(folder)
     tokenizer().save(str(folder / "tokenizer.json"))
     model = model.double()
-    tokens = oracle.sampled(model, 32, 48)
+    tokens = oracle.sampled(model, 24, 48)
     return model, load_model(str(folder)), tokens[:8], tokens[8:]
 
 
