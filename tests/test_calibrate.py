@@ -119,6 +119,10 @@ def test_the_cache_tells_models_texts_and_plans_apart(model, tmp_path):
         calibrate(*given, cache=tmp_path)
     calibrate(model, WINDOWS, plan, samples=40, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 5
+    for shape in ((1, -1), (2, -1)):  # the same tokens, of which one window is kept
+        windows = WINDOWS[:2].reshape(shape)
+        (layer, _) = calibrate(model, windows, plan, samples=1, cache=tmp_path).layers
+        assert layer["samples:value"].shape[1] == windows.shape[1]
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -211,6 +215,8 @@ def test_a_plan_that_draws_what_it_is_fitted_on_needs_its_key(model):
     for given in (dict(plan=plan), dict(plan=[plan, plan], key=jax.random.key(0))):
         with pytest.raises(ValueError, match="give that plan alone, and a key"):
             calibrate(model, WINDOWS, **given)
+    replaced = find_plan("spinquant; residual: haar; values: none")
+    assert calibrate(model, WINDOWS, replaced).layers[0]
 
 
 def test_texts_are_strings_windows_or_columns(model):

@@ -175,6 +175,16 @@ def test_entropy_coded_weights_count_what_was_asked_for_and_then_what_they_take(
         share = jnp.unique_counts(column).counts / len(column)
         want -= float(jnp.sum(share * jnp.log2(share)))
     assert code_bits(codes) == pytest.approx(want / codes.values.shape[1], rel=1e-4)
+    more = describe(Plan.parse("cache: absmax bits=4"), made, tokens=64)
+    assert more.costs.weight_bits == pytest.approx(costs(made, 64).weight_bits)
+    assert "asked for" not in " ".join(more.notes)
+
+
+@pytest.mark.parametrize("levels", ["d4", "e8"])
+def test_lattices_count_their_coset_once(levels):
+    plan = Plan.parse(f"weight: {levels} bits=2.5")
+    made = quantize(jax.random.key(0), MODEL, plan)
+    assert costs(made, 64).weight_bits == pytest.approx(2.5, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_all_that_follows_an_end_is_that_end(name):
     model = model_of(name)
     free = generate(model, TEXTS, STEPS)
     ends = [int(free[0, 2]), int(free[1, 0])]
-    for end in (ends, ends[0]):
+    for end in (ends, ends[0], np.int32(ends[0])):
         allowed = np.atleast_1d(end)
         for before, after in zip(free, generate(model, TEXTS, STEPS, end=end), strict=True):
             at = np.flatnonzero(np.isin(before, allowed))

@@ -49,10 +49,28 @@ def test_narrowed_rules_change_those_layers_alone(layers, text):
             assert_array_equal(some.hooks.key(at, k), want)
 
 
-def test_the_cache_is_one_for_all_layers():
-    refuses(
-        "cache:keys must be alike in all layers", "qwen2", "cache:keys[0]: haar/lloyd_max bits=3"
-    )
+@pytest.mark.parametrize("first", ["none", "haar/lloyd_max bits=4", "identity/lloyd_max bits=3"])
+def test_the_cache_is_one_for_all_layers(first):
+    text = f"cache:keys: haar/lloyd_max bits=3; cache:keys[0]: {first}"
+    refuses("cache:keys must be alike in all layers", "qwen2", text)
+
+
+def test_a_cache_has_codes_of_a_fixed_number_of_bits():
+    for levels in ("ecsq bits=2.5", "none"):
+        refuses("levels of a cache must have a fixed number", "qwen2", f"cache: haar/{levels}")
+
+
+def test_rules_that_later_ones_replace_do_not_count():
+    base = made("qwen2", "cache: absmax bits=4")
+    text = "weight: absmax bits=4; cache: haar/absmax bits=3; cache:keys: pca; cache: none"
+    plan = Plan.parse(text)
+    assert plan.places == {p for p in Plan.parse("weight: absmax bits=4").places}
+    assert not plan.random and Plan.parse("values: haar; values[0]: none").random
+    both = quantize(KEY, base, plan)
+    assert both.origin.plan is not None and both.keys is not None
+    assert both.origin.plan == Plan.parse("cache: absmax bits=4; weight: absmax bits=4")
+    half = Plan.parse("cache: absmax bits=4; weight[0]: absmax bits=4").without({"cache:keys"})
+    assert half == Plan.parse("cache:values: absmax bits=4; weight[0]: absmax bits=4")
 
 
 TWICE = {

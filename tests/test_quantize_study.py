@@ -134,6 +134,15 @@ def test_bad_input_ends_in_one_line(refuses, words, arguments):
     refuses(words, study, *few, *arguments)
 
 
+def test_plans_have_names_that_tell_them_apart():
+    for given, name in (
+        ("results/my.plan", "my.plan"), ("smoothquant:alpha=0.3", "smoothquant:alpha=0.3"),
+        ("input: smooth:0.5/absmax bits=4", "input: smooth:0.5/absmax bits=4"),
+        ("residual: haar\nvalues: haar/0.5", "residual: haar; values: haar/0.5"),
+    ):  # fmt: skip
+        assert study._name(given) == name
+
+
 def test_the_peak_of_memory_begins_anew():
     reset_peak()
     before = peak()

@@ -162,6 +162,15 @@ def test_the_tokenizer_and_the_files_beside_the_model_are_saved(tmp_path):
         assert Plan.load(folder / "plan.txt") == Plan.parse(PLANS["smooth"])
 
 
+@pytest.mark.parametrize("forms", [("packed", "dequantized"), ("dequantized", "packed")])
+def test_a_folder_holds_one_form(forms, tmp_path):
+    save(quantized_of("smooth"), tmp_path, form=forms[0])
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ValueError, match="must hold no model in another form"):
+        save(quantized_of("own"), tmp_path, form=forms[1])
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+
 @jax.jit
 def run(quantized, ids):
     hidden = forward(quantized.params, quantized.config, ids, hooks=quantized.hooks).hidden

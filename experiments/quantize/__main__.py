@@ -147,7 +147,8 @@ def jobs(
 
 def _name(given: str) -> str:
     """Of a plan in rows: a file's own, and rules in one line."""
-    return Path(given).name if Path(given).suffix else "; ".join(given.split("\n"))
+    rules = ": " in given or ";" in given or "\n" in given
+    return "; ".join(given.split("\n")) if rules else Path(given).name
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class StoreRecipe:
         self,
         key: Key[Array, ""],
         samples: Float[Array, "layers n t g d"],
-        bits: int,
+        bits: int | float,
         frequency: Float[Array, " half"] | None = None,
         metric: Float[Array, "layers g d d"] | None = None,
         positions: Any = None,

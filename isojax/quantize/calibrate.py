@@ -20,10 +20,11 @@ from isojax.models import LanguageModel, ModelConfig
 from isojax.models.decoder import run_layer
 from isojax.models.inputs import check_tokens
 from isojax.models.rotate import fold_layer
+from isojax.quantize.check import check_plan
 from isojax.quantize.learned import learned_stats
 from isojax.quantize.parts import PLACES, Weight, is_learned
 from isojax.quantize.plan import Plan
-from isojax.quantize.quantize import begin, check_plan, one_layer, single
+from isojax.quantize.quantize import begin, one_layer, single
 from isojax.quantize.quantized import Quantized, layer_of
 from isojax.quantize.stats import WHOLE, Stats, finish, load_stats, needed, write_layer
 from isojax.quantize.texts import LENGTH, token_windows
@@ -109,12 +110,13 @@ def calibrate(
 
 def keyed(plan: Plan) -> bool:
     """Whether what a plan is fitted on depends on what it draws."""
-    return _behind(plan) or any(is_learned(rule.part) for rule in plan.rules)
+    return _behind(plan) or any(is_learned(p) for parts in plan.parts.values() for p in parts)
 
 
 def _behind(plan: Plan) -> bool:
     """Whether statistics are those behind quantized layers."""
-    return any(isinstance(rule.part, Weight) and rule.part.inputs != "exact" for rule in plan.rules)
+    every = [part for parts in plan.parts.values() for part in parts]
+    return any(isinstance(part, Weight) and part.inputs != "exact" for part in every)
 
 
 def _learned(key: Any, model: LanguageModel, windows: np.ndarray, plan: Plan) -> Stats:
@@ -219,7 +221,7 @@ def _parts(plan: Plan, layer: int, layers: int) -> dict[str, Any]:
 
 def _fingerprint(params: Any, config: Any, windows: np.ndarray, *rest: Any) -> str:
     """A name for statistics: model, texts and what is asked for."""
-    print_ = hashlib.sha256(repr((config, rest)).encode())
+    print_ = hashlib.sha256(repr((config, windows.shape, rest)).encode())
     print_.update(windows.tobytes())
     for leaf in jax.tree.leaves(params):
         print_.update(np.ascontiguousarray(leaf).view(np.uint8).data)

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from isojax._core.checks import check_positive
+from isojax.codec import Codec
 from isojax.quantize.parts import TABLES
 from isojax.quantize.quantized import Quantized
 from isojax.quantizers import Codes, rate_bits
 from isojax.quantizers.codes import nbytes
+from isojax.quantizers.lattice import Lattice
 
 EXACT = 16.0  # bits of what is not quantized
 
@@ -107,7 +109,8 @@ def weight_costs(
     def stored(name: str, array: Any) -> float:
         codes = quantized.codes.get(name, (None,))
         rates = (asked or {}).get(name, (math.nan,) * len(codes))
-        return array.size * statistics.fmean(map(code_bits, codes, rates))
+        codecs = quantized.codecs.get(name, (None,) * len(codes))
+        return array.size * statistics.fmean(map(code_bits, codes, rates, codecs))
 
     kernels = {n: each["kernel"] for n, each in params["layers"].items() if "kernel" in each}
     tables = {n: params[n] for n in TABLES if n in params}
@@ -118,14 +121,18 @@ def weight_costs(
     return sum(weights) / number, (sum(weights) + sum(others) + EXACT * rest) / 8
 
 
-def code_bits(codes: Codes | None, asked: int | float = math.nan) -> float:
+def code_bits(
+    codes: Codes | None, asked: int | float = math.nan, codec: Codec | None = None
+) -> float:
     """Bits per element of one array, its scales included; the entropy of unbounded codes.
 
-    These are taken to have an entropy code for each channel, its table not counted.
+    These are taken to have an entropy code for each channel, its table not counted; those of a
+    lattice as in `Lattice.entropy_bits`.
 
     Args:
         codes: of the array, or None where it is exact.
         asked: the rate of unbounded codes of which only the shape is known.
+        codec: that made the codes.
     """
     if codes is None or jnp.issubdtype(codes.values.dtype, jnp.floating):
         return EXACT
@@ -133,6 +140,8 @@ def code_bits(codes: Codes | None, asked: int | float = math.nan) -> float:
         return float(rate_bits(codes))
     if isinstance(codes.values, jax.ShapeDtypeStruct):
         return asked
+    if codec is not None and isinstance(codec.quantizer, Lattice):
+        return float(codec.quantizer.entropy_bits(codes, "channel"))
     return float(rate_bits(codes, "entropy", per="channel"))
 
 

@@ -145,7 +145,7 @@ def describe(
     """
     base = no_weights(model) if isinstance(model, ModelConfig) else model
     number, given = base.config.num_hidden_layers, statistics_shapes(base.config, stats)
-    made = quantized_shapes(plan, model, given)
+    made = _with_codes(quantized_shapes(plan, model, given), base)
     alike: dict[Any, list[int]] = {}
     for place in PLACES:
         kinds = made.inputs[place].group if place in made.inputs else (0,) * number
@@ -165,6 +165,15 @@ def describe(
     linear = sum(made.params["layers"][name]["kernel"].size for name in INPUTS)
     notes = tuple(_notes(plan, number, made, base))
     return Description(tuple(entries), costs(made, tokens, asked), linear, number, notes)
+
+
+def _with_codes(made: Quantized, base: Quantized) -> Quantized:
+    """`made`, with the codes that `base` has already, whose entropy no shape tells."""
+    codes = {}
+    for name, each in made.codes.items():
+        before = base.codes.get(name, each)
+        codes[name] = tuple(b or new for b, new in zip(before, each, strict=True))
+    return dataclasses.replace(made, codes=codes)
 
 
 def _entry(
@@ -241,7 +250,8 @@ def _notes(plan: Plan, layers: int, made: Quantized, base: Quantized) -> Iterato
     parts = [(place, rule.part) for (place, _), rule in last.items()]
     if any(isinstance(p, Weight) and p.recipe.coordinates.stages for _, p in parts):
         yield "Weights rounded in coordinates are turned back when they are read: not counted."
-    if any(c is not None and c.bits is None for each in made.codes.values() for c in each):
+    codes = [c for each in made.codes.values() for c in each if c is not None and c.bits is None]
+    if any(isinstance(c.values, jax.ShapeDtypeStruct) for c in codes):
         yield "Weights in unbounded codes count the rate that was asked for."
     keys = made.keys
     if keys is not None and keys.rope == "before":

@@ -72,7 +72,12 @@ def fitted_store(key: Array, part: Cached, x: Array, frequency: Any, metric: Any
 
 def _make_store(key: Array, x: Array, frequency: Any, metric: Any, part: Cached) -> Any:
     metric = None if metric is None else metric[None]
-    return layer_of(part.recipe.fit(key, x[None], int(part.bits), frequency, metric), 0)
+    store = layer_of(part.recipe.fit(key, x[None], part.bits, frequency, metric), 0)
+    codes = jax.eval_shape(lambda c, x: layer_of(c, 0).encode(x), store.codec, x[0, :1, 0])
+    if codes.bits is None:
+        levels = part.recipe.recipe.levels
+        raise ValueError(f"levels of a cache must have a fixed number of bits, got {levels}.")
+    return store
 
 
 _store_compiled = functools.partial(jax.jit, static_argnames="part")(_make_store)

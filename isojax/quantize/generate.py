@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ def generate(
     prompts: Any,
     steps: int,
     *,
-    end: int | Sequence[int] | None = None,
+    end: Any = None,
 ) -> Int[np.ndarray, "n steps"]:
     """The `steps` most likely tokens after each prompt; see `isojax.models.generate`.
 
@@ -38,7 +37,7 @@ def generate(
         model: a quantized model, or one as loaded.
         prompts: token ids of each text, of any lengths, or strings; no mapping.
         steps: tokens to generate.
-        end: a token that ends a text, or several. All that follow it are the same token.
+        end: a token that ends a text, or several, or None. All that follow it are the same token.
 
     Raises:
         ValueError: there are no prompts, one is empty, a token is out of range, or a text becomes
@@ -52,7 +51,7 @@ def generate(
     bare = running(model)
     for text in texts:
         check_tokens(bare.config, text[None], least=1)
-    ends = () if end is None else (end,) if isinstance(end, int) else tuple(map(int, end))
+    ends = () if end is None else tuple(np.atleast_1d(end).tolist())
     found = np.zeros((len(texts), steps), np.int32)
     for length in sorted({len(text) for text in texts}):
         which = [i for i, text in enumerate(texts) if len(text) == length]

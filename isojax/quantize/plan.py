@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -155,15 +156,36 @@ class Plan:
         return self.at(place, 1)[0]
 
     @property
+    def parts(self) -> dict[str, list[Part]]:
+        """What stands at each place in some layer, without what later rules for all replace."""
+        found: dict[str, list[Part]] = {}
+        for rule in self.rules:
+            for place in GROUPS.get(rule.place, (rule.place,)):
+                if not rule.layers:
+                    found.pop(place, None)
+                if rule.part is not None:
+                    found.setdefault(place, []).append(rule.part)
+        return found
+
+    @property
     def random(self) -> bool:
         """Whether the key of `quantize` changes the model."""
-        return any(r.part is not None and recipe_of(r.part).random for r in self.rules)
+        return any(recipe_of(part).random for each in self.parts.values() for part in each)
 
     @property
     def places(self) -> set[str]:
-        """All places that its rules put something at."""
-        rules = [rule for rule in self.rules if rule.part is not None]
-        return {p for rule in rules for p in GROUPS.get(rule.place, (rule.place,))}
+        """All places that something stands at."""
+        return set(self.parts)
+
+    def without(self, places: Set[str]) -> Plan:
+        """The rules for all other places."""
+        kept: list[Rule] = []
+        for rule in self.rules:
+            each = GROUPS.get(rule.place, (rule.place,))
+            some = [place for place in each if place not in places]
+            whole = len(some) == len(each)
+            kept += [rule] if whole else [dataclasses.replace(rule, place=p) for p in some]
+        return Plan(tuple(kept))
 
 
 jax.tree_util.register_dataclass(Rule, ["part"], ["place", "layers"])

@@ -14,16 +14,18 @@ from jaxtyping import Array, Key
 from isojax.models import LanguageModel, ModelConfig
 from isojax.models.decoder import Params
 from isojax.models.rotate import fold_ends, fold_layer, turn_ends, turn_layer
+from isojax.quantize.check import check_added
 from isojax.quantize.fitting import concrete, decoded, pooled, rounded
 from isojax.quantize.layer import Made, Past, make_layer
 from isojax.quantize.merging import chained, keeps_length
-from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Cached, Turn, Weight, recipe_of
+from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import (
     ByLayer,
     Origin,
     Quantized,
     by_layer,
+    kind_of,
     layer_of,
     put_layer,
     put_layer_in_place,
@@ -85,8 +87,10 @@ def quantize(
     layers = base.params["layers"] | layers
     base = dataclasses.replace(base, params=base.params | {"layers": layers})
     done = _tables(keys, joined(base, made), plan)
-    before = base.origin.plan
-    whole = None if before is None or not concrete(plan) else before + plan
+    whole = base.origin.plan
+    if whole is not None:  # what it has stays, where the plan says none
+        whole += plan.without(whole.places - plan.places)
+    whole = whole if concrete(plan) else None
     return dataclasses.replace(done, origin=dataclasses.replace(base.origin, plan=whole))
 
 
@@ -99,7 +103,7 @@ def begin(
     `one_layer` turns the layers, so that no second model is held.
     """
     base = model if isinstance(model, Quantized) else unquantized(model)
-    _check(plan, base)
+    check_added(plan, base)
     keys = {place: jax.random.fold_in(key, i) for i, place in enumerate(PLACES)}
     stats = Stats(({},) * base.config.num_hidden_layers) if stats is None else stats
     return keys, _turn_residual(keys["residual"], base, plan, stats)
@@ -133,53 +137,6 @@ def unquantized(model: LanguageModel) -> Quantized:
 def unquantized_of(params: Params, config: ModelConfig) -> Quantized:
     """The same of parameters without a tokenizer."""
     return Quantized(params, {}, None, None, None, {}, {}, {}, config)
-
-
-def check_plan(plan: Plan, layers: int, turn: ByLayer | None = None) -> None:
-    """Refuse a plan whose parts cannot stand together.
-
-    Args:
-        plan: what stands where.
-        layers: of the model.
-        turn: what queries and keys are turned by already.
-
-    Raises:
-        ValueError: keys are turned and their store undoes the rotary embedding, which comes first.
-    """
-    parts = plan.at("queries_keys", layers)
-    for i, keys in enumerate(plan.at("cache:keys", layers)):
-        part = parts[i]
-        own = isinstance(part, Turn) and bool(part.coordinates.stages)
-        turned = own or (turn is not None and turn.group[i] >= 0)
-        if turned and isinstance(keys, Cached):
-            recipe = keys.recipe
-            if (recipe.offset, recipe.rope) != ("none", "after"):
-                hint = ": add the rule queries_keys: none" if own else ""
-                raise ValueError(
-                    "cache:keys must not undo the rotary embedding behind a turn of queries_keys, "
-                    f"got {recipe}{hint}."
-                )
-
-
-def _check(plan: Plan, base: Quantized) -> None:
-    check_plan(plan, base.config.num_hidden_layers, base.turn)
-    taken = {name if name in TABLES else f"weight:{name}" for name in base.codes}
-    taken |= set(base.shared) | ({"queries_keys"} if base.turn is not None else set())
-    taken |= {f"cache:{side}" for side in ("keys", "values") if getattr(base, side) is not None}
-    for place, later in (
-        ("values", "input:o_proj"), ("values", "cache:values"), ("queries_keys", "cache:keys"),
-    ):  # fmt: skip
-        if place in plan.places and later in taken:
-            raise ValueError(f"{place} must be turned before {later} is quantized.")
-    o_proj = plan.at("input:o_proj", base.config.num_hidden_layers)
-    chains = [recipe_of(part).coordinates.stages for part in o_proj if part is not None]
-    if base.values is not None and any(c and c[0].member.facts.get("diagonal") for c in chains):
-        raise ValueError("input:o_proj must scale values before cache:values is quantized.")
-    again = sorted(taken & plan.places)
-    if again:
-        raise ValueError(f"the model is quantized at {', '.join(again)} already.")
-    if "residual" in plan.places and (base.codes or taken & set(INPUT_PLACES)):
-        raise ValueError("residual must be turned before weights or inputs are quantized.")
 
 
 def _past(base: Quantized, number: int) -> Past:
@@ -281,10 +238,9 @@ def _stores(place: str, each: list[Any]) -> Any:
     """One store of all layers.
 
     Raises:
-        ValueError: layers differ in more than numbers.
+        ValueError: layers differ in more than the values of their arrays.
     """
-    trees = {jax.tree.structure(s) for s in each}
-    if len(trees) > 1:
+    if len(set(map(kind_of, each))) > 1:
         raise ValueError(f"{place} must be alike in all layers, which one cache holds.")
     return stacked(each)
 
@@ -297,7 +253,7 @@ def _tables(keys: Any, model: Quantized, plan: Plan) -> Quantized:
         if not isinstance(part, Weight):
             continue
         if place not in params:
-            raise ValueError("head is the embedding in this model: quantize that, or turn neither.")
+            raise ValueError("head is the embedding in this model: quantize embedding instead.")
         rows = params[place] if place == "embedding" else params[place].T
         codec, found = rounded(keys[place], rows, None, part)
         hat = decoded(codec, found).astype(params[place].dtype)

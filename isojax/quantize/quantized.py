@@ -66,8 +66,7 @@ def by_layer(items: Sequence[Any]) -> ByLayer | None:
             group.append(-1)
             place.append(0)
             continue
-        leaves, tree = jax.tree.flatten(item)
-        kind = (tree, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves))
+        kind = kind_of(item)
         if kind not in kinds:
             kinds.append(kind)
             members.append([])
@@ -79,6 +78,12 @@ def by_layer(items: Sequence[Any]) -> ByLayer | None:
         return None
     stacks = tuple(jax.tree.map(lambda *a: jnp.stack(a), *items) for items in members)
     return ByLayer(stacks, tuple(group), tuple(place))
+
+
+def kind_of(tree: Any) -> Any:
+    """What trees that can be stacked have in common: structure, shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 @dataclasses.dataclass(frozen=True)

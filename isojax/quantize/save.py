@@ -30,7 +30,13 @@ from isojax.models import (
     save_checkpoint,
 )
 from isojax.models.assemble import DTYPES
-from isojax.models.checkpoint import file_entries, save_description, save_tensors
+from isojax.models.checkpoint import (
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    file_entries,
+    save_description,
+    save_tensors,
+)
 from isojax.models.hooks import INPUTS
 from isojax.models.json_file import read_json
 from isojax.models.load import load_sidecar
@@ -40,7 +46,7 @@ from isojax.quantize.merging import read_through
 from isojax.quantize.parts import TABLES
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import Origin, Quantized
-from isojax.quantize.sealed import check_sealed, seal, unseal
+from isojax.quantize.sealed import MANIFEST, check_sealed, seal, unseal
 from isojax.quantize.stored import StoredWeight, kernel_of, store_weight
 from isojax.quantize.tree_json import from_json, to_json
 from isojax.transforms import Identity
@@ -74,7 +80,7 @@ def save(
 
     Args:
         quantized: the model.
-        folder: what is there of an earlier one is overwritten.
+        folder: an earlier model of the same form is overwritten.
         form: `packed`, for `load_quantized`. Or `dequantized`, a checkpoint that transformers and
             `load_model` read: weights as their codes have them, times the inverse of what inputs
             pass through online. It computes what `quantized.weights_only()` does; quantizers of
@@ -82,9 +88,10 @@ def save(
         plan: written as `plan.txt`; what it was made by, where that is known.
 
     Raises:
-        ValueError: another form; no plan, where numbers of it were traced; a weight is not what its
-            codes decode to, bit for bit, as when `quantize` was compiled into a larger program; or
-            something is neither an array nor a dataclass.
+        ValueError: another form, or a folder that holds a model in another; no plan, where numbers
+            of it were traced; a weight is not what its codes decode to, bit for bit, as when
+            `quantize` was compiled into a larger program; or something is neither an array nor a
+            dataclass.
     """
     check_choice("form", form, FORMS)
     folder, plan = Path(folder), quantized.origin.plan if plan is None else plan
@@ -95,10 +102,12 @@ def save(
     if form == "dequantized":
         params = _without_online(quantized)
         dtype = dtype if dtype in DTYPES else "float32"
+        _refuse_other_form(folder, MANIFEST)
         save_checkpoint(folder, quantized.config, params, dtype, like)
         (folder / PLAN).write_text(f"{plan}\n", encoding="utf-8")
         return
     structure, arrays = to_json(_packed(quantized))
+    _refuse_other_form(folder, WEIGHTS_FILE, INDEX_FILE)
     folder.mkdir(parents=True, exist_ok=True)
     unseal(folder)
     files = save_description(folder, quantized.config, dtype, like)
@@ -148,6 +157,16 @@ def load_quantized(folder: str | Path) -> Quantized:
     tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     origin = Origin(Plan.load(folder / PLAN), tokenizer, load_sidecar(folder))
     return Quantized(params, codes=codes, codecs=codecs, config=config, origin=origin, **parts)
+
+
+def _refuse_other_form(folder: Path, *names: str) -> None:
+    """Raise `ValueError` where a model would lie beside an older one that others would read."""
+    for name in names:
+        if (folder / name).exists():
+            raise ValueError(
+                f"folder must hold no model in another form, got {folder / name}: choose another "
+                "folder, or delete that one."
+            )
 
 
 def _warn_of_size(folder: Path, quantized: Quantized, arrays: Mapping[str, np.ndarray]) -> None:
