@@ -114,7 +114,7 @@ def test_a_killed_run_ends_as_if_undisturbed(call, out, tmp_path):
         ("formats must be one of", ("--formats", "int5")),
         ("rounding must be one of", ("--rounding", "up")),
         ("plans must be one of", ("--plans", "quarrot")),
-        ("coordinates must be one of hadamard", ("--coordinates", "hadamart")),
+        ("coordinates must be one of haar, hadamard", ("--coordinates", "hadamart")),
         ("seeds must be", ("--seeds", 0)),
     ],
 )

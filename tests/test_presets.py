@@ -64,7 +64,7 @@ def test_a_plan_is_found_by_name_file_text_and_in_a_module(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("quarott", "must be one of quarot, or package"),
+        ("quarott", "must be one of quarot, .*, or package"),
         ("quarot:bits=x", "bits must be of type int"),
         ("quarot:4:4", "takes the arguments bits=4"),
         ("mixquant:blocks=4", "takes the arguments bits=4, block=32"),
