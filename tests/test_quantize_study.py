@@ -153,6 +153,21 @@ def test_the_peak_of_memory_begins_anew():
     assert peak() < before + 2**26
 
 
+def test_the_peak_is_of_all_windows(small, monkeypatch):
+    model = load_model(str(small))
+    ids = windows(encode(model.tokenizer, load_text(str(small / "text.txt"))), 3, 64)
+    plan, read = Plan.parse("weight: absmax bits=4"), []
+    reader = Reader(model, ids, ids, [plan], "", 0, None)
+    entries = list(study.jobs(
+        study.Config(seeds=1, windows=3), reader, {}, {"rounded": plan}
+    ))[1].entries  # fmt: skip
+    (last,) = [e for e in entries if "peak_rss_bytes" in e.units]
+    score = reader.read
+    monkeypatch.setattr(reader, "read", lambda made, i: read.append(i) or score(made, i))
+    list(reader.values("rounded", plan, 0, [last]))  # as after a run that was cut before it
+    assert read == [0, 1, 2]
+
+
 def test_errors_of_the_model_as_it_is_are_none(small):
     model = load_model(str(small))
     ids = windows(encode(model.tokenizer, load_text(str(small / "text.txt"))), 2, 64)

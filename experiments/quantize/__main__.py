@@ -136,9 +136,9 @@ def jobs(
             whole = own | {"windows": config.texts, "seeds": seeds}
             entries += [Entry(whole, seed, TAILS)]
             entries += [Entry(own, seed, COSTS)] if not number else []
+            entries.append(Entry(whole, seed, PEAK))  # errors would count the exact model too
             if config.errors and not number:
                 entries += [Entry(own | {"layer": i}, seed, ERROR) for i in layers]
-            entries.append(Entry(whole, seed, PEAK))  # after all that it is of
             title = name if seed is None else f"{name}, seed {seed}"
             yield Job(title, entries, functools.partial(reader.values, name, plan, number))
     costs = functools.partial(reader.costs, unquantized(reader.model))

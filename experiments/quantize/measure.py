@@ -58,7 +58,7 @@ class Reader(Planned):
     def values(
         self, name: str, plan: Plan, seed: int, todo: Sequence[Entry]
     ) -> Iterator[dict[str, float]]:
-        """Values of the entries of a plan with one seed; the last one is the peak of memory."""
+        """Values of the entries of a plan with one seed; the peak of memory is of all windows."""
         _ = self.reference, self.exact  # not counted
         reset_peak()
         made = self.quantized(plan, seed)
@@ -70,14 +70,17 @@ class Reader(Planned):
 
         for entry in todo:
             on = entry.config
+            read = range(seed, len(self.texts), on.get("seeds", 1))
             if entry.units == COSTS:
                 yield self.costs(made)
             elif entry.units == ERROR:
                 yield {"relative_error": float(errors()[on["layer"]])}
             elif entry.units == PEAK:
+                for i in read:  # also where the record has their scores
+                    scores(i)
                 yield {"peak_rss_bytes": peak()}
             else:
-                yield self.scored(entry, scores, range(seed, len(self.texts), on.get("seeds", 1)))
+                yield self.scored(entry, scores, read)
         if not seed:
             self.finish(name, plan, made)
 
