@@ -18,12 +18,13 @@ import jax
 import numpy as np
 import tyro
 
+from isojax._core.axes import largest_divisor
 from isojax._core.checks import check_choice, check_positive
+from isojax._core.members import COORDINATES, Family
 from isojax.report import Study
 from isojax.report.study import as_json
+from isojax.transforms.coordinates import block_of
 from isojax.transforms.paley import admissible_blocks
-
-_LENGTH = re.compile(r"\b(block_hadamard|cat|wush|mass_diff|group):(\d+)")
 
 C = TypeVar("C", bound="Common")
 
@@ -74,8 +75,10 @@ class Common:
         """Whether a setting is that of the study, and not of the command line."""
         return getattr(self, name) in (getattr(type(self)(), name), self.quickened().get(name))
 
-    def dividing(self, name: str, *dims: int) -> tuple[str, ...]:
+    def dividing(self, name: str, *dims: int, family: Family = COORDINATES) -> tuple[str, ...]:
         """The setting `name`, such as coordinates; if its `own`, in lengths that divide all `dims`.
+
+        Lengths are those of blocks of members of `family`, and N of group:N.
 
         A block or group that does not divide gives way to the largest below it that does, which is
         said. What the command line asks for stays as it is.
@@ -83,15 +86,9 @@ class Common:
         names, dim = getattr(self, name), math.gcd(*dims)
         if not self.own(name):
             return names
-
-        def fit(match: re.Match[str]) -> str:
-            kind, most = match[1], int(match[2])
-            if dim % most == 0:
-                return match[0]
-            divisors = (n for n in range(most, 0, -1) if dim % n == 0)
-            return f"{kind}:{next(divisors) if kind == 'group' else largest_block(most, dim)}"
-
-        fitted = {asked: _LENGTH.sub(fit, asked) for asked in names}
+        fitted = {
+            asked: "@".join(_shorter(s, dim, family) for s in asked.split("@")) for asked in names
+        }
         if changed := [f"{new} for {asked}" for asked, new in fitted.items() if new != asked]:
             widths = ", ".join(map(str, dict.fromkeys(dims)))
             say(f"{name}, in lengths that divide {widths}: {', '.join(changed)}")
@@ -216,6 +213,21 @@ def finish(study: Study, text: str, figure: Any) -> None:
 def largest_block(most: int, dim: int) -> int:
     """The longest block of a Hadamard matrix, `most` numbers or fewer, that divides `dim`."""
     return next(block for block in admissible_blocks(dim) if block <= most)
+
+
+def _shorter(text: str, dim: int, family: Family) -> str:
+    """A stage, or a granularity, whose blocks or groups divide `dim`."""
+    name, _, rest = text.partition(":")
+    if name == "group":
+        return f"{name}:{largest_divisor(dim, int(rest))}"
+    if name not in family.members:
+        return text
+    stage = family.parse(text)
+    argument, length = stage.member.facts.get("block"), block_of(stage)
+    if not isinstance(argument, str) or not length or dim % length == 0:
+        return text
+    given = dict(stage.given) | {argument: largest_block(length, dim)}
+    return str(stage.member.stage(**given))
 
 
 def check_named(name: str, values: Sequence[Any], allowed: Iterable[Any] | None = None) -> None:

@@ -26,10 +26,11 @@ from typing import Any
 from isojax._core.checks import check_positive
 from isojax.quantize import Plan, find_plan, unquantized
 from isojax.quantize.learned import check_learned
+from isojax.quantize.presets import PLANS
 from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, check_named, finish, largest_block, run, say
+from ..common import Calibrated, check_named, finish, run, say
 from ..scoring import SCORED, TAILS
 from .measure import COSTS, ERROR, PEAK, Reader
 from .report import figure, text
@@ -37,7 +38,6 @@ from .report import figure, text
 DEFAULT = (
     "gptq", "smoothquant", "quarot", "mixquant", "kivi", "isoquant", "kvtc-like", "aligned",
 )  # fmt: skip
-BLOCK = 32  # of mixquant
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,13 +108,11 @@ def main(config: Config) -> None:
 
 
 def dividing(config: Config, plans: dict[str, Plan], width: int) -> dict[str, Plan]:
-    """Plans whose blocks divide `width`: of the study's own, mixquant in the longest that does."""
-    if width % BLOCK == 0 or not config.own("plans") or "mixquant" not in plans:
-        return plans
-    new = f"mixquant:block={largest_block(BLOCK, width)}"
-    say(f"plans, in lengths that divide {width}: {new} for mixquant")
+    """Plans by name, those of the study's own in the longest blocks that divide `width`."""
+    fitted = config.dividing("plans", width, family=PLANS)
+    changed = {a: b for a, b in zip(config.plans, fitted, strict=True) if a != b}
     return {
-        new if name == "mixquant" else name: find_plan(new) if name == "mixquant" else plan
+        changed.get(name, name): find_plan(changed[name]) if name in changed else plan
         for name, plan in plans.items()
     }
 

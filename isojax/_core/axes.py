@@ -18,6 +18,11 @@ def to_rank(x: Array, ndim: int) -> Array:
     return x if x.ndim == 0 else jax.lax.broadcast_to_rank(x, max(ndim, x.ndim))
 
 
+def largest_divisor(total: int, most: int) -> int:
+    """The largest divisor of `total` that is at most `most`."""
+    return next(n for n in range(most, 0, -1) if total % n == 0)
+
+
 def shared_axes(ndim: int, per: str) -> tuple[int, ...]:
     """The axes to reduce so that one number is left per tensor, per token or per channel.
 

@@ -22,6 +22,7 @@ from jax.core import Tracer
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
+from isojax._core.axes import largest_divisor
 from isojax._core.checks import check_positive, compute_dtype
 from isojax._core.members import ROUNDINGS
 from isojax.quantizers import Codes, Quantizer
@@ -108,7 +109,7 @@ def gptq(
             f"got one without a Cholesky factor at damping {damping}."
         )
     block = min(check_positive("block", block), inputs)
-    size = _largest_divisor(inputs, block)
+    size = largest_divisor(inputs, block)
     if renewed and codes.scale is not None:
         size = inputs // codes.scale.shape[-2]
 
@@ -180,7 +181,3 @@ def _renew(quantizer: Quantizer, codes: Codes, rows: Array, group: Array) -> Cod
     return dataclasses.replace(
         codes, scale=put(codes.scale, new.scale), offset=put(codes.offset, new.offset)
     )
-
-
-def _largest_divisor(total: int, most: int) -> int:
-    return next(n for n in range(most, 0, -1) if total % n == 0)

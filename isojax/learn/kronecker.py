@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from isojax._core.axes import largest_divisor
 from isojax._core.checks import check_divides, check_positive
 from isojax.learn.wush import Pair, damped, product, spectral
 from isojax.transforms import Kronecker, Oblique
@@ -75,5 +76,5 @@ def kron_wush(
 
 def near_square(dim: int) -> tuple[int, int]:
     """The two divisors of `dim` that are nearest to its root, the smaller one first."""
-    first = next(n for n in range(math.isqrt(dim), 0, -1) if dim % n == 0)
+    first = largest_divisor(dim, math.isqrt(dim))
     return first, dim // first

@@ -21,12 +21,12 @@ from isojax._core.checks import (
     check_last_axis,
     check_not_empty,
     check_positive,
-    compute_dtype,
 )
 from isojax._core.finite import finite, unless
 from isojax.learn.balance import balance_scale
 from isojax.learn.fit import fit, minibatch
 from isojax.learn.moments import second_moment
+from isojax.metrics.error import computed
 from isojax.quantizers import Quantizer
 from isojax.transforms import Diagonal, Kronecker, Transform, hadamard, kronecker
 
@@ -50,7 +50,7 @@ def output_error(
         weights: Q', of the rows of (T^-1 W)^T, which act along the input.
     """
     check_last_axis("x", x, weight.shape[0])
-    x, weight = x.astype(compute_dtype(x.dtype)), weight.astype(compute_dtype(weight.dtype))
+    x, weight = computed(x, weight)
     read = inputs.roundtrip(transform.apply(x))
     rows = weights.roundtrip(transform.dual.apply(weight.T))
     y = jnp.matmul(x, weight, precision="highest")
@@ -96,7 +96,7 @@ def learned_kronecker(
     check_above_zero("rate", rate)
     check_not_empty("x", x)
     check_last_axis("x", x, weight.shape[0])
-    x, weight = x.astype(compute_dtype(x.dtype)), weight.astype(compute_dtype(weight.dtype))
+    x, weight = computed(x, weight)
     size = finite("the mean square of x", jnp.mean(jnp.square(x)))
     size = size + finite("the mean square of weight", jnp.mean(jnp.square(weight)))
     quantizer = quantizers.straight_through(quantizers.absmax(bits, "token"), scales="learned")
@@ -147,7 +147,7 @@ def best_balance(
     """
     check_not_empty("x", x)
     check_last_axis("x", x, weight.shape[0])
-    x, weight = x.astype(compute_dtype(x.dtype)), weight.astype(compute_dtype(weight.dtype))
+    x, weight = computed(x, weight)
     size = jnp.sqrt(finite("the mean squares of x", jnp.diagonal(second_moment(x))))
     rows = finite("the mean squares of weight", jnp.diagonal(second_moment(weight.T)))
     flat, quantizer = hadamard(key, x.shape[-1]), quantizers.absmax(bits, "token")

@@ -21,7 +21,6 @@ from isojax.quantize.merging import (
     applied,
     applied_by_head,
     by_head,
-    chained,
     check_fp16,
     keeps_length,
     output_moment,
@@ -34,6 +33,7 @@ from isojax.quantize.stats import VECTORS
 from isojax.quantizers import Codes
 from isojax.recipes import Recipe
 from isojax.transforms import BlockDiagonal, Diagonal, Identity, Permutation, Transform, repeat
+from isojax.transforms.base import chained
 from isojax.transforms.value_scale import gathered
 
 
@@ -190,8 +190,8 @@ class _Maker:
                 self.read(name, codec.transform)
         # the scale of the norm, or the turn of the values, already has what merged into it
         kept = merged if site == "down_proj" else ()
-        self.merged[site] = chained(online.dim, *kept)
-        self.through[site] = chained(online.dim, *kept, online)
+        self.merged[site] = chained(online.dim, kept)
+        self.through[site] = chained(online.dim, [*kept, online])
         if not isinstance(online, Identity) or not part.recipe.levels.exact:
             self.inputs[f"input:{site}"] = dataclasses.replace(codec, transform=online)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from typing import Any
 
 import jax
@@ -12,7 +11,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from isojax import learn
-from isojax.transforms import Composed, Diagonal, Identity, Permutation, Transform, identity
+from isojax.transforms import Composed, Diagonal, Permutation, Transform
+from isojax.transforms.base import chained
 from isojax.transforms.value_scale import gathered
 
 
@@ -27,13 +27,7 @@ def split_merged(transform: Transform, site: str) -> tuple[list[Transform], Tran
     merged = []
     while rest and merges(rest[0]):
         merged.append(rest.pop(0))
-    return merged, chained(transform.dim, *rest)
-
-
-def chained(dim: int, *factors: Transform) -> Transform:
-    """Transforms one after the other, identities left out."""
-    some = [factor for factor in factors if not isinstance(factor, Identity)]
-    return functools.reduce(operator.matmul, some) if some else identity(dim)
+    return merged, chained(transform.dim, rest)
 
 
 def check_fp16(place: str, transform: Transform) -> None:

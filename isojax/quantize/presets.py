@@ -157,7 +157,7 @@ def _smoothquant(bits: int = 8, alpha: float = 0.5) -> Plan:
     """)
 
 
-@PLANS.member("mixquant")
+@PLANS.member("mixquant", block="block")
 def _mixquant(bits: int = 4, block: int = 32) -> Plan:
     """MixQuant (arXiv 2601.22347), weights by GPTQ.
 

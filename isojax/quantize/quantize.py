@@ -17,7 +17,7 @@ from isojax.models.rotate import fold_ends, fold_layer, turn_ends, turn_layer
 from isojax.quantize.check import check_added
 from isojax.quantize.fitting import concrete, decoded, pooled, rounded
 from isojax.quantize.layer import Made, Past, make_layer
-from isojax.quantize.merging import chained, keeps_length
+from isojax.quantize.merging import keeps_length
 from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantized import (
@@ -34,6 +34,7 @@ from isojax.quantize.quantized import (
 from isojax.quantize.stats import Stats
 from isojax.sweep import progress_bar
 from isojax.transforms import Transform
+from isojax.transforms.base import chained
 
 
 def quantize(
@@ -156,7 +157,7 @@ def _past(base: Quantized, number: int) -> Past:
 def _through(merged: Transform, inputs: ByLayer | None, number: int) -> Transform:
     """All transforms of an input: those that merged, then those that run online."""
     codec = None if inputs is None else inputs.of(number)
-    return merged if codec is None else chained(merged.dim, merged, codec.transform)
+    return merged if codec is None else chained(merged.dim, (merged, codec.transform))
 
 
 def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Quantized:

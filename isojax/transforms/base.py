@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import abc
+import functools
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -224,6 +227,12 @@ class Wrapped(Transform):
     @property
     def fmas(self) -> int:  # noqa: D102
         return self.inner.fmas
+
+
+def chained(dim: int, factors: Iterable[Transform]) -> Transform:
+    """Transforms of vectors of length `dim` one after the other, identities left out."""
+    some = [factor for factor in factors if not isinstance(factor, Identity)]
+    return functools.reduce(operator.matmul, some) if some else identity(dim)
 
 
 def _factors(t: Transform) -> tuple[Transform, ...]:

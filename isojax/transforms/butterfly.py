@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from isojax._core.checks import check_choice, check_divides, check_positive
 from isojax._core.pytree import pytree, static
-from isojax.transforms.base import Transform, Wrapped, identity
+from isojax.transforms.base import Transform, Wrapped, chained
 from isojax.transforms.block_diagonal import block_diagonal
 from isojax.transforms.cayley import Cayley, cayley
 from isojax.transforms.drawn import drawn
@@ -93,7 +90,7 @@ def butterfly(key: Key[Array, ""] | None, dim: int, form: str = "planar") -> Tra
     for part, radix in zip(keys, radices, strict=True):
         layers.append(Strided(_layer(part, dim, radix), radix, stride))
         stride *= radix
-    return functools.reduce(operator.matmul, layers) if layers else identity(dim)
+    return chained(dim, layers)
 
 
 def _radices(dim: int, largest: int) -> list[int]:

@@ -9,8 +9,6 @@ and each is fitted on what the one before it returns. What a stage may be, see
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
 from collections.abc import Iterable
 
 import jax
@@ -18,7 +16,7 @@ from jaxtyping import Array, Key
 
 from isojax._core.members import COORDINATES, Stage
 from isojax._core.samples import Samples, identity_samples
-from isojax.transforms.base import Identity, Transform, identity
+from isojax.transforms.base import Identity, Transform, chained, identity
 from isojax.transforms.drawn import drawn
 from isojax.transforms.value_scale import spread
 
@@ -101,8 +99,7 @@ class Coordinates:
             if place + 1 < len(self.stages):
                 samples = samples.through(transform)
                 samples = dataclasses.replace(samples, heads=heads)
-        made = [t for t in made if not isinstance(t, Identity)] or made[:1]
-        return functools.reduce(operator.matmul, made)
+        return chained(made[0].dim, made)
 
     def draw(self, key: Key[Array, ""], dim: int) -> Transform:
         """The random transform for vectors of length `dim`, of stages that need no samples.
