@@ -34,6 +34,8 @@ STUDIES = {
     "isotropic_tradeoff": (*FEW, "--seeds", "2", "--bits", "3", "--quantizers", "absmax",
                            "--weights", "weight:q_proj:0"),
     "kv_cache": (*FEW, *FIT, "--methods", "kivi", "haar", "--bits", "3", "--targets", "KV"),
+    "linear_layers": (*FEW, *FIT, "--plans", "quarot", "--coordinates", "balance@hadamard",
+                      "--rounding", "nearest", "--seeds", "2"),
     "quantize": (*FEW, *FIT, "--plans", "kivi", "smoothquant:4", "--continuation", "0"),
     "stage1": (*FEW, "--seeds", "2", "--dims", "64", "--dtypes", "float32", "--vectors", "64",
                "--repeats", "3"),
