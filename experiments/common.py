@@ -169,13 +169,8 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
     """
     settings = _parse(config, name, doc)
     if settings.quick:
-        plain = config()
-        smaller = {
-            k: v
-            for k, v in settings.quickened().items()
-            if getattr(settings, k) == getattr(plain, k)
-        }
-        settings = dataclasses.replace(settings, **smaller)
+        smaller = dataclasses.replace(config(), **settings.quickened())
+        settings = _parse(config, name, doc, smaller)
     if settings.out is None:
         model = Path(settings.model.partition("@")[0]).name or "model"
         folder = f"{name}-{model}{'-quick' if settings.quick else ''}"
@@ -238,7 +233,8 @@ def check_named(name: str, values: Sequence[Any], allowed: Iterable[Any] | None 
         check_choice(name, value, allowed or ())
 
 
-def _parse(config: type[C], name: str, doc: str | None) -> C:
+def _parse(config: type[C], name: str, doc: str | None, default: C | None = None) -> C:
+    """The settings of the command line, where it is silent those of `default`."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -246,6 +242,7 @@ def _parse(config: type[C], name: str, doc: str | None) -> C:
                 config,
                 prog=f"isojax {name.replace('_', '-')}",
                 description=doc,
+                default=config() if default is None else default,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:

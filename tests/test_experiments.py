@@ -249,6 +249,13 @@ def test_quick_leaves_what_the_command_line_says(call, capsys, tmp_path):
     assert settings["bits"] == [3, 8] and settings["quantizers"] == ["absmax"]
 
 
+def test_quick_leaves_what_the_command_line_says_where_that_is_the_default(call, capsys, tmp_path):
+    seeds = isotropic_tradeoff.Config().seeds
+    assert isotropic_tradeoff.Config().quickened()["seeds"] < seeds
+    call(isotropic_tradeoff, "--dry-run", "--quick", "--seeds", seeds, out=tmp_path / "out")
+    assert json.loads(capsys.readouterr().out)["seeds"] == seeds
+
+
 @pytest.mark.parametrize("name", ["perplexity", "isotropic_tradeoff", "stage1"])
 def test_a_dry_run_leaves_no_setting_open(monkeypatch, capsys, name):
     module = importlib.import_module(f"experiments.{name}.__main__")

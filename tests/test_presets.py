@@ -41,6 +41,7 @@ def test_a_preset_runs(name):
 def test_recipes_of_the_cache_are_those_of_its_study():
     names = {name: name for name in CACHES} | {
         "aligned": "aligned+haar", "isoquant": "quaternion_full",
+        "rotated-cache": "haar+pre+sinks+unbiased",
     }  # fmt: skip
     for name, method in names.items():
         own, theirs = (list(map(StoreRecipe.parse, r)) for r in (CACHES[name], METHODS[method]))

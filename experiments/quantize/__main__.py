@@ -45,9 +45,10 @@ class Config(Calibrated):
     """Settings."""
 
     plans: tuple[str, ...] = DEFAULT
-    """Names (gptq smoothquant quarot spinquant mixquant kivi kvquant isoquant kvtc-like smaq-like
-    gtq-like aligned; with arguments as in quarot:3 or mixquant:bits=3:block=16), files, rules, or
-    package.module:name. What spinquant learns takes minutes, for each seed."""
+    """Names (gptq smoothquant quarot spinquant mixquant rotated-inputs balanced-inputs; of the cache
+    kivi kvquant isoquant kvtc-like smaq-like gtq-like rotated-cache aligned; with arguments as in
+    quarot:3 or mixquant:bits=3:block=16), files, rules, or package.module:name. Learning the
+    rotations of spinquant takes minutes per seed."""
     seeds: int = 2
     """Seeds of what is drawn; window i has seed i modulo this."""
     errors: bool = False

@@ -45,6 +45,7 @@ CACHES: dict[str, tuple[str, ...]] = {
         f"aligned:0.5/{GREEDY}@unbiased offset=pre_rope sinks=4",
         "haar/lloyd_max@unbiased offset=pre_rope sinks=4",
     ),
+    "rotated-cache": ("haar/lloyd_max@unbiased offset=pre_rope sinks=4",),
 }  # fmt: skip
 """Recipes of keys and of values, or one of both, without bits."""
 
@@ -241,6 +242,41 @@ def _aligned(bits: int = 3) -> Plan:
     Unbiased scales are those of EDEN (Vargaftik et al. 2022, arXiv 2108.08842).
     """
     return _cache("aligned", bits)
+
+
+@PLANS.member("rotated-cache")
+def _rotated_cache(bits: int = 3) -> Plan:
+    """The control of `aligned`: keys and values are rotated at random, all else is the same.
+
+    After TurboQuant (arXiv 2504.19874), with centred keys and unbiased scales.
+    """
+    return _cache("rotated-cache", bits)
+
+
+@PLANS.member("balanced-inputs")
+def _balanced_inputs(bits: int = 4) -> Plan:
+    """Align, then flatten: a diagonal balances inputs and weights, a Hadamard matrix follows.
+
+    At all four inputs, weights by GPTQ. The diagonal merges, the Hadamard matrix runs online. After
+    SmoothRot (arXiv 2506.05413), with root mean squares for peaks; see `isojax linear-layers`.
+    """
+    return _inputs("balance@hadamard", bits)
+
+
+@PLANS.member("rotated-inputs")
+def _rotated_inputs(bits: int = 4) -> Plan:
+    """The control of `balanced-inputs`: the Hadamard matrix without the diagonal.
+
+    QuaRot's rotation (arXiv 2404.00456), online at all four inputs, norm scales not folded.
+    """
+    return _inputs("hadamard", bits)
+
+
+def _inputs(coordinates: str, bits: int) -> Plan:
+    return Plan.parse(f"""
+        input: {coordinates}/absmax:range=mse bits={bits}
+        weight: identity/absmax:range=mse bits={bits} rounding=gptq
+    """)
 
 
 def _cache(name: str, bits: int) -> Plan:
