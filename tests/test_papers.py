@@ -4,6 +4,7 @@ import json
 import pkgutil
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def claims(page):
             columns = []
         elif not columns:
             columns = cells
+            assert "verdict" not in columns or columns == CLAIMS
         elif columns == CLAIMS and set(line) - set("|-: "):
             rows.append(dict(zip(columns, cells, strict=True)))
     return rows
@@ -74,7 +76,10 @@ def test_what_a_page_names_exists(page):
     names = [name for name in spans(text) if re.fullmatch(r"isojax(\.\w+)+", name)]
     for name in names:
         assert "._" not in name, f"{name} is not public"
-        pkgutil.resolve_name(name)  # or an error
+        holder, _, last = name.rpartition(".")
+        listed = getattr(pkgutil.resolve_name(holder), "__all__", (last,))
+        found = pkgutil.resolve_name(name)  # or an error
+        assert last in listed or isinstance(found, types.ModuleType), f"{name} is not public"
     files = re.findall(r"\b(?:tests|scripts|experiments|docs)/[\w/.]+", "\n".join(spans(text)))
     assert len(names) > 10 and all((ROOT / name).exists() for name in files)
 
