@@ -124,3 +124,9 @@ def test_commands_are_understood(monkeypatch, capsys):
             pytest.fail(f"{command}: {capsys.readouterr().err}")
         settings = json.loads(capsys.readouterr().out)
         assert settings["dry_run"] and settings["experiment"]
+
+
+def test_the_page_on_linear_layers_knows_whether_its_study_has_rows():
+    rows = (ROOT / "docs" / "rows.jsonl").read_text()
+    none = '"experiment": "linear_layers"' not in rows
+    assert ("no rows are committed" in PAGES["linear"].read_text()) == none
