@@ -323,7 +323,7 @@ def test_members_from_outside_are_read_as_they_print_and_used(own):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("no_such_module:flip", "or package.module:name for one of your own; got 'no_such_mod"),
+        ("no_such_module:flip", "or package.module:name for your own; got 'no_such_mod"),
         ("OWN:flap", "module OWN has no flap"),
         ("OWN:number", "OWN:number must be a function, got 3"),
         ("OWN:swap", "OWN:swap takes the arguments shift; shift is missing"),
@@ -373,7 +373,7 @@ def test_what_is_fitted_says_what_it_lacks(name):
 
 def test_permutations_for_blocks_need_blocks():
     for name in ("mass_diff", "co_activation", "zigzag"):
-        assert f"{name} must stand before blocks" in message(
+        assert f"{name} must come before blocks" in message(
             Coordinates.parse(f"{name}@haar").fit, KEY, SAMPLES
         )
         before = Coordinates.parse(f"{name}@block_hadamard:4").fit(KEY, SAMPLES).factors[0]
