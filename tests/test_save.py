@@ -300,7 +300,7 @@ def test_a_file_that_is_not_as_it_was_saved_is_refused(name, change, files, tmp_
     (tmp_path / name).unlink()
     if change in changed:
         (tmp_path / name).write_bytes(changed[change])
-        refused(tmp_path, f"{tmp_path / name}: must be as {MANIFEST} says", f"{len(content)} bytes")
+        refused(tmp_path, f"{tmp_path / name}: must be as in {MANIFEST}", f"{len(content)} bytes")
     else:
         refused(tmp_path, f"{tmp_path / name}: must exist", "got no file")
 

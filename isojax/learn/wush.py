@@ -12,7 +12,7 @@ block, and the best diagonal is `isojax.learn.balance_scale`. A rotation after T
 one that flattens is a separate stage, as in `wush:32@block_hadamard:32`.
 
 - WUSH (Chen et al. 2026, arXiv 2512.00956): T = C^(-1/2) U S^(1/2), where C^(1/2) M C^(1/2) =
-    U S^2 U^T. Then x T and T^-1 W both have the diagonal second moment S, which any Hadamard
+  U S^2 U^T. Then x T and T^-1 W both have the diagonal second moment S, which any Hadamard
   matrix spreads evenly.
 - CAT (Federici et al. 2026, arXiv 2603.04359): the symmetric root of T T^T, the solution
   nearest to the identity. The paper has it in blocks.
