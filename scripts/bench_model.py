@@ -49,7 +49,7 @@ class Config:
     passes: int = 3
     """Timed passes per process."""
     parts: tuple[Literal["window", "decode"], ...] = ("window", "decode")
-    """What to measure."""
+    """Measurements to run."""
     slots: tuple[int, ...] = (2048, 8192)
     """Numbers of slots of the caches of `decode`."""
     steps: int = 15

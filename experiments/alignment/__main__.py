@@ -49,7 +49,7 @@ class Config(Calibrated):
         "identity", "haar", "hadamard", "learned_rotation", "low_rank", "pca", "local_pca",
         "learned_alignment",
     )  # fmt: skip
-    """Those above, others of `isojax.recipes` such as mass_diff@block_hadamard:32, or your own,
+    """The above, others of `isojax.recipes` such as mass_diff@block_hadamard:32, or your own,
     such as mypackage.mymodule:name."""
     bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     """Bits per element."""

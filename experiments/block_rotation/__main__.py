@@ -148,7 +148,7 @@ def main(config: Config) -> None:
     plans = [
         make(point) for points, _ in cases for point in points for make in (shared_plan, own_plan)
     ]
-    plans.append(own_plan(Point("A4-down", "none", "int4", "mass_diff:1")))  # for what is looked at
+    plans.append(own_plan(Point("A4-down", "none", "int4", "mass_diff:1")))  # for `Reader.look`
     stats = calibrate(model, fit_on, plans, samples=fitted * fit_on.shape[1])
     for turn in config.coordinates:
         own = own_plan(Point("A4-down", "none", config.formats[0], turn))

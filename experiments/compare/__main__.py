@@ -52,7 +52,7 @@ class Config(Calibrated):
         "planar", "rotor", "quaternion_fast", "quaternion_full", "mass_diff@quaternion_full",
         "butterfly_planar", "learned_rotation", "pca", "learned_alignment",
     )  # fmt: skip
-    """Those above, others of `isojax.recipes`, or your own, such as mypackage.mymodule:name;
+    """The above, others of `isojax.recipes`, or your own, such as mypackage.mymodule:name;
     identity and haar are always among them. Default blocks that do not divide the widths of the
     model become the longest shorter ones that do."""
     tensor: str = "hidden:final"

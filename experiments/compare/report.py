@@ -24,7 +24,7 @@ from isojax.report import (
     summarize,
 )
 
-# of a metric, in the model behind its setting
+# of a metric, in the model after its setting
 COLUMNS = {
     "kurtosis": "kurtosis",
     "peak_to_rms": "peak / rms",

@@ -89,7 +89,7 @@ class Levels:
     def fields(self, v: Array, border: Any, interpret: bool) -> list[tuple[Array, float, float]]:
         """The fields of the index of the level of `nearest`; see `packing.fields`.
 
-                For symmetric levels, a power of two of them. In fp32, which has twice the rate of
+        For symmetric levels, a power of two of them. In fp32, which has twice the rate of
         comparisons: a comparison is a saturated product, 0 or 1, and the selection of a border is a
         product with it.
 

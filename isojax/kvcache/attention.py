@@ -61,11 +61,11 @@ class Seen(NamedTuple):
 
     Attributes:
         stored: one vector per position from 0, [n, slots, dim], or with `columns` [n, dim, slots].
-            columns: see `stored`.
+        columns: see `stored`.
         scale: factors of the vectors, [n, slots], or None for one.
         exact: runs of tokens that some queries read in place of `stored`.
         scores: inner products of a few queries [n, rows, dim] with all slots, where computing
-        these from codes is faster than from `stored`.
+            these from codes is faster than from `stored`.
     """
 
     stored: Float[Array, "n s d"] | Float[Array, "n d s"]

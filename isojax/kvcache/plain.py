@@ -19,7 +19,7 @@ class PlainSide:
     Attributes:
         numbers: the vectors, zero for empty slots: [batch * kv_heads, slots, head_dim], or with
             `columns` [batch * kv_heads, head_dim, slots]. XLA on a CPU writes arrays with batch and
-        heads as separate axes twice.
+            heads as separate axes twice.
         columns: whether slots are the last axis, over which values are summed.
     """
 

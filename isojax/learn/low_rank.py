@@ -41,7 +41,7 @@ def rank_for_rate(variances: Float[Array, " d"], rate: float | Float[Array, ""])
     dim = v.shape[-1]
     ranks = jnp.arange(1, dim + 1, dtype=v.dtype)
     share, least = ranks / dim, jnp.finfo(v.dtype).tiny
-    tail = jnp.append(jnp.cumsum(v[::-1])[::-1][1:], 0)  # differences would lose what is small
+    tail = jnp.append(jnp.cumsum(v[::-1])[::-1][1:], 0)  # differences would lose small values
     lead = jnp.maximum(jnp.cumsum(v) / ranks, least)
     rest = jnp.maximum(tail / jnp.maximum(dim - ranks, 1), least)
     rest = jnp.where(ranks == dim, lead, rest)

@@ -43,6 +43,9 @@ def gram(x: Float[Array, "*tokens d"]) -> Gram:
     Example:
         >>> total = gram(x[0]) + gram(x[1])
         >>> codes = gptq(w, total.hessian, quantizer)
+
+    Raises:
+        ValueError: `x` is empty or its dtype is not floating.
     """
     check_not_empty("x", x)
     x = x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1])

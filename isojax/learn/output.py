@@ -48,6 +48,9 @@ def output_error(
         weight: W, all weights that read them, concatenated.
         inputs: Q, of the vectors x T.
         weights: Q', of the rows of (T^-1 W)^T, which act along the input.
+
+    Raises:
+        ValueError: the lengths of `x` and `weight` differ, or a dtype is not floating.
     """
     check_last_axis("x", x, weight.shape[0])
     x, weight = computed(x, weight)

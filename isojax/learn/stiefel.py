@@ -32,6 +32,9 @@ def stiefel(inner: optax.GradientTransformation) -> optax.GradientTransformation
     Example:
         >>> optimizer = stiefel(optax.adam(3e-3))
         >>> fit(loss, haar(key, 128), optimizer, key=key, steps=500)
+
+    Raises:
+        ValueError: on update, no parameters are passed.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:

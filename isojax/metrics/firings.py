@@ -18,7 +18,7 @@ from isojax.metrics.error import computed, pair
 def false_firings(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
 ) -> Int[Array, ""]:
-    """Number of entries that were silent and now fire: |x| < silent and |x_hat| > fired."""
+    """Number of entries that are silent before and fire after: |x| < silent, |x_hat| > fired."""
     x, x_hat = pair(x, x_hat)
     return jnp.sum((jnp.abs(x) < silent) & (jnp.abs(x_hat) > fired))
 
@@ -26,7 +26,7 @@ def false_firings(
 def missed_firings(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
 ) -> Int[Array, ""]:
-    """Number of entries that fired and now are silent: |x| > fired and |x_hat| < silent."""
+    """Number of entries that fire before and are silent after: |x| > fired, |x_hat| < silent."""
     x, x_hat = pair(x, x_hat)
     return jnp.sum((jnp.abs(x) > fired) & (jnp.abs(x_hat) < silent))
 

@@ -98,7 +98,7 @@ def distance_to_shannon_db(
     rate_bits: float | Float[Array, ""],
     variances: Float[Array, "d"],
 ) -> Float[Array, ""]:
-    """Distance of a code to the bound: `mse` over the least MSE at its rate, in dB.
+    """Distance of a code to the bound: `mse` over the least MSE at `rate_bits`, in dB.
 
     1.53 dB for entropy-coded scalar quantization at high rate (Gish and Pierce 1968).
     """
@@ -122,7 +122,7 @@ def differential_entropy_bits(
 
     Raises:
         ValueError: `per` is unknown, or `window` is not a whole number from 1 to below the number
-        of samples.
+            of samples.
 
     References:
         Vasicek, "A test for normality based on sample entropy", 1976; the gaps at the ends as in

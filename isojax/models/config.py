@@ -73,7 +73,7 @@ def config_from_hf(fields: Mapping[str, Any], source: str = "config.json") -> Mo
 
     Raises:
         ValueError: a field is missing, malformed or not supported; the message names it and the
-        file.
+            file.
     """
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in ARCHITECTURES:

@@ -40,7 +40,7 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
 
     Raises:
         ValueError: a field is missing, malformed or not supported; the message names it and the
-        file.
+            file.
     """
     source = file.source
     family = file.get("general.architecture")

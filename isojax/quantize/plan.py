@@ -1,4 +1,4 @@
-"""Plans: what stands where in a decoder, as plain data.
+"""Plans: the transforms and quantizers at the places of a decoder, as plain data.
 
     residual: hadamard
     values: hadamard

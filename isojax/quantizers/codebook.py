@@ -149,7 +149,7 @@ def sorted_levels(levels: Float[Array, "*d n"]) -> Float[Array, "*d n"]:
     levels = jnp.asarray(levels, float)
     if levels.ndim not in (1, 2) or not 2 <= levels.shape[-1] <= MOST_LEVELS:
         raise ValueError(
-            f"levels must be 2 to {MOST_LEVELS} numbers, or rows of so many, "
+            f"levels must be 2 to {MOST_LEVELS} numbers, or rows of as many, "
             f"got shape {levels.shape}."
         )
     return jnp.sort(levels)

@@ -75,7 +75,7 @@ def _with_ends(inner: Array, size: int) -> Array:
 
 
 def _cells(v: Array, total: Array, at: Array) -> tuple[Array, Array]:
-    """How many of the sorted `v` lie between neighbouring places `at`, and their mean."""
+    """The number of sorted `v` between neighbouring places `at`, and their mean."""
     count = jnp.diff(at).astype(v.dtype)
     mean = jnp.diff(total[at]) / jnp.maximum(count, 1)
     low, high = v[jnp.minimum(at[:-1], v.size - 1)], v[jnp.clip(at[1:] - 1, 0, v.size - 1)]

@@ -1,9 +1,9 @@
 """Lattices: four or eight neighbours rounded together, in cells rounder than cubes.
 
-At equal entropy and high rate the mean squared error goes with the normalized second moment G of
-a cell: 0.083333 for the integers (ECSQ), 0.076603 for D4 (0.37 dB less), 0.071682 for E8 (0.65 dB)
-and no less than 1 / (2 pi e), 1.53 dB, for any (Conway and Sloane, "Sphere Packings, Lattices and
-Groups", chapters 2, 4 and 20; Zamir and Feder 1996).
+At equal entropy and high rate the mean squared error is proportional to the normalized second
+moment G of a cell: 0.083333 for the integers (ECSQ), 0.076603 for D4 (0.37 dB less), 0.071682 for
+E8 (0.65 dB) and no less than 1 / (2 pi e), 1.53 dB, for any (Conway and Sloane, "Sphere Packings,
+Lattices and Groups", chapters 2, 4 and 20; Zamir and Feder 1996).
 
 | lattice | points | shortest vectors |
 |---|---|---|

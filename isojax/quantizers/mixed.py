@@ -88,7 +88,7 @@ def check_total_bytes(bits: Any, total_bytes: int | None, most: int = MOST_BITS)
 
     Raises:
         ValueError: it is None for traced bits or too small, or an element of `bits` is not 0 to
-        `most`.
+            `most`.
     """
     if not jnp.issubdtype(jnp.asarray(bits).dtype, jnp.integer):
         raise ValueError(f"bits must be integers, got dtype {jnp.asarray(bits).dtype}.")

@@ -16,7 +16,11 @@ OWN = ("metric", "seed", "unit", "device")
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; a bar in a cell is escaped."""
+    """A Markdown table; a bar in a cell is escaped.
+
+    Raises:
+        ValueError: a line has another number of cells than the header.
+    """
     rows = [header, ["---"] * len(header), *map(list, lines)]
     short = [row for row in rows if len(row) != len(header)]
     if short:
