@@ -13,9 +13,9 @@ distortion, from pca). Codings: `fixed`, the same levels for all coordinates and
 vector; `allocated`, whole bits where they reduce the error most; `entropy`, one step and one
 entropy code per coordinate with the frequencies of the calibration text; `lattice`, the same with
 eight neighbours rounded to the lattice E8 (`lattice_d4`, four to D4, where 8 does not divide the
-vector). All are compared with Shannon's bound for Gaussian vectors of the same covariance.
-`--quick` takes 100 s of a CPU with SmolLM2-135M. Sources: Goyal 2001, KurTail (2503.01483),
-SpinQuant (2405.16406), Balle et al. (1611.01704).
+vector). All are compared with Shannon's bound for Gaussian vectors of the same
+covariance. `--quick` takes 100 s of a CPU with SmolLM2-135M. Sources: Goyal 2001,
+KurTail (2503.01483), SpinQuant (2405.16406), Balle et al. (1611.01704).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     isojax quantize --plans quarot aligned my.plan "weight: absmax bits=4" \
         --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 --save results/models --errors
 
-A plan is a published method by name (`quarot`, `quarot:3` for 3 bits; see
-`isojax.quantize.presets`), a file of rules, the rules themselves, or `package.module:name`. One
+A plan is a published method by name (`quarot`, `quarot:3` for 3 bits;
+see `isojax.quantize.presets`), a file of rules, the rules themselves, or `package.module:name`. One
 table has, for each, the loss and its difference from the unquantized model, the divergence from its
 predictions (mean, 99% quantile, share of tokens with the same most likely one), bits per weight and
 per element of the cache, bytes, multiply-adds per token of online transforms, and the peak memory
