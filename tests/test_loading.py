@@ -344,7 +344,7 @@ def test_what_fails_at_the_hub_is_one_line(error, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     message = error_of_loading("some/model", FileNotFoundError)
     reason = " ".join(str(error).split())
-    assert message.startswith(f"some/model: not found on the hub ({reason}); a folder")
+    assert message.startswith(f"some/model: not found on the hub ({reason}); give a folder")
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), AttributeError("x"), KeyboardInterrupt()])

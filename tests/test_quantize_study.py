@@ -112,7 +112,7 @@ def test_a_plan_that_changed_is_measured_anew(call, out, given, tmp_path):
     call(study, *FEW, "--plans", file, out=tmp_path)
     bits = [r.value for r in select(rows(tmp_path), "weight_bits", plan="my.plan")]
     assert len(bits) == 2 and bits[0] < 5 < 8 < bits[1]
-    table = (tmp_path / "table.md").read_text().partition("## What")[0]
+    table = (tmp_path / "table.md").read_text().partition("## Parts")[0]
     assert table.count("| my.plan |") == 1 and "smoothquant" not in table
 
 
