@@ -121,8 +121,8 @@ def save(
 def load_quantized(folder: str | Path) -> Quantized:
     """The model packed by `save`, bit for bit on the kind of device that saved it.
 
-        On other devices, weights in dense coordinates differ by the rounding of matrix products.
-        Classes from outside must be imported before. `origin` has the plan and the tokenizer.
+    On other devices, weights in dense coordinates differ by the rounding of matrix products.
+    Classes from outside must be imported before. `origin` has the plan and the tokenizer.
 
     Raises:
         ValueError: a file is missing, truncated, altered or of another version; the message names

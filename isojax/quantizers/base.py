@@ -58,8 +58,7 @@ class Quantizer(abc.ABC):
         """Codes of `y` at the scale and offset of `codes`, if the quantizer has these.
 
         For scales from calibration data: `q.encode_like(y, q.encode(calibration))`. GPTQ rounds
-            with
-        it.
+        with it.
 
         Raises:
             ValueError: the codes have scales, and the quantizer does not define this method.

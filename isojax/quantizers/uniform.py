@@ -95,8 +95,7 @@ class Uniform(Quantizer):
         """The clip ratio with the least squared error for each scale, from a geometric grid.
 
         Smaller ratios clip more: the search ends where the clipping error exceeds the least error
-            so
-        far, for all scales.
+        so far, for all scales.
         """
         v, low, high = jax.lax.stop_gradient((v, low, high))
         ratios = jnp.geomspace(1, LOWEST_RATIO, self.steps, dtype=v.dtype)
