@@ -98,7 +98,7 @@ def gptq(
             "static_groups must be True with act_order, which mixes groups; got False."
         )
     if renewed and codes.tensor_scale is not None:
-        raise ValueError("static_groups must be True with a tensor scale; got False.")
+        raise ValueError("static_groups must be True with a stored tensor scale; got False.")
 
     order = jnp.argsort(-jnp.diagonal(hessian)) if act_order else jnp.arange(inputs)
     feedback = _feedback(hessian[order][:, order], damping)
