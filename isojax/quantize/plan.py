@@ -9,8 +9,8 @@
     cache:keys: aligned/lloyd_max:fitted_channel:greedy bits=3 offset=pre_rope sinks=4
 
 A line is a rule: a place, its layers (all, unless indexed in brackets as in Python), and the part
-for it. Of two rules for a place and layer the later one counts. `none` leaves a place unchanged. A
-# starts a comment; `;` ends a rule as a new line does.
+for it. Of two rules for a place and layer the later one counts. `none` leaves a place unchanged.
+`#` starts a comment, and `;` ends a rule as a new line does.
 """
 
 from __future__ import annotations
