@@ -75,7 +75,7 @@ LLAMA3 = {name: value for name, value in LLAMA3_ROPE.items() if name != "rope_th
         ({"rope_type": ["yarn"]}, "must be one of default, llama3, yarn, linear; got ['yarn']"),
         ({"rope_type": "default", "partial_rotary_factor": 0.25}, "partial_rotary_factor=0.25"),
         ({"rope_type": "default", "rope_theta": "1e6"}, "rope_theta must be a positive number"),
-        ({"full_attention": {"rope_type": "default"}}, "of full_attention alone"),
+        ({"full_attention": {"rope_type": "default"}}, "with only full_attention"),
         ([1, 2], "must be an object"),
         (LLAMA3 | {"factor": 0}, "factor of rope scaling llama3 must be a positive number, got 0"),
         (LLAMA3 | {"original_max_position_embeddings": None}, "original_max_position_embeddings"),

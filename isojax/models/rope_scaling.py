@@ -70,7 +70,7 @@ def read_rope(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise ValueError(f"{source}: rope_parameters must be an object, got {short(rope)}.")
         for name, value in rope.items():
             if isinstance(value, Mapping):
-                raise ValueError(f"{source}: rope_parameters only of {name} are not supported.")
+                raise ValueError(f"{source}: rope_parameters with only {name} are not supported.")
     if scaling and parameters and scaling != parameters:
         raise ValueError(f"{source}: rope_scaling and rope_parameters differ.")
     outer = {n: fields[n] for n in ("rope_theta", "partial_rotary_factor") if n in fields}
