@@ -1,4 +1,4 @@
-"""What all experiments share: the common flags, one-line errors, the output folder."""
+"""The common part of all experiments: flags, one-line errors, the output folder."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class Common:
     """Windows of text, one after the other from its start; by default 1, or 4 with the tiny
     model."""
     length: int | None = None
-    """Tokens per window; by default 2048, or 512 with the tiny model, which has read no longer
-    ones."""
+    """Tokens per window; by default 2048, or 512 with the tiny model, which was trained on such
+    windows."""
     out: Path | None = None
     """Folder for config.json, rows.jsonl, table.md, figure.png; `results/NAME-MODEL` by default."""
     overwrite: bool = False
-    """Begin the folder anew with the first row, whatever it holds."""
+    """Empty the folder's record with the first row, whatever it holds."""
     quick: bool = False
     """A smaller run, of a minute or two on 2 cores with the tiny model."""
     dry_run: bool = False
@@ -64,24 +64,24 @@ class Common:
         return (4 if self.model == "tiny" else 1) if self.windows is None else self.windows
 
     def quickened(self) -> dict[str, Any]:
-        """What `--quick` changes, where the command line leaves the default."""
+        """The settings changed by `--quick`, where the command line leaves the default."""
         return {}
 
     def resolved(self) -> Self:
-        """These settings with nothing left open: what is printed, run and kept in config.json."""
+        """The settings with all defaults filled in, as printed, run and kept in config.json."""
         return dataclasses.replace(self, windows=self.texts, length=self.tokens)
 
     def own(self, name: str) -> bool:
-        """Whether a setting is that of the study, and not of the command line."""
+        """Whether a setting is the study's default, not set on the command line."""
         return getattr(self, name) in (getattr(type(self)(), name), self.quickened().get(name))
 
     def dividing(self, name: str, *dims: int, family: Family = COORDINATES) -> tuple[str, ...]:
-        """The setting `name`, such as coordinates; if its `own`, in lengths that divide all `dims`.
+        """The setting `name`, such as coordinates; defaults in lengths that divide all `dims`.
 
         Lengths are those of blocks of members of `family`, and N of group:N.
 
-        A block or group that does not divide gives way to the largest below it that does, which is
-        said. What the command line asks for stays as it is.
+        A default block or group that does not divide is replaced by the largest divisor below it,
+        with a message. Values from the command line are unchanged.
         """
         names, dim = getattr(self, name), math.gcd(*dims)
         if not self.own(name):
@@ -95,13 +95,13 @@ class Common:
         return tuple(dict.fromkeys(fitted.values()))
 
     def study(self, name: str, *grows: str) -> Study:
-        """The output folder; settings of the names in `grows` only ask for more rows."""
+        """The output folder; settings named in `grows` only add rows."""
         assert self.out is not None
         return Study(name, self.out, self, grows, overwrite=self.overwrite)
 
 
 class Loaded(NamedTuple):
-    """A model, windows of text to test on and to fit on, and what all rows say of them."""
+    """A model, windows of text to test on and to fit on, and the configuration of all rows."""
 
     model: Any
     texts: np.ndarray
@@ -114,20 +114,20 @@ class Calibrated(Common):
     """Flags of experiments that fit something on text."""
 
     calibration_text: str = ""
-    """As `--text`; by default the windows of the text that follow those it is tested on."""
+    """As `--text`; by default the windows of the text after the tested ones."""
     calibration_windows: int = 8
     """Windows to fit on."""
 
     @property
     def windows_grow(self) -> tuple[str, ...]:
-        """`windows`, where more of them do not move those to fit on."""
+        """`windows`, unless more of them would move the windows to fit on."""
         return ("windows",) if self.calibration_text else ()
 
     def load(self) -> Loaded:
         """Load the model and the texts.
 
         Raises:
-            ValueError: a text is too short, or no windows to fit on are asked for.
+            ValueError: a text is too short, or there are no windows to fit on.
         """
         from isojax.data import load_text, windows
         from isojax.models import encode, load_model
@@ -136,7 +136,7 @@ class Calibrated(Common):
         check_positive("calibration_windows", self.calibration_windows)
         if self.calibration_text and _place(self.calibration_text) == _place(self.text):
             raise ValueError(
-                "calibration_text must be another than text, whose first windows are tested on; "
+                "calibration_text must differ from text, whose first windows are tested on; "
                 "leave it out to fit on the windows after them."
             )
         model = load_model(self.model)
@@ -192,7 +192,7 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
 
 
 def say(text: str) -> None:
-    """Print to stdout; nobody need listen, as in `... | head -1`."""
+    """Print to stdout; the reader may stop early, as in `... | head -1`."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -206,7 +206,7 @@ def finish(study: Study, text: str, figure: Any) -> None:
 
 
 def largest_block(most: int, dim: int) -> int:
-    """The longest block of a Hadamard matrix, `most` numbers or fewer, that divides `dim`."""
+    """The longest block of a Hadamard matrix, of length up to `most`, that divides `dim`."""
     return next(block for block in admissible_blocks(dim) if block <= most)
 
 
@@ -226,7 +226,7 @@ def _shorter(text: str, dim: int, family: Family) -> str:
 
 
 def check_named(name: str, values: Sequence[Any], allowed: Iterable[Any] | None = None) -> None:
-    """Raise `ValueError` unless `values` name at least one, all of them allowed."""
+    """Raise `ValueError` unless `values` has at least one name, all of them allowed."""
     if not values:
         raise ValueError(f"{name} must name at least one, got none.")
     for value in values if allowed is not None else ():
@@ -254,7 +254,7 @@ def _parse(config: type[C], name: str, doc: str | None, default: C | None = None
 
 
 def _place(text: str) -> str:
-    """A file by its whole path, anything else by its name."""
+    """The absolute path of a file; other names unchanged."""
     return str(Path(text).resolve()) if Path(text).is_file() else text
 
 

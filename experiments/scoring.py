@@ -1,4 +1,4 @@
-"""Texts read by a model and by what becomes of it: what studies of whole models share."""
+"""Texts scored by a model and its quantized versions, shared by studies of whole models."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ TAILS = {name: SUMMARY_UNITS[name] for name in ("kl_median", "kl_p99", "kl_p999"
 
 
 class Texts:
-    """A model, texts to test on, and what the exact model makes of them."""
+    """A model, texts to test on, and the results of the exact model."""
 
     def __init__(self, model: LanguageModel, texts: np.ndarray) -> None:
-        """Take texts [n, tokens]."""
+        """Store texts [n, tokens]."""
         self.model, self.texts = model, texts
 
     @functools.cached_property
     def reference(self) -> Any:
-        """What the exact model makes of the texts."""
+        """The hidden states of the exact model on the texts."""
         return reference(self.model, self.texts)
 
     @functools.cached_property
     def exact(self) -> list[float]:
-        """Mean nll of each text, nothing quantized, nats per token."""
+        """Mean nll of each text, unquantized, nats per token."""
         return [float(nll.mean()) for nll in exact_nll(self.reference, self.texts)]
 
     def exact_job(self, config: Mapping[str, Any], title: str = "exact") -> Job:
-        """The nll of each text, nothing quantized."""
+        """The nll of each text, unquantized."""
         entries = [Entry({**config, "window": i}, None, NLL) for i in range(len(self.texts))]
         return Job(
             title, entries, lambda todo: [{"nll": self.exact[e.config["window"]]} for e in todo]
@@ -57,9 +57,9 @@ class Texts:
     def scored(
         self, entry: Entry, scores: Callable[[int], Scores], windows: Iterable[int]
     ) -> dict[str, float]:
-        """Values of an entry: of its window, or of all tokens of `windows`, where it has none.
+        """Values of an entry: of its window, or of all tokens of `windows` if it has none.
 
-        What it declares beside scores is the study's own to add.
+        Other declared metrics must be added by the study.
         """
         i = entry.config.get("window")
         every = [scores(j) for j in (windows if i is None else [i])]
@@ -76,7 +76,7 @@ class Planned(Texts):
         self, model: LanguageModel, texts: np.ndarray, fit_on: np.ndarray, plans: Sequence[Plan],
         **given: Any,
     ) -> None:  # fmt: skip
-        """Take texts to test on and to fit on; what is given beside is for `calibrate`."""
+        """Store texts to test on and to fit on; further arguments are for `calibrate`."""
         super().__init__(model, texts)
         self.fit_on, self.given = fit_on, given
         shared = [plan for plan in plans if not keyed(plan)]
@@ -100,7 +100,7 @@ _nll = jax.jit(reference_nll)
 
 
 def dense(transform: Transform, *sizes: int) -> Any:
-    """An isometry as a matrix, or those of layers and heads: most then share one program."""
+    """An isometry as a matrix, or those of layers and heads, so that most share one program."""
     if transform.dim != transform.out_dim or not transform.isometry:
         return transform
     make: Callable[[Any], Any] = lambda t: Dense(t.matrix())  # noqa: E731

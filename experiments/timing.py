@@ -1,4 +1,4 @@
-"""Times of calls made in turn, so that what else the machine does hits all of them alike."""
+"""Times of alternating calls, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ K = TypeVar("K", bound=Hashable)
 
 
 def times_in_turn(calls: Mapping[K, Callable[[], Any]], repeats: int) -> dict[K, float]:
-    """Median microseconds of each call, over `repeats` rounds after two that are not counted."""
+    """Median microseconds per call, over `repeats` rounds after two that are not counted."""
     taken: dict[K, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 2):
         for name, call in calls.items():

@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    """Run the study that the first argument names, with those after it; or list all studies."""
+    """Run the study named by the first argument with the other arguments, or list all studies."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     studies = find_studies()
     try:
@@ -32,12 +32,12 @@ def main() -> None:
             said = f"there is no study {name!r}; nearest: {like} (`isojax --help` lists all)"
             print(f"error: {said}", file=sys.stderr)
             raise SystemExit(2)
-    except BrokenPipeError:  # nobody need listen, as in `isojax --help | head -1`
+    except BrokenPipeError:  # the reader may stop early, as in `isojax --help | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def find_studies() -> dict[str, Path]:
-    """Folders of the studies by name: part of an installed isojax, beside it in a clone."""
+    """Folders of the studies by name: inside the installed package, or next to it in a clone."""
     folders = (HERE / "experiments", HERE.parent / "experiments")
     found = next((f for f in folders if (f / "__init__.py").is_file()), folders[0])
     files = sorted(found.glob("*/__main__.py"))
@@ -45,7 +45,7 @@ def find_studies() -> dict[str, Path]:
 
 
 def overview(studies: dict[str, Path]) -> str:
-    """How to run a study, and the question of each: the first line of what it says of itself."""
+    """The usage line, and the question of each study: the first line of its docstring."""
     lines = [
         (about or "").splitlines()[0],
         "",
@@ -66,7 +66,7 @@ def run_study(folder: Path) -> None:
         package = "isojax.experiments"
     else:
         package = "experiments"
-        sys.path.insert(0, str(HERE.parent))  # whatever else has this name
+        sys.path.insert(0, str(HERE.parent))  # before any other module of this name
     runpy.run_module(f"{package}.{folder.name}", run_name="__main__", alter_sys=True)
 
 

@@ -1,10 +1,10 @@
-"""Bitstreams: integer codes as the bytes that entropy coding makes of them, and back.
+"""Bitstreams: integer codes to entropy-coded bytes and back.
 
-`len(encode_codes(codes))` is a rate that a file has, where `code_entropy_bits` is one that it could
-reach. A model says how often each code occurs: one for all codes, or one for each channel. The
-stream holds its models, so that it decodes by itself:
+`len(encode_codes(codes))` is the actual size of a file, `code_entropy_bits` an ideal one. A model
+holds the frequency of each code: one model for all codes, or one per channel. The stream holds its
+models, so that it can be decoded without other data:
 
-| bytes | what (numbers lowest byte first) |
+| bytes | content (integers are little-endian) |
 |---|---|
 | 4 | "ISO1" |
 | 4 | length of the deflated header |
@@ -13,11 +13,11 @@ stream holds its models, so that it decodes by itself:
 | ... | words that are zero, where codes or header would be longer than the length allows |
 | 4 | CRC-32 of all before |
 
-A byte of a stream stands for at most 1024 codes and 64 bytes of the header before it was deflated,
-so that no few bytes ask for much memory. A model takes about a byte a code that occurs: the gap to
-the one before, and how often, to a sixteenth of an octave (which costs 2^-11 bits a code). Where
-codes differ widely, as many of their lowest bits as make the stream shortest are coded as they are,
-and the model is of the rest.
+One byte of a stream may represent at most 1024 codes and 64 bytes of the inflated header, so that
+a small stream cannot demand much memory. A model takes about one byte per distinct code: the gap to
+the previous one, and its frequency, to a sixteenth of an octave (which costs 2^-11 bits per code).
+Where codes differ widely, some of their lowest bits are stored raw, as many as make the stream
+shortest, and the model covers the rest.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ MAGIC = b"ISO1"
 FRAME = 12  # bytes of magic, length and CRC
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 PER = ("tensor", "channel")
-CODES_A_BYTE = 1024  # as much as deflate makes of a byte at best
+CODES_A_BYTE = 1024  # the highest ratio of deflate
 HEADER_A_BYTE = 64
-SYMBOL_BITS = 8  # what a symbol takes of a model, beside log2 of its gap
-MOST_BITS = 64  # of a code, and of how many there are
-AXES = 64  # most that NumPy has
-RAW = 16  # most bits that are coded as they are at a time
+SYMBOL_BITS = 8  # of a symbol in a model, plus log2 of its gap
+MOST_BITS = 64  # of a code, and of their number
+AXES = 64  # NumPy's maximum
+RAW = 16  # most raw bits written at a time
 
 
 class Model(NamedTuple):
-    """How often codes occur.
+    """Frequencies of codes.
 
     Attributes:
-        shift: lowest bits that are coded as they are.
-        symbols: in increasing order, what occurs as codes >> shift.
-        levels: of each, 8 log2 of how often it occurs, rounded.
+        shift: number of lowest bits that are stored raw.
+        symbols: the distinct values of codes >> shift, in increasing order.
+        levels: 8 log2 of the count of each symbol, rounded.
     """
 
     shift: int
@@ -77,7 +77,7 @@ class Model(NamedTuple):
         return codes
 
     def fits(self, number: int, dtype: np.dtype) -> bool:
-        """Whether `number` codes of `dtype` can have this model."""
+        """Whether the model is valid for `number` codes of `dtype`."""
         if self.symbols.size == 0 or number == 0:
             return self.symbols.size == number == self.shift
         ends = np.iinfo(dtype)
@@ -89,7 +89,7 @@ class Model(NamedTuple):
         )
 
     def _frequencies(self) -> coding.model.Categorical:
-        # whole numbers, so that encoder and decoder agree whatever their exp2 rounds to
+        # whole numbers, so that encoder and decoder agree however exp2 is rounded
         return coding.model.Categorical(np.round(256 * np.exp2(self.levels / 8)), perfect=False)
 
 
@@ -102,7 +102,7 @@ def encode_codes(codes: Any, per: str = "tensor") -> bytes:
             last axis (`channel`), worthwhile where a channel has many more codes than its model.
 
     Raises:
-        ValueError: the dtype is not one of these, or `per` neither; a single number has no channel.
+        ValueError: the dtype or `per` is not allowed, or `per` is `channel` for a scalar.
     """
     codes = np.asarray(codes)
     check_choice("the dtype of codes", codes.dtype.name, DTYPES)
@@ -126,19 +126,19 @@ def encode_codes(codes: Any, per: str = "tensor") -> bytes:
 
 
 def decode_codes(stream: bytes) -> np.ndarray:
-    """The codes that `encode_codes` made `stream` from, in their shape and dtype.
+    """The inverse of `encode_codes`: the codes in their shape and dtype.
 
-    The memory it takes is bounded by the length of the stream, whatever that says.
+    The memory used is bounded by the length of the stream, whatever its content.
 
     Raises:
-        ValueError: `stream` is none, or was cut off or changed.
+        ValueError: `stream` is no such stream, or is truncated or damaged.
     """
     at = header_bytes(stream) - 4  # the CRC comes last
     shape, dtype, per, models = _read_header(stream, at)
     number, count = _rows(shape, per)
     if (len(stream) - at) % 4:
         raise ValueError(f"stream must hold words of 4 bytes, got {len(stream) - at - 4} bytes.")
-    # words never end in a zero, so what does is filled up
+    # words never end in zero, so zeros at the end are padding
     words = np.trim_zeros(np.frombuffer(stream[at:-4], "<u4").astype(np.uint32), "b")
     coder = coding.stack.AnsCoder(words)
     rows = np.empty((count, number), dtype)
@@ -150,7 +150,7 @@ def decode_codes(stream: bytes) -> np.ndarray:
 
 
 def header_bytes(stream: bytes) -> int:
-    """Bytes of a stream that are not codes: models, shape and frame.
+    """Number of bytes of a stream that are not codes: models, shape and frame.
 
     Raises:
         ValueError: as by `decode_codes`.
@@ -182,7 +182,7 @@ def _read_header(stream: bytes, at: int) -> tuple[tuple[int, ...], np.dtype, str
     number, count = _rows(shape, per)
     if number * count > CODES_A_BYTE * (len(stream) + 1):
         raise ValueError(
-            f"stream of {len(stream)} bytes must stand for at most {CODES_A_BYTE} codes a byte, "
+            f"stream of {len(stream)} bytes must hold at most {CODES_A_BYTE} codes per byte, "
             f"got shape {shape}."
         )
     if 2 * count > header.size:
@@ -198,7 +198,7 @@ def _read_header(stream: bytes, at: int) -> tuple[tuple[int, ...], np.dtype, str
 
 
 def _rows(shape: tuple[int, ...], per: str) -> tuple[int, int]:
-    """Codes of a model, and models."""
+    """The number of codes per model, and the number of models."""
     count = shape[-1] if per == "channel" else 1
     return math.prod(shape) // max(count, 1), count
 
@@ -227,7 +227,7 @@ def _deflate(numbers: np.ndarray) -> bytes:
 
 
 def _inflate(data: bytes, limit: int) -> np.ndarray:
-    """What `_deflate` made `data` from, of at most `limit` bytes."""
+    """The inverse of `_deflate`, for results of at most `limit` bytes."""
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
         whole = inflater.decompress(data, limit + 1)

@@ -6,8 +6,8 @@
                         traced={"clip": [0.8, 0.9, 1.0]}):
         print(result.config, result.seed, result.metrics)
 
-What fixes a shape goes into `static` and costs one compile a point; numbers go into `traced` and
-are batched by `vmap`, as are the seeds, in chunks that fit a memory budget.
+Values that fix a shape go into `static`, at one compilation per point; numbers go into `traced`
+and are batched by `vmap`, as are the seeds, in chunks that fit a memory budget.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ from isojax._core.checks import as_scalar, check_positive
 
 Config = dict[str, Any]
 Grid = Mapping[str, Any]  # name -> list, tuple or array of values
-_FIXED = (  # what JAX raises where a program's form hangs on a traced number
+_FIXED = (  # raised by JAX where the structure of a program depends on a traced number
     jax.errors.ConcretizationTypeError, jax.errors.NonConcreteBooleanIndexError,
     jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError,
 )  # fmt: skip
 
 
 class Result(NamedTuple):
-    """What one trial gave.
+    """The result of one trial.
 
     Attributes:
         config: its values of the static, traced and inner names.
-        seed: its number; the trial's key is `fold_in(key, seed)`, so more seeds keep the old ones.
+        seed: number of the seed; the trial's key is `fold_in(key, seed)`, so more seeds keep the
+            old.
         metrics: name -> value.
     """
 
@@ -71,29 +72,29 @@ def sweep(
         key: root key.
         trial: returns a dict of scalars; with `inner`, a dict of such dicts (see there).
         seeds: number of seeds, 0 .. seeds - 1.
-        static: name -> values that fix a shape, a dtype or a loop count; one compile a point.
+        static: name -> values that fix a shape, a dtype or a loop count; one compilation per point.
         traced: name -> numbers; all points in one program.
-        inner: one name -> values that the trial goes through itself, to share work between them
-            (the same rotation under several quantizers): it returns {value: dict of scalars}.
+        inner: one name -> values that the trial iterates over itself, to share work between them
+            (the same rotation for several quantizers): it returns {value: dict of scalars}.
         memory: budget in bytes for one program's temporaries and outputs; fewer seeds go into a
-            program until it fits. A single seed is run whatever it needs.
-        done: `(config, seed, metric names) -> bool`; a seed is skipped where it says True for
+            program until it fits. A single seed always runs.
+        done: `(config, seed, metric names) -> bool`; a seed is skipped if it returns True for
             every traced and inner point.
-        compiled: called with the static point at every compilation: one a point, plus one
-            where a first guess of the chunk did not fit the budget.
-        progress: show a bar.
-        title: of the bar.
+        compiled: called with the static point at every compilation: one per point, plus one
+            where the first chunk size did not fit the budget.
+        progress: show a progress bar.
+        title: of the progress bar.
 
     Raises:
         ValueError: `seeds` is no positive number, `inner` has several names, a name has no list of
-            values or is traced and fixes the form of the program, or the trial does not return
-            scalars.
+            values or is traced but determines the structure of the program, or the trial does not
+            return scalars.
     """
     count = check_positive("seeds", seeds)
     if len(inner or {}) > 1:
         raise ValueError(f"inner must have one name, got {', '.join(inner or {})}.")
     points, numbers, inners = grid(static or {}), grid(traced or {}), grid(inner or {})
-    # the index only keeps vmap happy where there are no numbers
+    # vmap needs the index where there are no numbers
     lanes = ({n: _numbers(n, numbers) for n in traced or {}}, jnp.arange(len(numbers)))
     bytes_a_seed = 0.0
     with progress_bar(not progress, TextColumn("{task.fields[n]}")) as bar:
@@ -151,7 +152,7 @@ def grid(axes: Grid) -> list[Config]:
 
 
 def progress_bar(disable: bool, *columns: ProgressColumn) -> Progress:
-    """A bar on stderr that shows the time, and what else `columns` say."""
+    """A progress bar on stderr that shows the time, and `columns`."""
     shown = (*Progress.get_default_columns(), TimeElapsedColumn(), *columns)
     return Progress(*shown, console=Console(stderr=True), disable=disable)
 
@@ -161,13 +162,13 @@ def _numbers(name: str, points: Sequence[Config]) -> jax.Array:
     for value in values:
         if not isinstance(value, int | float):
             raise ValueError(
-                f"traced: {name} must be numbers, got {value!r}; give what is none as static."
+                f"traced: {name} must be numbers, got {value!r}; give other values as static."
             )
     return jnp.asarray(values)
 
 
 def _fit(seeds: int, memory: int, bytes_a_seed: float) -> int:
-    """Seeds a program so that it fits, in chunks of about equal length."""
+    """Seeds per program, in chunks of about equal length that fit."""
     most = seeds if not bytes_a_seed else max(1, min(seeds, int(memory // bytes_a_seed)))
     chunks = -(-seeds // most)
     return -(-seeds // chunks)
@@ -180,10 +181,10 @@ def _keys(key: jax.Array, seeds: Sequence[int]) -> jax.Array:
 def _metric_names(
     one: Callable[..., Any], key: jax.Array, lanes: Any, inner: Grid | None
 ) -> list[str]:
-    """Names of what a trial returns, which is traced once.
+    """Names of the metrics of a trial, which is traced once.
 
     Raises:
-        ValueError: it returns no scalars, or a traced name cannot be traced; names it.
+        ValueError: it returns no scalars, or a traced name cannot be traced; the message names it.
     """
     names: list[str] = []
     numbers, index = jax.tree.map(lambda a: a[0], lanes)
@@ -222,7 +223,7 @@ def _checked(found: Any, inner: Grid | None) -> list[str]:
 
 
 def _compile(call: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], int]:
-    """Compile `call`, closed-over arrays made arguments; and the bytes that it needs to run."""
+    """Compile `call` with closed-over arrays as arguments; return it and the bytes it needs."""
     closed, shape = jax.make_jaxpr(call, return_shape=True)(*args)
     tree = jax.tree.structure(shape)
 

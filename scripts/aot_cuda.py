@@ -1,7 +1,7 @@
-"""Compile every kernel for GPUs that are not there, and read what the compiler made of it.
+"""Compile every kernel for GPUs that are not present, and analyse the machine code.
 
-In an environment of its own, since the plugin is large and complains where no driver is. For JAX
-0.10.2 (Python 3.11 and later, CUDA 12, 600 MB):
+Use a separate environment, since the plugin is large and warns without a driver. For JAX 0.10.2
+(Python 3.11 and later, CUDA 12, 600 MB):
 
     pip install jax==0.10.2 jaxtyping
     pip install --no-deps jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
@@ -18,18 +18,18 @@ Then
     python scripts/aot_cuda.py                         # all kernels, sm80 to sm120
     python scripts/aot_cuda.py --targets sm90 --kernels roundtrip store --dims 128 --json rows.jsonl
 
-A line of the table is a kernel on a target: registers a thread, bytes spilled, machine
+One line of the table is a kernel on a target: registers per thread, bytes spilled, machine
 instructions, accesses to shared memory, barriers, and the widest loads and stores of global memory
-in bytes. Then, of the loop over tiles, how many instructions a thread takes for a number of a
-vector, and how fast each pipe lets the kernel be, in per cent of what memory lets it be: slots to
-issue instructions; the half-rate pipe of integers, comparisons and selections (alu); fp32 (fma);
-shared memory with shuffles (smem). `roof` is the least of them, at most 100, and `bound` its pipe,
-which may also be that of roots and reciprocals (xu) or of tensor cores. These are upper bounds:
-latency, barriers, conflicts of banks and narrow accesses of global memory come on top. They are `-`
-without nvdisasm (from its wheel, or on the path), and where loops are nested.
+in bytes. Then, for the loop over tiles, instructions per thread and element, and the speed that
+each pipe allows, in percent of the speed that memory allows: slots to issue instructions; the
+half-rate pipe of integers, comparisons and selections (alu); fp32 (fma); shared memory with
+shuffles (smem). `roof` is the least of them, at most 100, and `bound` its pipe, which may also be
+that of roots and reciprocals (xu) or of tensor cores. These are upper bounds: latency, barriers,
+bank conflicts and narrow accesses of global memory are not counted. They are `-` without nvdisasm
+(from its wheel, or on the path), and where loops are nested.
 
-Ends with code 1 unless nothing spills and vectors move 16 bytes at a time, save where `EXEMPT`
-says why not. It says nothing about numbers.
+Ends with code 1 unless nothing spills and vectors move 16 bytes at a time, except for the cases in
+`EXEMPT`. Results are not checked.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from sass import Found, Tools, Work, read, tools
 ROOT = Path(__file__).parents[1]
 WIDE = 16
 
-# name: compute capability, cores, shared memory a block, L2, memory bandwidth, clock, memory
+# name: compute capability, cores, shared memory per block, L2, memory bandwidth, clock, memory
 TARGETS: dict[str, tuple[int, int, int, int, int, int, float, int]] = {
     "sm80": (8, 0, 108, 166_912, 40 << 20, 2_039_000_000_000, 1.41, 80 << 30),
     "sm89": (8, 9, 128, 101_376, 72 << 20, 1_008_000_000_000, 2.52, 24 << 30),
@@ -58,7 +58,7 @@ TARGETS: dict[str, tuple[int, int, int, int, int, int, float, int]] = {
     "sm100": (10, 0, 148, 232_448, 126 << 20, 8_000_000_000_000, 1.96, 180 << 30),
     "sm120": (12, 0, 170, 101_376, 96 << 20, 1_792_000_000_000, 2.41, 32 << 30),
 }
-# Names by which Triton knows one of each, from JAX 0.11 on.
+# Triton's name of one GPU per target, from JAX 0.11 on.
 NAMES = {
     "sm80": "NVIDIA A100-SXM4-80GB",
     "sm89": "NVIDIA GeForce RTX 4090",
@@ -69,7 +69,7 @@ NAMES = {
 
 
 def description(target: str) -> str:
-    """The target as XLA takes it, a text proto."""
+    """The target as a text proto for XLA."""
     major, minor, cores, shared, cache, bandwidth, clock, memory = TARGETS[target]
     fields = {
         "threads_per_block_limit": 1024,
@@ -97,16 +97,16 @@ def description(target: str) -> str:
     return f'{info}\nplatform_name: "CUDA"\n{versions}\ndevice_description_str: "{target}"\n'
 
 
-# Whose vectors need not move 16 bytes at a time, and why.
+# Cases whose vectors need not move 16 bytes at a time, with reasons.
 EXEMPT = {
     "rotor": "three of four lanes hold numbers, so neighbours in memory are not so in registers",
     "hadamard of m * 2^k": "m of a power of two of lanes hold numbers; bits move at the end",
 }
-NUMBERS = 2**27  # of all vectors; so many that a program takes several tiles
+NUMBERS = 2**27  # elements of all vectors; enough for several tiles per program
 
 
 def complaint(case: Any, found: Found) -> str:
-    """What is wrong with what the compiler made of a case; empty if nothing."""
+    """The problems of the compiled kernel of a case; empty if none."""
     wrong = [f"{found.spills} bytes spilled"] if found.spills else []
     exempt = "rotor" if case.transform == "rotor" else ""
     if case.transform == "hadamard" and case.dim & (case.dim - 1):
@@ -120,7 +120,7 @@ def complaint(case: Any, found: Found) -> str:
 
 
 def cases() -> Iterator[tuple[Any, int]]:
-    """The grid, every kernel, transform, dtype, number of bits and edge of the length; vectors."""
+    """The grid of kernels, transforms, dtypes, bits and lengths, with numbers of vectors."""
     from kernel_cases import Case
 
     def case(*values: Any) -> tuple[Any, int]:
@@ -146,7 +146,7 @@ def cases() -> Iterator[tuple[Any, int]]:
     yield case("roundtrip", "haar", 64, "float32", 3)
     for bits in (3, 4):
         yield case("roundtrip", "haar", 128, "bfloat16", bits)
-    # the most that has a kernel
+    # the longest vectors with a kernel
     for name, dim in (("quaternion_full", 4096), ("rotor", 3072), ("hadamard", 3584)):
         yield case("roundtrip", name, dim, "bfloat16", 4)
     for dtype in ("float32", "bfloat16"):
@@ -155,7 +155,7 @@ def cases() -> Iterator[tuple[Any, int]]:
 
 
 def configure(dump: Path, cuda: Path) -> None:
-    """Set what the plugin needs without a driver; before jax starts."""
+    """Set the environment of the plugin without a driver; before jax is imported."""
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     flags = (f"--xla_gpu_cuda_data_dir={cuda}", f"--xla_dump_to={dump}")
@@ -188,7 +188,7 @@ def compiled(case: Any, vectors: int, target: str, dump: Path, using: Tools) -> 
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a program and of all programs in it."""
+    """The equations of a program and of all nested programs."""
     import jax
 
     for equation in jaxpr.eqns:
@@ -199,7 +199,7 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 
 def tiles(jaxpr: Any, name: str) -> tuple[int, int]:
-    """Programs of a kernel, and the tiles that each takes."""
+    """Number of programs of a kernel, and tiles per program."""
     calls = [e for e in equations(jaxpr) if e.primitive.name == "pallas_call"]
     (call,) = [e for e in calls if e.params["name"] == name]
     loops = [e.params["length"] for e in call.params["jaxpr"].eqns if e.primitive.name == "scan"]
@@ -207,7 +207,7 @@ def tiles(jaxpr: Any, name: str) -> tuple[int, int]:
 
 
 def device(target: str) -> Any:
-    """The context in which kernels are lowered: a GPU that is described, and not there."""
+    """The context in which kernels are lowered: a described GPU."""
     from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
     gpu = AbstractDevice(NAMES[target], TARGETS[target][2], platform="gpu")
@@ -215,7 +215,7 @@ def device(target: str) -> Any:
 
 
 def rows(options: argparse.Namespace, dump: Path, using: Tools) -> Iterator[dict[str, Any]]:
-    """The rows of the table, of the cases that are asked for."""
+    """The rows of the table for the requested cases."""
     import jax
 
     for case, vectors in cases():
@@ -227,21 +227,21 @@ def rows(options: argparse.Namespace, dump: Path, using: Tools) -> Iterator[dict
             try:
                 found = compiled(case, vectors, target, dump, using)
                 fields, wrong = found._asdict(), complaint(case, found)
-            except RuntimeError as error:  # what XLA raises where memory does not suffice
+            except RuntimeError as error:  # raised by XLA where memory does not suffice
                 fields, wrong = dict.fromkeys(Found._fields, "-"), str(error).splitlines()[0]
             named = {"target": target, **case.named, "vectors": vectors}
             yield {"jax": jax.__version__, **named, **fields, "wrong": wrong}
 
 
 def main() -> None:
-    """Compile the grid, print the table, and say what is wrong."""
+    """Compile the grid, print the table and the problems."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=[*TARGETS])
     parser.add_argument("--kernels", nargs="+", help="only these kernels")
-    parser.add_argument("--dims", nargs="+", type=int, help="only vectors of so many numbers")
-    parser.add_argument("--json", type=Path, help="file for the rows, one JSON object a line")
+    parser.add_argument("--dims", nargs="+", type=int, help="only vectors of these lengths")
+    parser.add_argument("--json", type=Path, help="file for the rows, one JSON object per line")
     options = parser.parse_args()
     using, wrong = tools(), 0
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Time of stage 1 and of Hadamard transforms on a CPU, beside a pass and the peers that install.
+"""Time of stage 1 and of Hadamard transforms on a CPU, compared with a pass and installed peers.
 
     pip install fht-cpu hadamard-transform    # peers; torch comes with the test extra
     pip install git+https://github.com/scrya-com/rotorquant    # more of them, in torch
@@ -6,15 +6,15 @@
     OMP_WAIT_POLICY=PASSIVE python scripts/bench_cpu.py    # a minute; on a quiet machine
     python scripts/bench_cpu.py --quick
 
-The variables make glibc keep memory that it was given, and the threads of one way leave the cores
-to the next: else most of what is timed is page faults and waiting. All ways of a case are called in
-turn, so that what else the machine does meets them alike; rows are medians, and their ratio to
-`x + 1` on as many numbers in the same rounds. Stage 1 is a round trip of 8192 vectors at 3 bit, one
-norm a vector; `torch dense` is two dense products with a search between them, as TurboQuant, and
-`torch IsoQuant` and its like are the modules of that repository. There isojax writes its result
-over what it is made of, and torch takes new memory. In a Hadamard case each way, the pass too,
-reads one array and writes another; fht-cpu does not normalise, and has been given the other. `best
-peers` is the ratio to the fastest way that is not ours.
+The variables make glibc keep its memory, and make idle threads of one way release the cores: else
+most of the time is page faults and waiting. Calls of all ways of a case alternate, so that other
+load on the machine affects them alike; rows are medians, and their ratio to `x + 1` on as many
+elements in the same rounds. Stage 1 is a round trip of 8192 vectors at 3 bit, one norm per vector;
+`torch dense` is two dense products with a search between them, as in TurboQuant, and `torch
+IsoQuant` and the like are the modules of that repository. In stage 1 isojax overwrites its input,
+and torch allocates new memory. In a Hadamard case all ways, and the pass, read one array and write
+another; fht-cpu does not normalise, and gets a preallocated output. `best peers` is the
+ratio to the fastest way that is not ours.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from isojax.report import Study, pivot
 Ways = dict[str, Callable[[], Any]]
 PEERS = ("torch", "fht-cpu", "hadamard-transform")
 UNITS = {"time_us": "us", "copy_ratio": "1", "peer_ratio": "1"}
-"""What the names of ways of other programs begin with."""
+"""Prefixes of the names of other programs' ways."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Config:
 
     vectors: int = 8192
     numbers: int = 2**22
-    """Numbers of a Hadamard case."""
+    """Elements of a Hadamard case."""
     bits: int = 3
     stage1: tuple[str, ...] = ("quaternion_full", "quaternion_fast", "planar", "rotor", "haar")
     dims: tuple[int, ...] = (128,)
@@ -83,13 +83,13 @@ def main(config: Config) -> None:
 
 
 def unit_vectors(number: int, dim: int) -> jax.Array:
-    """Random ones."""
+    """Random unit vectors."""
     x = jax.random.normal(jax.random.key(0), (number, dim))
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def record(study: Study, base: dict[str, Any], ways: Ways, repeats: int) -> None:
-    """Rows of the times of all ways, called in turn; the first one is the pass."""
+    """Record the times of all ways, in alternating calls; the first one is the pass."""
     times = times_in_turn(ways, repeats)
     best = min((us for way, us in times.items() if way.startswith(PEERS)), default=None)
     for way, us in times.items():
@@ -105,7 +105,7 @@ def jitted(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
 
 
 def in_place(call: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    """The same, whose result takes the place of its last argument."""
+    """The same, with the result in place of the last argument."""
     *fixed, x = args
     program = jax.jit(call, donate_argnums=len(fixed)).lower(*args).compile()
     held = [jnp.array(x, copy=True)]
@@ -167,7 +167,7 @@ def hadamard_ways(x: jax.Array) -> Ways:
 
 
 def peer(name: str) -> Any:
-    """A package that need not be there, or None."""
+    """An optional package, or None."""
     try:
         return __import__(name)
     except ImportError:

@@ -1,20 +1,20 @@
-"""Time every kernel on a GPU, beside a copy of as many bytes in the same rounds.
+"""Time every kernel on a GPU, compared with a copy of as many bytes in the same rounds.
 
     PYTHONPATH=. python scripts/bench_gpu.py           # on a GPU; under 5 minutes on an H100
     PYTHONPATH=. python scripts/bench_gpu.py --quick   # anywhere: small, by the interpreter
 
-Needs jax, numpy and jaxtyping, nothing else of what isojax depends on. Cases come in the order in
-which they are wanted; rows are on disk after each, and a case that fails is one row. Each case is
-checked on the results of the programs that are then timed: some vectors against fp64 on the host,
-all of them against plain JAX. A wrong result is a row too, and the run ends with code 1.
+Needs only jax, numpy and jaxtyping of the dependencies of isojax. Cases are in the order of their
+importance; rows are on disk after each, and a failed case is one row. Each case is checked on the
+results of the timed programs: some vectors against fp64 on the host, all of them against plain JAX.
+A wrong result is a row too, and the run ends with code 1.
 
 `time_us` is the median over calls of the time of the kernels on the device, from the profiler;
-`wall_us` is the time of one of many calls in a row. The ways of a case take turns, after 100 ms of
-work that warms the clocks up. `of_copy` is the speed in the bytes that must be moved over that of
-`x + 1` on as many bytes. What bounds a case: `memory` moves 200 MB and more, which no L2 holds;
-`L2` moves less, so its copy is one of the cache; `launch` is an L2 case that takes over 1.5 times
-as long by the wall as on the device. Goals at 200 MB and more, as shares of the copy: round trips
-and stores .85 in bf16 and .9 in fp32, Hadamard transforms to 4096 and dense matrices of 128 .8.
+`wall_us` is the mean wall time of many consecutive calls. The ways of a case alternate, after 100
+ms of work that warms the clocks up. `of_copy` is the speed over that of `x + 1`, by the bytes that
+must be moved. Bounds of a case: `memory` moves 200 MB and more, which exceeds every L2; `L2` moves
+less, so its copy is in the cache; `launch` is an L2 case whose wall time is over 1.5 times the time
+on the device. Goals at 200 MB and more, as shares of the copy: round trips and stores .85 in bf16
+and .9 in fp32, Hadamard transforms to 4096 and dense matrices of 128 .8.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-# graphs of commands hide which program a kernel belongs to
+# command buffers hide the program of a kernel
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer="
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -57,11 +57,11 @@ def settings() -> argparse.Namespace:
     add = parser.add_argument
     add("--repeats", type=int, default=30, help="timed calls (default %(default)s)")
     add("--size", type=int, default=256 << 20, help="bytes moved by large cases (%(default)s)")
-    add("--seconds", type=float, default=280, help="begin no case after (default %(default)s)")
+    add("--seconds", type=float, default=280, help="start no case after (default %(default)s)")
     add("--only", nargs="+", default=[], help="only these kernels")
     add("--cases", nargs="+", default=[], help="only these, as kernel,transform,dim,dtype,bits")
-    add("--threads", type=int, default=min(os.cpu_count() or 1, 14), help="that compile")
-    add("--commit", default="", help="of the source tree, where git cannot tell")
+    add("--threads", type=int, default=min(os.cpu_count() or 1, 14), help="compiler threads")
+    add("--commit", default="", help="of the source tree, without git")
     add("--keep-trace", type=Path, help="folder for the profile of the first case")
     add("--quick", action="store_true", help="few small cases, by the interpreter without a GPU")
     add("--out", type=Path, default=Path("results/bench_gpu"), help="folder (%(default)s)")
@@ -92,7 +92,7 @@ def main(options: argparse.Namespace) -> None:
                     number += 1
                     programs = {w: pool.submit(compile_way, group, w, number) for w in group.call}
                     compiled.append((group, number, programs))
-            # whoever compiles may try its choices on the device, beside what is timed
+            # compilers may run trials on the device, which would disturb the timing
             wait([future for *_, programs in compiled for future in programs.values()])
             say(f"{len(compiled)} cases compiled")
             for group, own, programs in compiled:
@@ -105,7 +105,7 @@ def main(options: argparse.Namespace) -> None:
                 say(" ".join((name, *troubles.values())))
     text = report(study, left_out, failed)
     if not on_gpu:
-        text += "\n\nThe interpreter on a CPU: these are no figures of the kernels."
+        text += "\n\nThe interpreter on a CPU: not the speed of the kernels."
     study.finish(text)
     print((options.out / "table.md").read_text())
     if failed:
@@ -113,7 +113,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def wanted(options: argparse.Namespace, mine: str) -> Iterable[list[Group]]:
-    """The cases that are asked for, large where they are named one by one."""
+    """The requested cases, of large size if they are named one by one."""
     if not options.cases:
         return phases(options.quick, mine, options.size)
     named = [tuple(case.split(",")) for case in options.cases]
@@ -121,9 +121,9 @@ def wanted(options: argparse.Namespace, mine: str) -> Iterable[list[Group]]:
 
 
 def compile_way(group: Group, way: str, number: int) -> tuple[Any, Any]:
-    """The compiled programs that make the arguments of a way, and that are timed.
+    """The compiled programs of the arguments of a way, and of the timed call.
 
-    Named so that the profile tells whose kernels it sees.
+    Named so that the profile identifies their kernels.
     """
     call, donated = group.call[way], way in group.donated
 
@@ -146,7 +146,7 @@ def program_name(way: str, number: int) -> str:
 def run(
     study: Study, group: Group, number: int, programs: dict[str, Future[Any]], options: Any
 ) -> dict[str, str]:
-    """Check and time the ways of a case; rows of each, and what went wrong by way."""
+    """Check and time the ways of a case; record rows, and return the errors by way."""
     ready, args, results, trouble = {}, {}, {}, {}
     for way, future in programs.items():
         try:
@@ -156,7 +156,7 @@ def run(
             ready[way] = program
             if way in group.donated:
                 args[way] = (results[way][0], *args[way][1:])
-        except Exception as error:  # whatever a compiler or a kernel raises is what is reported
+        except Exception as error:  # errors of a compiler or a kernel are reported
             trouble[way] = f"{type(error).__name__}: {str(error)[:300]}"
     try:
         checks = group.check(args, results)
@@ -186,7 +186,7 @@ def run(
 
 
 def bound(config: dict[str, Any], metrics: dict[str, float]) -> str:
-    """What sets the pace; see above."""
+    """The bound of a case; see above."""
     if config["size"] == "memory":
         return "memory"
     launch = metrics.get("wall_us", 0) > 1.5 * metrics.get("time_us", float("inf"))
@@ -201,7 +201,7 @@ def times(
     number: int,
     keep: Path | None,
 ) -> dict[str, dict[str, float]]:
-    """Microseconds of each program on the device and by the wall, taken in turn."""
+    """Microseconds of each program on the device and of wall time, in alternating calls."""
 
     def once(way: str) -> Any:
         result = ready[way](*args[way])
@@ -234,7 +234,7 @@ def times(
 
 
 def traced(round_: Any, rounds: int, keep: Path | None) -> list[Event]:
-    """What the device did in so many rounds, as the profiler has it; kept in a folder if given."""
+    """The events on the device in `rounds` rounds, from the profiler; saved in `keep` if given."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = options.host_tracer_level = 0
     with tempfile.TemporaryDirectory() as temporary:
@@ -246,12 +246,12 @@ def traced(round_: Any, rounds: int, keep: Path | None) -> list[Event]:
 
 
 def report(study: Study, left_out: list[str], failed: list[str]) -> str:
-    """The table, and what it lacks."""
+    """The table, with missing and failed cases."""
     names = ("kernel", "transform", "dim", "dtype", "bits", "size", "way", "bound")
     shown = ("deviation", "disagreement", "time_us", "wall_us", "gb_per_s", "of_copy")
     text = pivot(study.rows(), names, "metric", order=shown)
     if left_out:
-        text += "\n\nLeft out for want of time: " + "; ".join(left_out)
+        text += "\n\nLeft out for lack of time: " + "; ".join(left_out)
     if failed:
         text += "\n\nWrong or failed:\n" + "\n".join(failed)
     return text

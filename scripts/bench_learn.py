@@ -3,12 +3,12 @@
     python scripts/bench_learn.py
 
 Each run takes 500 steps of `stiefel` Adam from a random Hadamard matrix, on the 4 bit absmax error
-of minibatches of 256 out of 8192 vectors, heavy-tailed with outlier channels, and is judged twice
-on all of them. Three ways: `vmap`, all runs in one program; `loop`, one program run after run; and
-`programs`, a program a run, as where a seed or a rate is a constant of it. The last two are timed
-on a few runs and multiplied. Expected: `vmap` under 2 minutes on 2 CPU cores. Matrix products fill
-a core in either way, so `loop` takes about as long there; `programs`, compilation for the most
-part, several times as long.
+of minibatches of 256 out of 8192 vectors, heavy-tailed with outlier channels, and is evaluated
+twice on all of them. Three ways: `vmap`, all runs in one program; `loop`, one program run after
+run; and `programs`, one program per run, as where a seed or a rate is a constant in it. The last
+two are timed on a few runs and multiplied. Expected: `vmap` under 2 minutes on 2 CPU cores. Matrix
+products fill a core in both, so `loop` takes about as long; `programs`, mostly compilation, several
+times as long.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from isojax.report import Study, pivot
 from isojax.transforms import Dense, hadamard
 
 CHECKS = 2
-PART = 512  # vectors judged at a time, so that those of all runs need little memory
+PART = 512  # vectors evaluated at a time, so that all runs need little memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Config:
     """Learning rates."""
     steps: int = 500
     batch: int = 256
-    """Vectors a step."""
+    """Vectors per step."""
     timed: int = 2
     """Runs of `loop` and `programs` that are timed."""
     out: Path = Path("results/bench_learn")
@@ -101,14 +101,14 @@ def main(config: Config) -> None:
 
 
 def compiled(call: Any, *args: Any) -> tuple[Any, float]:
-    """The program of `call`, and the seconds that it took to make."""
+    """The program of `call`, and the seconds to compile it."""
     start = time.perf_counter()
     program = jax.jit(call).lower(*args).compile()
     return program, time.perf_counter() - start
 
 
 def timed(program: Any, *args: Any) -> tuple[Any, float]:
-    """What `program` returns, and the seconds that it took."""
+    """The result of `program`, and the seconds that it took."""
     start = time.perf_counter()
     return jax.block_until_ready(program(*args)), time.perf_counter() - start
 

@@ -4,7 +4,7 @@
 
 Writes a file of random Q8_0 weights in the shapes of Qwen2.5-1.5B (1.6 GB, in a temporary folder),
 then loads it in fp32 and scores 2048 tokens in a fresh process. Rows `peak_rss_bytes` and
-`time_us` (loading alone). Expected 6.2 GB of parameters, below 10 GB at the peak; 2 minutes on
+`time_us` (only loading). Expected 6.2 GB of parameters, below 10 GB at the peak; 2 minutes on
 2 CPU cores. Speeds are measured by `bench_model.py`, on real weights.
 """
 
@@ -31,7 +31,7 @@ SHAPE = ModelConfig(
     num_attention_heads=12, num_key_value_heads=2, head_dim=128, rope_theta=1e6, qkv_bias=True,
     tie_word_embeddings=True,
 )  # fmt: skip
-BLOCK = 32  # numbers a block of Q8_0: an fp16 scale and 32 int8
+BLOCK = 32  # elements per block of Q8_0: an fp16 scale and 32 int8
 TOKENS = 2048
 
 
@@ -44,7 +44,7 @@ class Config:
 
 
 def write_random(path: Path) -> None:
-    """A GGUF of the shapes of Qwen2.5-1.5B with random weights and a tokenizer of bytes."""
+    """Write a GGUF with the shapes of Qwen2.5-1.5B, random weights and a tokenizer of bytes."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, SHAPE.architecture)
     writer.add_block_count(SHAPE.num_hidden_layers)

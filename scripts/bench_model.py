@@ -2,15 +2,15 @@
 
     python scripts/bench_model.py --model Qwen/Qwen2.5-0.5B --text wikitext-2
 
-All score a window of `--length` tokens in fp32: `torch_plain` as transformers does it,
-`model(ids, labels=ids).loss`; `torch` and `isojax` from the final hidden states, with logits in
-chunks of 256 tokens. Each runs in a process of its own, in turn, `--rounds` times. A process warms
-up once (compilation is not timed) and takes the median of `--passes`. Memory is the peak resident
-set, loading included. Needs the `test` extra for torch; 8 minutes on 2 CPU cores.
+All score a window of `--length` tokens in fp32: `torch_plain` by `model(ids, labels=ids).loss` of
+transformers; `torch` and `isojax` from the final hidden states, with logits in chunks of 256
+tokens. Each runs in a separate process, one after the other, `--rounds` times. A process warms up
+once (compilation is not timed) and takes the median of `--passes`. Memory is the peak resident set,
+loading included. Needs the `test` extra for torch; 8 minutes on 2 CPU cores.
 
-`decode` is one greedy step with a cache all but full, plain in fp32 or in 3 bits (Haar rotations,
+`decode` is one greedy step with an almost full cache, plain in fp32 or in 3 bits (Haar rotations,
 keys and values, attention in rotated space), parameters and cache unstacked and the cache donated,
-in `--steps` rounds next to a sum over an array of as many bytes as the weights and the cache have.
+in `--steps` rounds that alternate with a sum over an array of the bytes of weights and cache.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Config:
     rounds: int = 2
     """Processes of each implementation."""
     passes: int = 3
-    """Timed passes a process."""
+    """Timed passes per process."""
     parts: tuple[Literal["window", "decode"], ...] = ("window", "decode")
-    """What to measure."""
+    """Measurements to run."""
     slots: tuple[int, ...] = (2048, 8192)
-    """Tokens that there is room for in the caches of `decode`."""
+    """Numbers of slots of the caches of `decode`."""
     steps: int = 15
     """Rounds of `decode`."""
     quick: bool = False
@@ -61,7 +61,7 @@ class Config:
 
 
 def score_isojax(folder: str, tokens: np.ndarray):
-    """A function that gives the mean nll."""
+    """A function that returns the mean nll."""
     import jax
 
     from isojax.models import load_checkpoint, token_nll
@@ -81,7 +81,7 @@ def load_torch(folder: str, tokens: np.ndarray):
 
 
 def score_torch_plain(folder: str, tokens: np.ndarray):
-    """The same with transformers as it comes: all logits at once."""
+    """The same with plain transformers: all logits at once."""
     torch, model, ids = load_torch(folder, tokens)
 
     def score() -> float:
@@ -155,7 +155,7 @@ def packed_stores(key: Any, config: Any) -> dict[str, Any]:
 def decode_times(
     params: Any, config: Any, slots: int, packed: bool, steps: int
 ) -> dict[str, float]:
-    """Median ms of a decode step and of reading its bytes, in turn."""
+    """Median ms of a decode step and of reading its bytes, alternating."""
     import jax
     import jax.numpy as jnp
 
@@ -191,7 +191,7 @@ def decode_times(
 
 
 def decode(config: Config, model: Any, study: Any) -> str:
-    """Time all caches, a row for each; returns their table."""
+    """Time all caches, one row each; returns their table."""
     import jax
 
     from isojax.models import unstack

@@ -3,8 +3,8 @@
     python scripts/bench_sweep.py
 
 Rows `time_us` (compilation included), `peak_rss_bytes` and `compiles` for the whole sweep, on
-heavy-tailed numbers with outlier channels. Expected: under 60 s and 4 GB on 2 CPU cores, one
-compilation a transform (one more where the first guess of a chunk does not fit the budget).
+heavy-tailed elements with outlier channels. Expected: under 60 s and 4 GB on 2 CPU cores, one
+compilation per transform (one more where the first chunk size does not fit the budget).
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from experiments.end_to_end.report import lines as learned_lines
 from isojax.report import Row, Stat, against, complete, markdown, paired, pivot, select, summarize
 
 AT3 = {"quantizer": "absmax", "bits": 3, "granularity": "tensor", "tensor": "hidden:final"}
-WINDOWS = 8  # that a point must have read
-# what is fitted on text of the same kind as that to test on
+WINDOWS = 8  # required of a point
+# calibration texts of the same kind as the test text
 OWN = ("valid.tokens.txt", "the windows after them")
 KV_METHODS = (
     "kivi", "kivi+lean", "minmax", "identity", "haar", "hadamard", "quaternion_full", "planar",
@@ -47,7 +47,7 @@ def short(model: str) -> str:
 
 
 def model(row: Row) -> str:
-    """The name of its model, short."""
+    """The short name of its model."""
     return short(row.config["model"])
 
 
@@ -66,7 +66,7 @@ def costs(rows: list[Row]) -> str:
     for way, text in {
         "vmap": "learn 128 rotations of 128 x 128, 500 steps each, in one program by `vmap`",
         "loop": "the same, one program run after run (of two)",
-        "programs": "the same, a program for each run (of two)",
+        "programs": "the same, one program per run (of two)",
     }.items():
         mine = [r for r in rows if r.experiment == "bench_learn" and r.config["way"] == way]
         seconds = summarize(mine, "time_us").mean / 1e6
@@ -96,25 +96,25 @@ def bench_model(rows: list[Row]) -> str:
             ]
             label = "**ratio**" if len(others) == 1 else f"**ratio to {name}**"
             lines.append([short(model), label, *(f"**{r:.2f}x**" for r in ratios), "", ""])
-    head = ["model", "", "tokens a second", "peak memory, GB", "nll", "processes"]
+    head = ["model", "", "tokens per second", "peak memory, GB", "nll", "processes"]
     return markdown(head, lines)
 
 
 def decode_cpu(rows: list[Row]) -> str:
-    """One token with a cache all but full, beside reading the same bytes."""
+    """One token with an almost full cache, compared with reading the same bytes."""
     rows = select([r for r in rows if r.experiment == "bench_model"], part="decode")
     return pivot(
         rows, {"model": lambda r: short(r.config["model"]), "slots": "slots", "cache": "cache"},
         "metric", form=lambda s: f"{s.mean:.3g}",
         order={
-            "decode_ms": "a step, ms", "read_ms": "reading the same bytes, ms",
+            "decode_ms": "step, ms", "read_ms": "reading the same bytes, ms",
             "decode_over_read": "ratio",
         },
     )  # fmt: skip
 
 
 def bench_cpu(rows: list[Row]) -> str:
-    """Times of stage 1 and of Hadamard transforms, in passes over the same numbers."""
+    """Times of stage 1 and of Hadamard transforms, in passes over the same elements."""
     rows = [r for r in rows if r.experiment == "bench_cpu"]
     cases = dict.fromkeys((r.config["case"], r.config["dim"]) for r in rows)
     lines = []
@@ -132,7 +132,7 @@ def bench_cpu(rows: list[Row]) -> str:
 
 
 def kernel_times(rows: list[Row]) -> str:
-    """Kernels on a GPU at sizes that no L2 holds: compiled bounds and measured shares of a copy."""
+    """Kernels on a GPU at sizes beyond every L2: compiled bounds and measured shares of a copy."""
     names = ("kernel", "transform", "dim", "dtype", "bits")
 
     def of(experiment: str, metric: str) -> dict[tuple[Any, ...], float]:
@@ -187,7 +187,7 @@ def perplexity(rows: list[Row]) -> str:
 
 
 def isotropic_tradeoff(rows: list[Row]) -> str:
-    """The tradeoff in every model, 3 bit, one absmax scale a tensor."""
+    """The tradeoff in every model, 3 bit, one absmax scale per tensor."""
     rows = select([r for r in rows if r.experiment == "isotropic_tradeoff"], **AT3)
     changed = ("outlier_mse", "noise_floor_mse")
     errors = [r for r in rows if r.metric in changed]
@@ -201,9 +201,9 @@ def isotropic_tradeoff(rows: list[Row]) -> str:
 
 
 def kv_cache(rows: list[Row]) -> str:
-    """What each method loses with keys and values in codes.
+    """Losses of the methods with keys and values in codes.
 
-    In the order of the mean at 2 bit, where there is one, or at 3, over the real models.
+    Sorted by the mean over the real models at 2 bit, or at 3 where there is none.
     """
     rows = select(_whole(rows), target="KV", calibration=OWN)
     columns = [
@@ -234,7 +234,7 @@ def kv_cache(rows: list[Row]) -> str:
 
 
 def kv_sides(rows: list[Row]) -> str:
-    """What each method loses in real models with keys alone in codes, and with values alone."""
+    """Losses of the methods in real models with only keys in codes, and with only values."""
     rows = [r for r in _whole(rows) if r.config["model"] != "tiny"]
     rows = select(rows, "delta_nll", calibration=OWN)
     columns = [
@@ -256,7 +256,7 @@ def kv_sides(rows: list[Row]) -> str:
 
 
 def kv_domain(rows: list[Row]) -> str:
-    """What each method loses at 2 bit, fitted on text of the same kind and of another."""
+    """Losses of the methods at 2 bit, fitted on text of the same kind and of another."""
     rows = select(_whole(rows), "delta_nll", target="KV", bits=2)
     other = list(
         dict.fromkeys(r.config["calibration"] for r in rows if not select([r], calibration=OWN))
@@ -300,7 +300,7 @@ def compare(rows: list[Row]) -> str:
 
 
 def _whole(rows: list[Row]) -> list[Row]:
-    """Rows of the points of `kv_cache` that have read all windows."""
+    """Rows of the points of `kv_cache` with all windows."""
     rows = [r for r in rows if r.experiment == "kv_cache" and r.metric != "needle_accuracy"]
     return complete(
         rows, WINDOWS, ("model", "calibration", "method", "bits", "target"), "delta_nll"
@@ -335,7 +335,7 @@ def block_rotation(rows: list[Row]) -> str:
 
 
 def block_formats(rows: list[Row]) -> str:
-    """Loss by the format of down_proj's input, and bits a number, at the rotations all have."""
+    """Loss by the format of down_proj's input, and bits per element, at the common rotations."""
     rows = by_parts([r for r in rows if r.experiment == "block_rotation"])
     scored = complete(
         select(rows, "delta_nll", setting="A4-down"), WINDOWS,
@@ -358,7 +358,7 @@ def block_formats(rows: list[Row]) -> str:
 
 
 def end_to_end(rows: list[Row]) -> str:
-    """Rotations before and after learning by the loss of the whole model."""
+    """Rotations before and after learning on the loss of the whole model."""
     rows = [r for r in rows if r.experiment == "end_to_end"]
     lines = []
     for model in dict.fromkeys(r.config["model"] for r in rows):
@@ -368,7 +368,7 @@ def end_to_end(rows: list[Row]) -> str:
 
 
 def uncommitted(rows: list[Row]) -> str:
-    """Rows of a tree with uncommitted changes."""
+    """Rows measured with uncommitted changes."""
     found = Counter(
         (r.experiment, model(r) if "model" in r.config else "-", r.commit)
         for r in rows

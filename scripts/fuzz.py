@@ -1,11 +1,10 @@
-"""Read changed files by the thousand: each must be read, or refused in one line that names it.
+"""Read thousands of changed files: each must be read, or refused in one line that names it.
 
     python scripts/fuzz.py --inputs 100000
 
-Of each loader a right input is changed at random: bytes of it, values of its JSON, or numbers of a
-bitstream's header, whose CRC is put right again. Prints how the inputs ended, the slowest and the
-memory that was added, and exits 1 where one raised what the loader does not document. `--seeds`
-reads single inputs again.
+A valid input of each loader is changed at random: its bytes, values of its JSON, or numbers in a
+bitstream's header, with the CRC corrected. Prints the outcomes, the slowest input and the added
+memory, and exits 1 if one raised an undocumented error. `--seeds` reads single inputs again.
 """
 
 from __future__ import annotations
@@ -57,9 +56,9 @@ class Loader(NamedTuple):
     """A loader under test.
 
     Attributes:
-        right: an input that it reads.
-        change: makes a wrong one of it.
-        read: reads one.
+        right: a valid input.
+        change: returns a changed input.
+        read: reads an input.
     """
 
     right: bytes
@@ -68,13 +67,13 @@ class Loader(NamedTuple):
 
 
 class Report(NamedTuple):
-    """How inputs ended.
+    """Outcomes of inputs.
 
     Attributes:
-        ends: how many were read, and how many raised each kind of error.
-        wrong: seed and error of those that ended otherwise than documented.
+        ends: numbers of inputs that were read, and that raised each kind of error.
+        wrong: seed and error of undocumented outcomes.
         slowest: seconds of the slowest and its seed.
-        added: MiB by which the peak of memory grew.
+        added: growth of the peak memory in MiB.
     """
 
     ends: collections.Counter[str]
@@ -84,7 +83,7 @@ class Report(NamedTuple):
 
 
 def fuzz(loader: Loader, name: str, seeds: range | tuple[int, ...]) -> Report:
-    """Read an input a seed; the loader's messages must contain `name`."""
+    """Read one input per seed; the loader's messages must contain `name`."""
     ends, wrong, slowest = collections.Counter(), [], (0.0, -1)
     loader.read(loader.right)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -98,7 +97,7 @@ def fuzz(loader: Loader, name: str, seeds: range | tuple[int, ...]) -> Report:
             message = str(error)
             if name not in message or not message.isprintable() or len(message) > MOST_CHARACTERS:
                 wrong.append((seed, f"{type(error).__name__}: {message!r}"))
-        except BaseException as error:  # panics of packages in Rust too; named below
+        except BaseException as error:  # panics of packages in Rust too; reported below
             if isinstance(error, KeyboardInterrupt):
                 raise
             wrong.append((seed, f"{type(error).__name__}: {error}"))
@@ -108,7 +107,7 @@ def fuzz(loader: Loader, name: str, seeds: range | tuple[int, ...]) -> Report:
 
 
 def loaders(folder: Path) -> dict[str, tuple[Loader, str]]:
-    """The loaders by name, each with what its messages must contain; `folder` is for files."""
+    """The loaders by name, each with the required part of its messages; `folder` is for files."""
     save_checkpoint(folder, CONFIG, init_params(jax.random.key(0), CONFIG))
     config = (folder / "config.json").read_bytes()
     sharded = folder / "sharded"
@@ -147,7 +146,7 @@ def loaders(folder: Path) -> dict[str, tuple[Loader, str]]:
 
 
 def write_gguf(path: Path) -> int:
-    """Write a llama of one layer; returns how many bytes come before its tensors."""
+    """Write a llama of one layer; returns the number of bytes before its tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)
     writer.add_embedding_length(WIDTH)
@@ -179,7 +178,7 @@ def write_gguf(path: Path) -> int:
 
 
 def change_bytes(rng: random.Random, data: bytes) -> bytes:
-    """Up to four bytes or pieces set, taken out, put in or copied, or the end cut off."""
+    """Up to four bytes or pieces set, removed, inserted or copied, or the end cut off."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
         at, size = rng.randrange(len(out) + 1), rng.choice((1, 1, 2, 4, 8, 100))
@@ -201,7 +200,7 @@ def change_bytes(rng: random.Random, data: bytes) -> bytes:
 
 
 def change_json(rng: random.Random, data: bytes) -> bytes:
-    """Up to three values of a JSON file set, taken away or renamed; or bytes of it."""
+    """Up to three values of a JSON file set, removed or renamed; or bytes of it."""
     if rng.random() < 0.3:
         return change_bytes(rng, data)
     tree = json.loads(data)
@@ -223,7 +222,7 @@ def change_json(rng: random.Random, data: bytes) -> bytes:
 
 
 def change_stream(rng: random.Random, stream: bytes) -> bytes:
-    """Numbers of the header of a bitstream changed, or bytes; its length and CRC put right."""
+    """Numbers of the header of a bitstream changed, or bytes; its length and CRC corrected."""
     at = header_bytes(stream) - 4
     packed, words = stream[8:at], stream[at:-4]
     if rng.random() < 0.3:
@@ -232,7 +231,7 @@ def change_stream(rng: random.Random, stream: bytes) -> bytes:
         planes = np.frombuffer(zlib.decompress(packed, -15), np.uint8).reshape(8, -1)
         numbers = planes.T.copy().view("<i8").ravel()
         for _ in range(rng.randint(1, 3)):
-            # the first say most
+            # the first ones matter most
             place = rng.randrange(rng.choice((5, 20, numbers.size)))
             value = rng.choice((*NUMBERS, *numbers[:9].tolist()))
             numbers[place] = value << 1 ^ value >> 63 if abs(value) < 2**62 else value
@@ -252,16 +251,16 @@ class Config:
     """Settings."""
 
     inputs: int = 100_000
-    """Of each loader."""
+    """Inputs per loader."""
     names: tuple[str, ...] = ("bitstream", "config", "index", "gguf")
     """Loaders."""
     seeds: tuple[int, ...] = ()
-    """Read these alone."""
+    """Read only these."""
 
 
 def main(config: Config) -> None:
-    """Change, read, report; exit 1 where something ended otherwise than documented."""
-    logging.getLogger("isojax").setLevel(logging.ERROR)  # of what is left out
+    """Change, read, report; exit 1 on an undocumented outcome."""
+    logging.getLogger("isojax").setLevel(logging.ERROR)  # no warnings of tensors left out
     bad = False
     with tempfile.TemporaryDirectory() as folder:
         made = loaders(Path(folder))

@@ -1,4 +1,4 @@
-"""What `bench_gpu.py` times: programs with the same result, side by side, and their check."""
+"""The cases of `bench_gpu.py`: programs with the same result, and their check."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MIB = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Programs that are timed in the same rounds.
+    """Programs timed in the same rounds.
 
     Attributes:
         config: of its rows.
-        moved: bytes that must be read and written at least, by way.
+        moved: minimum of bytes read and written, by way.
         make: `key -> arguments`, by way.
         call: the programs, by way.
-        donated: whether a program takes its first argument over and returns its successor first.
+        donated: ways whose first argument is donated, and whose first result replaces it.
         check: `{way: result} -> {metric: (value, largest allowed)}` of the first results.
     """
 
@@ -45,7 +45,7 @@ class Group:
 
 
 def copy_of(moved: int, dtype: str) -> tuple[Callable[[Any], tuple[Any]], Callable[[Any], Any]]:
-    """`x + 1`, which reads and writes so many bytes, and its argument."""
+    """`x + 1`, which reads and writes `moved` bytes, and its argument."""
     number = max(moved // 2 // jnp.dtype(dtype).itemsize, 1)
 
     def make(key: Any) -> tuple[Any]:
@@ -86,14 +86,14 @@ def kernel_group(case: Case, vectors: int, size: str, mine: str) -> Group:
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """One token read against a cache of `slots` tokens that is all but full.
+    """One token read against an almost full cache of `slots` tokens.
 
     Attributes:
         batch: texts.
         heads: query heads.
         groups: key heads.
-        dim: numbers of a head.
-        slots: tokens that there is room for.
+        dim: length of a head.
+        slots: number of tokens that fit.
         bits: of a code, of the packed cache.
         transform: of its codecs.
     """
@@ -107,7 +107,7 @@ class Decode:
     transform: str
 
     def group(self) -> Group:
-        """Our caches, packed and in bf16, and what else reads a cache in bf16."""
+        """Our caches, packed and in bf16, and other implementations with a cache in bf16."""
         numbers = 2 * self.batch * self.slots * self.groups * self.dim
         codes = numbers * self.bits // 8 + numbers // self.dim * 2
         make_copy, copy = copy_of(codes, "bfloat16")
@@ -128,7 +128,7 @@ class Decode:
         return Group(named, moved, makes, {"copy": copy} | calls, self._check, tuple(caches))
 
     def _check(self, args: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
-        """All in bf16 against one in fp32; the packed one by what 3 bits may lose."""
+        """Check all in bf16 against one in fp32; the packed one within the error of 3 bits."""
         q, k, v = (np.asarray(a[:1], np.float64) for a in args["jax xla"])
         group = self.heads // self.groups
         k, v = (np.repeat(a, group, axis=2) for a in (k, v))
@@ -200,7 +200,7 @@ def large(case: Case, size: int, mine: str) -> Group:
 
 
 def phases(quick: bool, mine: str, size: int) -> Iterator[list[Group]]:
-    """All that is timed, the most wanted first."""
+    """All cases, the most important first."""
 
     def memory(*values: Any) -> Group:
         return large(Case(*values), size, mine)

@@ -23,8 +23,8 @@ class Event(NamedTuple):
 def read_events(folder: str | Path) -> list[Event]:
     """The events on GPU streams of all profiles below `folder`, in the order of their start.
 
-    `program` is the name of the jitted function with `jit_` before it, as XLA names a module;
-    empty where the profile does not say.
+    `program` is the name of the jitted function after `jit_`, the module name in XLA; empty where
+    the profile lacks it.
     """
     found = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
     planes = [p for path in found for p in jax.profiler.ProfileData.from_file(path).planes]
@@ -50,8 +50,9 @@ def _program(stats: Iterable[tuple[str, Any]]) -> str:
 def per_call(events: Sequence[Event], program: str, calls: int) -> list[float]:
     """Microseconds on the device of each call of `program`: the sum of its kernels.
 
-    Where the number of kernels is no multiple of `calls` (an event was lost, or one call launched
-    another number of kernels), one mean stands for all calls. Empty if nothing was recorded.
+    If the number of kernels is no multiple of `calls` (an event was lost, or calls launched
+    different numbers of kernels), the result is one mean over all calls. Empty if nothing was
+    recorded.
     """
     own = [e.duration for e in events if e.program == f"jit_{program}"]
     if not own:

@@ -1,4 +1,4 @@
-"""The kernels as scripts compile and time them: one kernel at one shape, and its exact result."""
+"""The kernels of the scripts: one kernel at one shape, and its exact result."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import numpy as np
 from isojax import Codec, quantizers, transforms
 from isojax.quantizers.packing import packed_bytes
 
-SEARCHED = ("roundtrip", "store")  # in which a number at a tie may take another level
-FAR = 64  # times the energy of rounding
+SEARCHED = ("roundtrip", "store")  # in which ties may go to another level
+FAR = 64  # multiple of the energy of rounding
 KERNELS = ("roundtrip", "store", "load", "scores", "apply")
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """The verb `kernel` for vectors of `dim` numbers.
+    """The verb `kernel` for vectors of length `dim`.
 
     Attributes:
         kernel: one of `KERNELS`.
         transform: name of the transform.
-        dim: numbers a vector.
+        dim: length of the vectors.
         dtype: of the vectors.
-        bits: of a code; nothing to a Hadamard transform alone.
+        bits: per code; unused by `apply`.
     """
 
     kernel: str
@@ -38,7 +38,7 @@ class Case:
     bits: int
 
     def arguments(self, key: Any, vectors: int) -> tuple[Any, ...]:
-        """Random arguments for so many vectors; may be traced."""
+        """Random arguments for `vectors` vectors; may be traced."""
         of_codec, of_x = jax.random.split(key)
         t = transforms.from_name(of_codec, self.transform, self.dim)
         book = quantizers.lloyd_max_gaussian(self.bits, self.dim, normalize="norm")
@@ -63,19 +63,19 @@ class Case:
         }[self.kernel]
 
     def moved(self, vectors: int) -> int:
-        """Bytes that must be read and written at least, parameters aside."""
+        """Minimum of bytes read and written, without parameters."""
         vector = self.dim * jnp.dtype(self.dtype).itemsize
         codes = packed_bytes(self.dim, self.bits) + 2
         each = {"store": vector + codes, "load": vector + codes, "scores": codes + 4}
         return vectors * each.get(self.kernel, 2 * vector)
 
     def deviation(self, args: tuple[Any, ...], result: Any, rows: Any) -> float:
-        """Energy of the difference of `result` to the result in fp64, relative to that.
+        """Energy of the difference of `result` from the result in fp64, relative to the latter.
 
         Args:
             args: of the call.
-            result: what it returned.
-            rows: the vectors to look at; fp64 on the host has no room for all.
+            result: of the call.
+            rows: the vectors to check; fp64 on the host has no room for all.
         """
         args = (*args[:-1], jax.tree.map(lambda a: a[rows], args[-1]))
         args, found = jax.device_get((args, jax.tree.map(lambda a: a[rows], result)))
@@ -86,9 +86,9 @@ class Case:
         return float(np.sum((found - want) ** 2) / np.sum(want**2))
 
     def disagreement(self, args: tuple[Any, ...], one: Any, other: Any) -> float:
-        """Share of vectors in which two results differ by more than rounding explains.
+        """Share of vectors in which two results differ by more than rounding.
 
-        Computed on the device, over all vectors. Scores differ by number.
+        Computed on the device, over all vectors; for scores, share of elements.
         """
 
         @jax.jit
@@ -124,7 +124,7 @@ class Case:
 
     @property
     def tolerance(self) -> float:
-        """The largest `deviation` that rounding and a few codes at ties explain."""
+        """The largest `deviation` from rounding and a few codes at ties."""
         if self.kernel not in SEARCHED:
             return self._rounding
         half = self.transform == "haar" and self.dtype != "float32"
@@ -132,7 +132,7 @@ class Case:
 
     @property
     def least_loss(self) -> float:
-        """The largest `disagreement`: of vectors with a number at a tie, of others none."""
+        """The largest allowed `disagreement`: of vectors with ties."""
         if self.kernel not in SEARCHED:
             return 0.0
         return 1.0 if self.transform == "haar" else 0.01
@@ -147,5 +147,5 @@ class Case:
         return dataclasses.asdict(self)
 
     def vectors_for(self, size: int) -> int:
-        """The power of two of vectors with which it moves at least `size` bytes."""
+        """The power of two of vectors that moves at least `size` bytes."""
         return 1 << math.ceil(math.log2(size / self.moved(1)))

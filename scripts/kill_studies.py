@@ -1,10 +1,10 @@
-"""Kill every study at random moments; each must end with the rows of an undisturbed run.
+"""Kill every study at random times; each must end with the rows of an uninterrupted run.
 
     python scripts/kill_studies.py --kills 30 --out kills
 
-Runs each study once undisturbed, on the tiny model with few windows, and once with SIGKILLs, each
-after a random part of the time that the undisturbed run took; then compares which rows there are
-and that none is there twice.
+Runs each study once uninterrupted, on the tiny model with few windows, and once with SIGKILLs, each
+after a random part of the time of the uninterrupted run. Then compares the rows and checks for
+duplicates.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class Config:
     out: Path
     """Folder for the studies."""
     kills: int = 30
-    """SIGKILLs, shared by the studies."""
+    """SIGKILLs, divided among the studies."""
     studies: tuple[str, ...] = tuple(STUDIES)
-    """Names."""
+    """Names of the studies."""
     seed: int = 0
-    """Of the moments."""
+    """Seed of the times."""
 
 
 def main(config: Config) -> None:

@@ -1,10 +1,10 @@
-"""Bring committed rows to the vocabulary of today: units, metrics, names and values of keys.
+"""Convert committed rows to the current vocabulary: units, metrics, names and values of keys.
 
     python scripts/migrate_rows.py              # docs/rows.jsonl and docs/results/*/rows.jsonl
     python scripts/migrate_rows.py FILE ...
 
-What was renamed stands in the tables below; running it again changes nothing. Values, seeds and
-the circumstances of a row stay as they are.
+The tables below list the renamed ones; running it again changes nothing. Values, seeds and the
+provenance of rows are unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNITS = {
     "byte": "bytes",
     "token/s": "tokens/s",
 }
-# metric -> its unit, where rows have a wrong one
+# metric -> its unit, for rows with a wrong one
 UNITS_OF = {
     "kl": "nats per token",
     "delta_nll": "nats per token",
@@ -46,20 +46,20 @@ KEYS: dict[tuple[str, str], str] = {
     ("alignment", "transform"): "coordinates",
     ("compare", "method"): "coordinates",
 }
-# (experiment or "*", key as of today) -> {old value: new value}
+# (experiment or "*", current key) -> {old value: new value}
 VALUES: dict[tuple[str, str], dict[Any, Any]] = {
     ("compare", "coordinates"): {
         "massdiff@block_hadamard:32": "mass_diff@block_hadamard:32",
         "massdiff@quaternion_full": "mass_diff@quaternion_full",
     },
 }
-# (experiment, key as of today, old value) -> what stands in its place
+# (experiment, current key, old value) -> its replacement
 REPLACED: dict[tuple[str, str, Any], dict[str, Any]] = {
     ("compare", "coordinates", "none"): {"setting": "exact"},
     ("compare", "coordinates", "zero"): {"quantizer": "zero"},
     ("compare", "coordinates", "gaussian_noise"): {"quantizer": "gaussian_noise"},
 }
-# (experiment, old metric) -> new metric, and what joins the configuration
+# (experiment, old metric) -> new metric, and additions to the configuration
 SPLIT: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
     ("compare", "kv_delta_nll"): ("delta_nll", {"setting": "KV3"}),
     ("compare", "kv_bits"): ("rate_bits", {"setting": "KV3"}),
@@ -73,7 +73,7 @@ PERMUTATIONS = {
 
 
 def of_blocks(config: dict[str, Any], full: int) -> dict[str, Any]:
-    """Block and permutation as coordinates; the rounding of weights apart from the setting."""
+    """Block and permutation as coordinates; the rounding of weights separate from the setting."""
     config = dict(config)
     if "permutation" in config:
         block, permutation = config.pop("block"), config.pop("permutation")
@@ -94,7 +94,7 @@ def of_blocks(config: dict[str, Any], full: int) -> dict[str, Any]:
 
 
 def of_caches(config: dict[str, Any], full: int) -> dict[str, Any]:
-    """The parts of a method in the words of recipes."""
+    """The parts of a method in the notation of recipes."""
     if config["method"] == "none" or "quantizer" in config:
         return config
     old = dict(config)
@@ -119,7 +119,7 @@ OLD = (
 
 
 def of_tensors(config: dict[str, Any], full: int) -> dict[str, Any]:
-    """No block apart from the coordinates, where all had whole ones."""
+    """No block separate from the coordinates, where all had full ones."""
     if config.get("block", 0):
         raise SystemExit(f"blocks are to be written into the coordinates: {config}.")
     return {k: v for k, v in config.items() if k != "block"}
@@ -129,7 +129,7 @@ REWRITES = {"isotropic_tradeoff": of_tensors, "block_rotation": of_blocks, "kv_c
 
 
 def migrated(row: dict[str, Any], full: int = 0) -> dict[str, Any]:
-    """The row in the vocabulary of today; `full` is the length of the full block in its model."""
+    """The row in the current vocabulary; `full` is the length of the full block in its model."""
     experiment = row["experiment"]
 
     def named(table: dict[tuple[str, str], Any], name: str, default: Any) -> Any:

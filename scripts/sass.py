@@ -1,8 +1,8 @@
-"""What a compiler made of a kernel: registers, accesses, and what its loop takes of each pipe.
+"""Analysis of a compiled kernel: registers, accesses, and the load of its loop on each pipe.
 
-From the PTX, what ptxas says of it, and the listing of nvdisasm. What is said of pipes are bounds:
-a pipe is taken to be busy all the time, every instruction of the loop to be executed, and shared
-memory to have no conflicts of banks.
+From the PTX, the output of ptxas, and the listing of nvdisasm. Figures of pipes are bounds: they
+assume that a pipe is always busy, that every instruction of the loop is executed, and that shared
+memory has no bank conflicts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ WARP = 32
 
 
 class Rates(NamedTuple):
-    """What a multiprocessor does in a clock.
+    """Rates of a multiprocessor per clock.
 
     Attributes:
         fma: lanes of fp32.
         tensor: products of 16-bit numbers, by the instructions of all architectures.
-        groups: the same by those of Hopper, for four warps together; 0 where there are none.
-        memory: bytes that it moves, of what a copy reaches over all of the GPU.
+        groups: the same by Hopper's instructions for four warps together; 0 without these.
+        memory: its share of the bytes that a copy on the whole GPU moves.
     """
 
     fma: int
@@ -39,8 +39,8 @@ def _share(gigabytes: float, cores: int, clock: float) -> float:
     return gigabytes / (cores * clock)
 
 
-# What a copy reaches is 0.9 of the bandwidth on paper, 3.0 TB/s of an H100. What sm100 does in its
-# own instructions for tensor cores and their memory (tcgen05) is not counted.
+# A copy reaches 0.9 of the nominal bandwidth, 3.0 TB/s on an H100. Instructions of sm100 for tensor
+# cores and their memory (tcgen05) are not counted.
 RATES = {
     "sm80": Rates(64, 1024, 0, _share(1835, 108, 1.41)),
     "sm89": Rates(128, 256, 0, _share(907, 128, 2.52)),
@@ -48,7 +48,7 @@ RATES = {
     "sm100": Rates(128, 1024, 0, _share(7200, 148, 1.85)),
     "sm120": Rates(128, 256, 0, _share(1613, 170, 2.41)),
 }
-ISSUED = 4  # warps a clock, of which one each goes on to one of four parts
+ISSUED = 4  # warps per clock, one to each of four parts
 ALU = 64  # lanes of integers, comparisons, selections and conversions
 HEAVY = 64  # lanes of products of integers, in the pipe of fp32
 XU = 16  # lanes of roots, reciprocals and the other conversions
@@ -56,7 +56,7 @@ XU = 16  # lanes of roots, reciprocals and the other conversions
 PIPES = ("issue", "alu", "fma", "xu", "smem", "tensor")
 OF_FMA = {
     **dict.fromkeys(("FADD", "FMUL", "FFMA", "HADD2", "HMUL2", "HFMA2", "IMAD"), 1),
-    **dict.fromkeys(("FADD2", "FMUL2", "FFMA2"), 2),  # of two fp32 a lane
+    **dict.fromkeys(("FADD2", "FMUL2", "FFMA2"), 2),  # of two fp32 per lane
 }
 OF_XU = ("MUFU", "I2F", "F2I", "F2F", "POPC", "FLO", "BREV", "FRND")
 OF_ALU = (
@@ -67,20 +67,20 @@ OF_ALU = (
 
 
 class Found(NamedTuple):
-    """What the compiler made of a kernel.
+    """Measures of a compiled kernel.
 
     Attributes:
-        registers: a thread.
+        registers: per thread.
         spills: bytes.
-        instructions: of the machine, in all.
+        instructions: machine instructions in total.
         shared: accesses to shared memory in the PTX.
         barriers: in the PTX.
         loads: bytes of the widest load of global memory.
         stores: bytes of the widest store.
-        per_element: instructions of a thread in the loop over tiles, for a number of a vector.
-        issue, alu, fma, smem: per cent of the speed of memory that the pipe allows.
+        per_element: instructions per thread and element in the loop over tiles.
+        issue, alu, fma, smem: percent of the speed of memory that the pipe allows.
         roof: the least of these and of the other pipes, at most 100.
-        bound: the pipe it is.
+        bound: the pipe with the least.
     """
 
     registers: int
@@ -100,7 +100,7 @@ class Found(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a program of a kernel does: numbers of its vectors, bytes that it moves, and tiles."""
+    """The work of a program of a kernel: elements of its vectors, bytes moved, and tiles."""
 
     numbers: float
     moved: float
@@ -108,7 +108,7 @@ class Work(NamedTuple):
 
 
 class Tools(NamedTuple):
-    """Programs of CUDA, and the folder that XLA takes for that of CUDA."""
+    """Programs of CUDA, and the folder used by XLA as that of CUDA."""
 
     folder: Path
     ptxas: Path
@@ -116,7 +116,7 @@ class Tools(NamedTuple):
 
 
 def tools() -> Tools:
-    """Those of the wheels; the disassembler may also be on the path."""
+    """The tools from the wheels; the disassembler may also be on the path."""
     spec = importlib.util.find_spec("nvidia")
     wheels = [Path(p) for p in (spec.submodule_search_locations if spec else None) or []]
 
@@ -173,7 +173,7 @@ def inner(code: Sequence[Instruction]) -> tuple[list[Instruction], bool] | None:
 
 
 def clocks(code: Sequence[Instruction], rates: Rates) -> dict[str, float]:
-    """Clocks of a multiprocessor for which a warp takes each of `PIPES` with `code`."""
+    """Clocks of a multiprocessor that a warp needs on each of `PIPES` for `code`."""
     taken: dict[str, float] = dict.fromkeys(PIPES, 0.0)
     heavy = 0.0
     for name in (i.name for i in code):
@@ -195,7 +195,7 @@ def clocks(code: Sequence[Instruction], rates: Rates) -> dict[str, float]:
 
 
 def lines(root: str, kinds: Sequence[str]) -> float:
-    """Lines of 128 bytes of shared memory that a warp's instruction moves; a shuffle is one."""
+    """Lines of 128 bytes of shared memory moved by a warp's instruction; shuffles count as one."""
     if root in ("SHFL", "REDUX", "ATOMS", "MOVM"):
         return 1
     if root in ("LDSM", "STSM"):
@@ -206,7 +206,7 @@ def lines(root: str, kinds: Sequence[str]) -> float:
 
 
 def products(name: str) -> float:
-    """Products by tensor cores that an instruction adds up, by its warp; of tf32 twice."""
+    """Products on tensor cores per instruction of a warp; tf32 counts twice."""
     if name.startswith("HGMMA"):
         m, n, k = map(int, re.findall(r"(\d+)x(\d+)x(\d+)", name)[0])
         made = m * n * k / 4
@@ -217,7 +217,7 @@ def products(name: str) -> float:
 
 
 def read(text: Path, name: str, work: Work, target: str, using: Tools) -> Found:
-    """What was made of the kernel `name` in a file of PTX."""
+    """Measures of the kernel `name` in a file of PTX."""
     ptx = text.read_text()
     (arch,) = re.findall(r"^\.target (\w+)", ptx, flags=re.M)
     body = ptx[ptx.index(f".entry {name}") :].split(".entry", 2)[1]
@@ -248,7 +248,7 @@ def read(text: Path, name: str, work: Work, target: str, using: Tools) -> Found:
 
 
 def output(*command: str | Path) -> str:
-    """What a program prints, to both of its streams."""
+    """The output of a program, from both of its streams."""
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return run.stdout + run.stderr
 
@@ -267,12 +267,12 @@ def instructions(cubin: Path, name: str) -> int:
 
 
 def speed(ptx: str, code: Sequence[Instruction], work: Work, rates: Rates) -> dict[str, Any]:
-    """The fields of `Found` that are of pipes; none of them where loops are nested.
+    """The fields of `Found` about pipes; empty where loops are nested.
 
     Args:
-        ptx: the kernel, of which ptxas may have unrolled the loop.
-        code: what it made of it.
-        work: what a program does.
+        ptx: the kernel, whose loop ptxas may have unrolled.
+        code: its machine code.
+        work: of a program.
         rates: of the GPU.
     """
     if (loop := inner(code)) is None:

@@ -2,9 +2,9 @@
 
     python scripts/train_tiny.py --books DIR --out isojax/models/tiny
 
-DIR holds UTF-8 `.txt` files. The last tenth of each is held out: its first half tells when to
-stop, its second half is shipped as `heldout.txt` and gives the perplexity of the model card.
-Expected: held-out loss about 3.6 nat a token; under an hour on 2 CPU cores, 1 minute on a GPU.
+DIR holds UTF-8 `.txt` files. The last tenth of each is held out: its first half is for early
+stopping, its second half is shipped as `heldout.txt`, for the perplexity in the model card.
+Expected: held-out loss about 3.6 nats per token; under an hour on 2 CPU cores, 1 minute on a GPU.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Config:
     steps: int = 2800
     """Optimizer steps; the learning rate decays to zero over them (cosine)."""
     batch: int = 8
-    """Texts a step."""
+    """Texts per step."""
     length: int = 512
-    """Tokens a text."""
+    """Tokens per text."""
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.1
     dropout: float = 0.1
@@ -54,7 +54,7 @@ class Config:
 
 
 def split_books(folder: Path) -> tuple[list[str], str, str]:
-    """Training texts, validation text and shipped held-out text (at most 100 kB a book)."""
+    """Training texts, validation text and shipped held-out text (at most 100 kB per book)."""
     train, valid, test = [], [], []
     for path in sorted(folder.glob("*.txt")):
         text = path.read_text(encoding="utf-8")
@@ -86,7 +86,7 @@ def train_tokenizer(texts: list[str], size: int) -> Tokenizer:
 
 
 def loss(params: Params, model: Decoder, tokens: jax.Array, key: jax.Array | None) -> jax.Array:
-    """Mean nll in nat a token; dropout where there is a key."""
+    """Mean nll in nats per token, with dropout if there is a key."""
     rngs = None if key is None else {"dropout": key}
     hidden = model.apply({"params": params}, tokens[:, :-1], rngs=rngs).hidden  # pyright: ignore
     scores = logits(params, hidden)
@@ -170,7 +170,7 @@ def main(config: Config) -> None:
 
 
 def model_card(config, shape, params, curve, kept, test_loss, bits, train_tokens, minutes) -> str:
-    """The README of the model folder, from what was measured."""
+    """The README of the model folder, with the measured values."""
     count = sum(p.size for p in jax.tree.leaves(params))
     books = ", ".join(p.stem.replace("_", " ").title() for p in sorted(config.books.glob("*.txt")))
     seen = config.steps * config.batch * config.length
@@ -198,8 +198,8 @@ embedding, byte-level BPE of {shape.vocab_size}. It has read three novels; it kn
     }, weight decay {config.weight_decay}, dropout {config.dropout}, seed {config.seed}; {
         minutes:.0f} min on {jax.devices()[0].device_kind}. Kept: step {kept}.
 - **Held-out loss** on `heldout.txt`, bf16 weights, windows of {config.length} tokens: {
-        test_loss:.4f} nat a token, perplexity {math.exp(test_loss):.2f}; {
-        bits:.3f} bits a character.
+        test_loss:.4f} nats per token, perplexity {math.exp(test_loss):.2f}; {
+        bits:.3f} bits per character.
 - **Tokenizer**: words split as Qwen2 splits them; `AutoTokenizer` in transformers reads it.
 - **Licence**: weights and tokenizer Apache-2.0; the texts are in the public domain.
 

@@ -4,8 +4,8 @@
     python scripts/update_docs.py --take results/A results/B    # first take rows from there
     python scripts/update_docs.py --check                       # exit 1 if one is out of date
 
-A block of a page, between `<!-- rows: NAME -->` and `<!-- end -->`, is made by the function
-NAME of `doc_tables`. Reports and figures of what is taken go to docs/results.
+A block of a page, between `<!-- rows: NAME -->` and `<!-- end -->`, is made by the function NAME
+of `doc_tables`. Reports and figures of the taken studies go to docs/results.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REPORTED = (
 
 
 def wanted(row: Row) -> bool:
-    """Whether a page shows something of this row."""
+    """Whether a page shows this row."""
     if row.experiment == "isotropic_tradeoff":
         return row.metric in SHOWN and bool(select([row], **AT3))
     if row.experiment == "kv_cache":
@@ -65,7 +65,7 @@ def wanted(row: Row) -> bool:
 
 
 def subject(row: Row) -> tuple[str, ...]:
-    """Whose rows a new run replaces."""
+    """The key of rows that a new run replaces."""
     fitted = row.config.get("calibration", "")
     return row.experiment, row.config.get("model", ""), "" if fitted in OWN else fitted
 
@@ -93,7 +93,7 @@ class Config:
     """Folders of finished studies; their rows replace all of the same experiment, model and
     calibration text in docs/rows.jsonl."""
     check: bool = False
-    """Change nothing; exit 1 if a page does not say what the rows say."""
+    """Change nothing; exit 1 if a page is out of date."""
 
 
 def main(config: Config) -> None:

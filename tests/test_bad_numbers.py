@@ -299,7 +299,9 @@ def test_a_codec_refuses_levels_for_vectors_of_another_length():
     ):  # fmt: skip
         codec = Codec(tf.haar(KEY, 64), levels)
         for verb in (codec.encode, codec.roundtrip, codec.store):
-            with pytest.raises(ValueError, match="quantizer must be for vectors of 64.*for 128"):
+            with pytest.raises(
+                ValueError, match="quantizer must be for vectors of length 64.*for 128"
+            ):
                 verb(x)
     padded = Codec(tf.from_name(KEY, "rotor", 64), q.lloyd_max_sphere(3, 64))
     assert padded.roundtrip(x).shape == x.shape
@@ -333,7 +335,7 @@ def test_bits_may_be_integers_of_numpy(monkeypatch):
 
 
 def test_blocks_far_beyond_the_vector_are_refused_at_once():
-    with pytest.raises(ValueError, match="block must be at most twice the 8 numbers"):
+    with pytest.raises(ValueError, match="block must be at most twice the length 8"):
         tf.from_name(KEY, "block_hadamard:1000000000", 8)
     assert tf.from_name(KEY, "block_hadamard:16", 10).out_dim == 16
     assert tf.admissible_blocks(24) == (24, 12, 8, 4, 2, 1)
@@ -343,7 +345,9 @@ def test_blocks_far_beyond_the_vector_are_refused_at_once():
 
 def test_gptq_refuses_what_rounds_numbers_together():
     for lattice in (q.d4(0.1), q.d4(0.1, 4), q.e8(0.1), q.straight_through(q.e8(0.1, 4))):
-        with pytest.raises(ValueError, match="must round each number by itself, got .*together"):
+        with pytest.raises(
+            ValueError, match="must round each element independently, got .*together"
+        ):
             learn.gptq(W, H, lattice)
 
 

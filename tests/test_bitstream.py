@@ -181,10 +181,10 @@ def zeros(number):
 # dtype, per, axes, shape; shifts, sizes, gaps, levels
 RIGHT = [0, 0, 1, 5, 0, 2, -1, 3, 8, 0]
 CRAFTED = {
-    "a billion codes in 33 bytes": ([0, 0, 1, 10**9, 0, 1, 7, 0], "at most 1024 codes a byte"),
+    "a billion codes in 33 bytes": ([0, 0, 1, 10**9, 0, 1, 7, 0], "at most 1024 codes per byte"),
     "more codes than 64 bits count": ([6, 0, 2, 2**62, 2**62, 0, 1, 7, 0], "at most 1024 codes"),
-    "raw codes": ([6, 0, 1, 2**40, 63, 1, 0, 0], "at most 1024 codes a byte"),
-    "a trillion channels": ([0, 1, 2, 1, 2**40, 0, 0], "at most 1024 codes a byte"),
+    "raw codes": ([6, 0, 1, 2**40, 63, 1, 0, 0], "at most 1024 codes per byte"),
+    "a trillion channels": ([0, 1, 2, 1, 2**40, 0, 0], "at most 1024 codes per byte"),
     "a trillion channels of nothing": ([0, 1, 2, 0, 2**40, 0, 0], "contradicts itself"),
     "nothing, in more axes than fit": (
         [0, 0, 3, 0, 2**62, 2**62, 0, 0],

@@ -213,7 +213,7 @@ def test_what_cannot_be_learned_or_read_behind_is_refused(model, plan, words):
 def test_a_plan_that_draws_what_it_is_fitted_on_needs_its_key(model):
     plan = Plan.parse("weight: absmax bits=4 inputs=quantized rounding=gptq")
     for given in (dict(plan=plan), dict(plan=[plan, plan], key=jax.random.key(0))):
-        with pytest.raises(ValueError, match="give that plan alone, and a key"):
+        with pytest.raises(ValueError, match="give only that plan, and a key"):
             calibrate(model, WINDOWS, **given)
     replaced = find_plan("spinquant; residual: haar; values: none")
     assert calibrate(model, WINDOWS, replaced).layers[0]

@@ -167,7 +167,7 @@ def test_learned_rotations_cost_what_they_are():
 def test_entropy_coded_weights_count_what_was_asked_for_and_then_what_they_take():
     plan = Plan.parse("weight: ecsq:tensor bits=2.5")
     said = describe(plan, CONFIG)
-    assert said.costs.weight_bits == pytest.approx(2.5) and "asked for" in " ".join(said.notes)
+    assert said.costs.weight_bits == pytest.approx(2.5) and "requested rate" in " ".join(said.notes)
     made = quantize(jax.random.key(0), MODEL, plan, calibrate(MODEL, TOKENS, plan))
     codes = made.codes["q_proj"][0]
     want = 0.0
@@ -177,7 +177,7 @@ def test_entropy_coded_weights_count_what_was_asked_for_and_then_what_they_take(
     assert code_bits(codes) == pytest.approx(want / codes.values.shape[1], rel=1e-4)
     more = describe(Plan.parse("cache: absmax bits=4"), made, tokens=64)
     assert more.costs.weight_bits == pytest.approx(costs(made, 64).weight_bits)
-    assert "asked for" not in " ".join(more.notes)
+    assert "requested rate" not in " ".join(more.notes)
 
 
 @pytest.mark.parametrize("levels", ["d4", "e8"])

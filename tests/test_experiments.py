@@ -112,7 +112,7 @@ def test_a_text_too_short_for_pca_says_so_and_for_others_does_not(call, capsys, 
     for kind, windows, said in (
         ("haar", fits + 1, f"at most {fits}:"),
         ("pca", fits + 1, f"at most {fits}:"),
-        ("pca", fits, f"at most {fits // 2} with axes that are fitted"),
+        ("pca", fits, f"at most {fits // 2}, since axes are fitted"),
         ("pca", -1, "at least 1, got -1"),
     ):
         with pytest.raises(SystemExit):

@@ -247,7 +247,7 @@ def test_the_gram_of_bf16_is_computed_in_fp32():
         (lambda: gptq(W, H, TOKEN, damping=-1), "damping must be at least 0 and finite, got -1"),
         (lambda: gptq(W, H, TOKEN, block=0), "block.*at least 1, got 0"),
         (lambda: gptq(W, H, GROUP, act_order=True, static_groups=False), "True with act_order"),
-        (lambda: gptq(W, H, q.nvfp4(), static_groups=False), "static_groups.*its own scale"),
+        (lambda: gptq(W, H, q.nvfp4(), static_groups=False), "static_groups.*stored tensor scale"),
         (lambda: gptq(W, H, q.sparse(q.absmax(3), 0.1)), "without outliers, got Sparse"),
         (lambda: gptq(W, H, q.absmax(3, "group", 5)), "group must divide.*32.*got 5"),
     ],

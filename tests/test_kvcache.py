@@ -279,7 +279,7 @@ def test_keys_of_another_model_or_too_many_are_refused(packed, monkeypatch):
     layer.attend(Q[:, :8], K[:, :8], V[:, :8], start, FREQUENCY)
     for what, k in (
         ("heads", jnp.repeat(K[:, :8], 2, axis=2)), ("texts", K[:1, :8]),
-        ("numbers", K[:, :8, :, :8]), ("tokens", K[:, :9]),
+        ("elements", K[:, :8, :, :8]), ("tokens", K[:, :9]),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"k must be of .*{what}.*got shape"):
             layer.attend(Q[: len(k), : k.shape[1]], k, k, start, FREQUENCY)

@@ -75,7 +75,7 @@ LLAMA3 = {name: value for name, value in LLAMA3_ROPE.items() if name != "rope_th
         ({"rope_type": ["yarn"]}, "must be one of default, llama3, yarn, linear; got ['yarn']"),
         ({"rope_type": "default", "partial_rotary_factor": 0.25}, "partial_rotary_factor=0.25"),
         ({"rope_type": "default", "rope_theta": "1e6"}, "rope_theta must be a positive number"),
-        ({"full_attention": {"rope_type": "default"}}, "of full_attention alone"),
+        ({"full_attention": {"rope_type": "default"}}, "with only full_attention"),
         ([1, 2], "must be an object"),
         (LLAMA3 | {"factor": 0}, "factor of rope scaling llama3 must be a positive number, got 0"),
         (LLAMA3 | {"original_max_position_embeddings": None}, "original_max_position_embeddings"),
@@ -344,7 +344,7 @@ def test_what_fails_at_the_hub_is_one_line(error, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     message = error_of_loading("some/model", FileNotFoundError)
     reason = " ".join(str(error).split())
-    assert message.startswith(f"some/model: not found on the hub ({reason}); a folder")
+    assert message.startswith(f"some/model: not found on the hub ({reason}); give a folder")
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), AttributeError("x"), KeyboardInterrupt()])

@@ -158,7 +158,7 @@ def test_generating_goes_on_from_a_cache_and_marks_what_has_no_room():
     again, _ = GENERATE(PARAMS, CONFIG, TOKENS[:, 7:], 2, started)
     np.testing.assert_array_equal(again, whole)
     assert int(full.length) == 13
-    said = "room for 6 tokens beside the 13 that it holds, got slots=16"
+    said = "room for 6 tokens after the 13 that it holds, got slots=16"
     with pytest.raises(ValueError, match=said):
         generate(PARAMS, CONFIG, TOKENS[:, :5], 2, full)
     with pytest.raises(ValueError, match=said.replace("6", "5", 1)):

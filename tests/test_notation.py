@@ -209,7 +209,7 @@ def test_unknown_names_are_refused_with_the_nearest(nearest, case):
         (Rule.parse, "input[x]: haar", "layers must be as in [0,-1] or [2:5], got [x]"),
         (Rule.parse, "input[::0]: haar", "layers must be as in [0,-1] or [2:5], got [::0]"),
         (Rule.parse, "input[]: haar", "layers must be as in [0,-1] or [2:5], got []"),
-        (Rule.parse, "residual[0]: haar", "residual is one for all layers, got residual[0]"),
+        (Rule.parse, "residual[0]: haar", "residual must be set for all layers together, got "),
         (Rule.parse, "input: haar/absmax", "bits must be given for absmax, as in bits=4"),
         (Rule.parse, "input: haar/absmax bits=9", "bits of absmax must be one of 2, 3"),
         (Rule.parse, "input: haar/absmax bits=four", "bits must be a number, got 'four'"),
@@ -219,7 +219,7 @@ def test_unknown_names_are_refused_with_the_nearest(nearest, case):
         (Rule.parse, "input: absmax bits=4 bits=4", "each once; got 'bits=4'"),
         (Rule.parse, "input: absmax bits=4 rounding=gptq", "setting of input:q_proj must be"),
         (Rule.parse, "residual: haar bits=4", "residual takes no settings, got bits"),
-        (Rule.parse, "input: centre@haar/absmax bits=4", "input:q_proj cannot be centred"),
+        (Rule.parse, "input: centre@haar/absmax bits=4", "input:q_proj must not be centred"),
         (Rule.parse, "embedding: absmax bits=4 rounding=gptq", "rounding of embedding must"),
         (Rule.parse, "cache: minmax:channel bits=4", "page must be above 1 for a range per"),
         (Rule.parse, "cache: haar/lloyd_max bits=3 sinks=few", "sinks must be a whole number"),
@@ -323,7 +323,7 @@ def test_members_from_outside_are_read_as_they_print_and_used(own):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("no_such_module:flip", "or package.module:name for one of your own; got 'no_such_mod"),
+        ("no_such_module:flip", "or package.module:name for your own; got 'no_such_mod"),
         ("OWN:flap", "module OWN has no flap"),
         ("OWN:number", "OWN:number must be a function, got 3"),
         ("OWN:swap", "OWN:swap takes the arguments shift; shift is missing"),
@@ -373,7 +373,7 @@ def test_what_is_fitted_says_what_it_lacks(name):
 
 def test_permutations_for_blocks_need_blocks():
     for name in ("mass_diff", "co_activation", "zigzag"):
-        assert f"{name} must stand before blocks" in message(
+        assert f"{name} must come before blocks" in message(
             Coordinates.parse(f"{name}@haar").fit, KEY, SAMPLES
         )
         before = Coordinates.parse(f"{name}@block_hadamard:4").fit(KEY, SAMPLES).factors[0]

@@ -136,7 +136,7 @@ def test_what_is_no_isometry_must_say_what_its_inverse_is():
     class Forgetful(RankOne):
         inverse = isojax.Transform.inverse
 
-    with pytest.raises(NotImplementedError, match="Forgetful must define inverse, as no isometry"):
+    with pytest.raises(NotImplementedError, match="must define inverse: it is no isometry"):
         Forgetful(jnp.ones(3), jnp.ones(3)).dual
 
 

@@ -267,7 +267,7 @@ def test_mixed_channel_levels_are_those_of_each_number_of_bits():
         (lambda: q.unpack_bits(jnp.zeros(4, jnp.uint8), 3, 8), "packed.*length 3.*4"),
         (lambda: q.mixed_codebook(ROWS, WIDTHS, 8), "total_bytes must be at least 12.* got 8"),
         (lambda: q.mixed_codebook(ROWS[:, :4], WIDTHS), "bits must be integers from 0 to 2"),
-        (lambda: q.mixed_codebook(ROWS, WIDTHS[:3]), r"one number a row.*\(3,\).*\(32, 256\)"),
+        (lambda: q.mixed_codebook(ROWS, WIDTHS[:3]), r"one number per row.*\(3,\).*\(32, 256\)"),
         (lambda: jax.jit(lambda w: q.mixed_codebook(ROWS, w))(WIDTHS), "total_bytes.*traced"),
         (lambda: q.nearest_level(ROWS).encode(Y[:, :5]), "last axis of length 32.*5"),
         (lambda: q.lloyd_max_channels(Y, 9), "bits.*got 9"),

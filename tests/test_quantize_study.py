@@ -97,7 +97,7 @@ def test_it_goes_on_after_a_cut_and_says_what_it_found(call, out, given, capsys)
         if row.identity in values:
             assert_allclose(row.value, values[row.identity], rtol=1e-3, atol=1e-5)
     report = (out / "table.md").read_text()
-    assert "| my.plan |" in report and "behind each layer" in report
+    assert "| my.plan |" in report and "after each layer" in report
     assert (out / "figure.png").stat().st_size > 10_000
     shown = capsys.readouterr().out
     for name in ("unquantized", "smoothquant:4", "my.plan"):
@@ -112,7 +112,7 @@ def test_a_plan_that_changed_is_measured_anew(call, out, given, tmp_path):
     call(study, *FEW, "--plans", file, out=tmp_path)
     bits = [r.value for r in select(rows(tmp_path), "weight_bits", plan="my.plan")]
     assert len(bits) == 2 and bits[0] < 5 < 8 < bits[1]
-    table = (tmp_path / "table.md").read_text().partition("## What")[0]
+    table = (tmp_path / "table.md").read_text().partition("## Parts")[0]
     assert table.count("| my.plan |") == 1 and "smoothquant" not in table
 
 
@@ -124,7 +124,7 @@ def test_a_plan_that_changed_is_measured_anew(call, out, given, tmp_path):
         ("place must be one of weight", ("--plans", "wait: absmax bits=4")),
         ("residual must be turned by an isometry", ("--plans", "residual: standardize")),
         ("residual and values of all layers", ("--plans", "residual: learned")),
-        ("names of their own", ("--plans", "gptq", "gptq")),
+        ("different names", ("--plans", "gptq", "gptq")),
         ("seeds must be", ("--seeds", 0)),
         ("continuation must be at least 0", ("--continuation", -1)),
     ],

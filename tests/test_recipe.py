@@ -241,7 +241,7 @@ def test_aligned_axes_need_a_metric_and_a_greedy_allocation_its_codebook():
         ("pca/lloyd_max:gaussian:gain=none", "gain of gaussian levels must be"),
         ("pca/minmax@unbiased", "quantizer must be a Codebook"),
         ("block_hadamard:0/lloyd_max", "block must be .* at least 1"),
-        ("mass_diff@haar/lloyd_max", "mass_diff must stand before blocks"),
+        ("mass_diff@haar/lloyd_max", "mass_diff must come before blocks"),
         ("aligned:spectrum=cube/lloyd_max", "spectrum must be one of|metric must be given"),
     ):
         with pytest.raises(ValueError, match=message):

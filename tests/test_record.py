@@ -73,7 +73,7 @@ def test_a_file_that_another_run_began_anew_is_not_gone_on_with(tmp_path, stamp)
     record = Record(path)
     record.append(rows_of(stamp, 5))
     Record(path, anew=True).append(rows_of(stamp, 1))
-    with pytest.raises(ValueError, match="begun it anew"):
+    with pytest.raises(ValueError, match="started it again"):
         record.append(rows_of(stamp, 6))
 
 

@@ -85,7 +85,7 @@ def test_a_cache_reads_no_other_texts_than_its_queries(monkeypatch):
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
 def test_a_factor_without_a_kind_is_not_ignored(name):
     """NVIDIA/Megatron-LM 6305: a factor of the rotary embedding ignored in silence."""
-    with pytest.raises(ValueError, match=r"config.json: rope_type must be given beside factor=4"):
+    with pytest.raises(ValueError, match=r"config.json: rope_type must be given with factor=4"):
         config_from_hf(HF | {name: {"factor": 4.0}})
     for neutral in ({"factor": 1.0}, {"factor": None}, {"rope_theta": 1e4}):
         assert config_from_hf(HF | {name: neutral}).rope_scaling is None

@@ -240,7 +240,7 @@ LARGE = {
 @pytest.mark.parametrize(("text", "words"), LARGE.items())
 def test_a_folder_larger_than_its_bits_says_what_takes_the_space(text, words, tmp_path):
     made = quantize(KEY, wide_model(), Plan.parse(text))
-    with pytest.warns(UserWarning, match=rf"times what the bits .* count: .* MB {words}"):
+    with pytest.warns(UserWarning, match=rf"times the bits of its weights: .* MB {words}"):
         save(made, tmp_path)
 
 
@@ -254,7 +254,9 @@ def test_a_transform_that_runs_online_is_stored_once(tmp_path):
 def test_weights_that_are_not_what_their_codes_say_are_refused(tmp_path):
     made = quantized_of("quarot")
     params = jax.tree.map(lambda x: x * (1 + 1e-6), made.params)
-    with pytest.raises(ValueError, match=r"weight down_proj of layer 0 must be what its codes"):
+    with pytest.raises(
+        ValueError, match=r"weight down_proj of layer 0 must equal its decoded codes"
+    ):
         save(dataclasses.replace(made, params=params), tmp_path)
 
 
@@ -298,9 +300,9 @@ def test_a_file_that_is_not_as_it_was_saved_is_refused(name, change, files, tmp_
     (tmp_path / name).unlink()
     if change in changed:
         (tmp_path / name).write_bytes(changed[change])
-        refused(tmp_path, f"{tmp_path / name}: must be as {MANIFEST} says", f"{len(content)} bytes")
+        refused(tmp_path, f"{tmp_path / name}: must be as in {MANIFEST}", f"{len(content)} bytes")
     else:
-        refused(tmp_path, f"{tmp_path / name}: must be there", "got no file")
+        refused(tmp_path, f"{tmp_path / name}: must exist", "got no file")
 
 
 @pytest.mark.parametrize(
@@ -351,7 +353,7 @@ def test_a_manifest_that_is_missing_or_no_json_is_refused(files, tmp_path):
     (tmp_path / MANIFEST).write_bytes(files[MANIFEST][:50])
     refused(tmp_path, f"{tmp_path / MANIFEST}: must be JSON")
     (tmp_path / MANIFEST).unlink()
-    refused(tmp_path, f"{tmp_path / MANIFEST}: must be there")
+    refused(tmp_path, f"{tmp_path / MANIFEST}: must exist")
 
 
 OWN = """

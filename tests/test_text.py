@@ -47,7 +47,7 @@ def test_wikitext_rows_are_joined_by_blank_lines(monkeypatch, tmp_path):
         raise ConnectionError("no\nnetwork")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    words = r"wikitext-2: cannot be fetched \(no network\); a UTF-8 file will do too"
+    words = r"wikitext-2: cannot be fetched \(no network\); give a UTF-8 file instead"
     with pytest.raises(FileNotFoundError, match=words):
         load_text("wikitext-2")
     assert len(asked) == 2

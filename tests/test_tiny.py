@@ -41,7 +41,7 @@ def test_torch_loads_the_same_folder_and_agrees(tiny):
 
 def test_its_held_out_loss_is_that_of_its_card(tiny):
     card = (FOLDER / "README.md").read_text()
-    (claimed,) = re.findall(r"([\d.]+) nat a token, perplexity", card)
+    (claimed,) = re.findall(r"([\d.]+) nats per token, perplexity", card)
     tokens = encode(tiny.tokenizer, load_text("tiny"))
     batch = windows(tokens, len(tokens) // 513, 513)[::4]  # a quarter of the windows
     nll = jax.jit(token_nll, static_argnames="config")(tiny.params, tiny.config, batch)

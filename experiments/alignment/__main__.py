@@ -4,18 +4,18 @@
     isojax alignment --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
         --calibration-text valid.txt --out results/alignment
 
-Keys and values (a unit is a head), inputs of linear layers and weights are turned into other
-coordinates, coded at 1 to 6 bits per element and compared on vectors that nothing was fitted on (of
-weights, every second output). Rotations: identity, haar, hadamard, learned_rotation (least 3 bit
-absmax error, from Hadamard). Alignment: pca, local_pca (axes of 4 clusters), low_rank (leading
-axes, as many as cost least at 3 bit, and the rest, each rotated), learned_alignment (least rate +
-lambda distortion, from pca). Codings: `fixed`, the same levels for all coordinates and a norm per
-vector; `allocated`, whole bits where they take most of the error away; `entropy`, one step and an
-entropy coder for each coordinate with the frequencies of the calibration text; `lattice`, the same
-with eight neighbours rounded to the lattice E8 (`lattice_d4`, four to D4, where 8 does not divide
-the vector). All stand beside Shannon's bound for Gaussian
-vectors of the same covariance. `--quick` takes 100 s of a CPU with SmolLM2-135M.
-Sources: Goyal 2001, KurTail (2503.01483), SpinQuant (2405.16406), Balle et al. (1611.01704).
+Keys and values (per head), inputs of linear layers and weights are transformed, coded at 1 to 6
+bits per element and compared on vectors that nothing was fitted on (of weights, every second
+output). Rotations: identity, haar, hadamard, learned_rotation (least 3 bit absmax error, from
+Hadamard). Alignment: pca, local_pca (axes of 4 clusters), low_rank (leading axes and the rest, each
+rotated, at the rank with the least error at 3 bit), learned_alignment (least rate + lambda
+distortion, from pca). Codings: `fixed`, the same levels for all coordinates and one norm per
+vector; `allocated`, whole bits where they reduce the error most; `entropy`, one step and one
+entropy code per coordinate with the frequencies of the calibration text; `lattice`, the same with
+eight neighbours rounded to the lattice E8 (`lattice_d4`, four to D4, where 8 does not divide the
+vector). All are compared with Shannon's bound for Gaussian vectors of the same
+covariance. `--quick` takes 100 s of a CPU with SmolLM2-135M. Sources: Goyal 2001,
+KurTail (2503.01483), SpinQuant (2405.16406), Balle et al. (1611.01704).
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ class Config(Calibrated):
     """key, value, input:NAME or weight:NAME, of linear layers such as q_proj, gate_proj,
     down_proj."""
     layers: int = 3
-    """Layers to look at, evenly spaced from the first to the last."""
+    """Number of layers to measure, evenly spaced from the first to the last."""
     coordinates: tuple[str, ...] = (
         "identity", "haar", "hadamard", "learned_rotation", "low_rank", "pca", "local_pca",
         "learned_alignment",
     )  # fmt: skip
-    """Those above, others of `isojax.recipes` such as mass_diff@block_hadamard:32, or your own,
+    """The above, others of `isojax.recipes` such as mass_diff@block_hadamard:32, or your own,
     such as mypackage.mymodule:name."""
     bits: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     """Bits per element."""
     seeds: int = 5
-    """Seeds of what is drawn or learned."""
+    """Seeds of random and learned coordinates."""
     windows: int = 2
     """Windows of text, one after the other from its start."""
     calibration_windows: int = 4
@@ -63,14 +63,14 @@ class Config(Calibrated):
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         fewer = {"tensors": ("key", "input:q_proj"), "layers": 2, "bits": (2, 4), "seeds": 2}
         fewer |= {"coordinates": ("identity", "haar", "pca", "learned_alignment")}
-        if self.model != "tiny":  # axes of 576 numbers are learned in minutes
+        if self.model != "tiny":  # learning axes of length 576 takes minutes
             fewer |= {"coordinates": ("identity", "haar", "pca"), "layers": 1, "seeds": 1}
             fewer |= {"windows": 1, "calibration_windows": 2, "length": 512}
         return fewer
 
 
 def main(config: Config) -> None:
-    """Fit, code, and write what the record does not hold yet."""
+    """Fit, code, and write missing rows."""
     check_named("bits", config.bits, range(1, 9))
     for name in ("tensors", "coordinates"):
         check_named(name, getattr(config, name))
@@ -107,7 +107,7 @@ def jobs(
     seeds: dict[str, int | None],
     coded: dict[tuple[str, str], tuple[str, ...]],
 ) -> Iterator[Job]:
-    """Shannon's bound of each tensor, then each coordinates and seed, at all bits."""
+    """Shannon's bound of each tensor, then all coordinates and seeds, at all bits."""
     for tensor, layer in places:
         here, title = base | {"tensor": tensor, "layer": layer}, f"{tensor}:{layer}"
         least = [Entry(here | {"coding": "shannon", "bits": b}, None, BOUND) for b in bits]

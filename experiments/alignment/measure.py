@@ -1,4 +1,4 @@
-"""What is measured of coordinates: how they lie, and what their codes lose and take."""
+"""Measurements of coordinates: their statistics, and errors and rates of their codes."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ CODINGS = {
 BLOCKS = {"lattice": 8, "lattice_d4": 4}  # the first whose blocks divide the vector
 LOCAL = "local_pca"  # no linear transform
 CLUSTERS = 4
-FEW = 4096  # vectors to find the step of an entropy coder with
+FEW = 4096  # vectors to fit the step of an entropy coder
 
 Case = tuple[str, int]  # coding, bits
 Turn = Callable[[Float[Array, "n d"]], Float[Array, "n e"]]
 
 
 def known(name: str) -> str:
-    """The coordinates as rows name them.
+    """The name of the coordinates in rows.
 
     Raises:
-        ValueError: there are none of that name.
+        ValueError: there are no such coordinates.
     """
     return name if name == LOCAL else str(Coordinates.parse(name))
 
 
 def codings(dim: int) -> tuple[str, ...]:
-    """Codings of `dim` numbers: of the lattices the longest whose blocks divide it, or none."""
+    """Codings of vectors of length `dim`, with the largest lattice that divides it, if any."""
     lattice = next((name for name, block in BLOCKS.items() if dim % block == 0), None)
     return tuple(name for name in CODINGS if name not in BLOCKS or name == lattice)
 
@@ -70,7 +70,7 @@ class Reader:
         texts: np.ndarray,
         tensors: Sequence[str],
     ) -> None:
-        """Read windows [n, tokens]; `tensors` as `capture_tensors` has them."""
+        """Read windows [n, tokens]; `tensors` as for `capture_tensors`."""
         self.heads = model.config.head_dim
         self.seen = [
             [capture_tensors(model, ids, tensors) for ids in windows]
@@ -79,7 +79,7 @@ class Reader:
         self.vectors = functools.lru_cache(1)(self._vectors)
 
     def _vectors(self, tensor: str) -> tuple[Float[Array, "u n d"], Float[Array, "u m d"]]:
-        """Of each unit, a head or a whole vector; of a weight, every second output."""
+        """Training and test vectors per unit (head or vector); of weights, every second output."""
         kind = tensor.partition(":")[0]
         if kind == "weight":
             rows = self.seen[0][0][tensor]
@@ -93,7 +93,7 @@ class Reader:
         return units(self.seen[0]), units(self.seen[1])
 
     def codings(self, tensor: str, name: str, bits: tuple[int, ...]) -> tuple[str, ...]:
-        """Those of the coordinates `name`.
+        """Codings of the coordinates `name`.
 
         Raises:
             ValueError: they cannot be coded at these bits.
@@ -109,7 +109,7 @@ class Reader:
     def coded(
         self, tensor: str, name: str, seed: int, bits: tuple[int, ...], todo: Sequence[Entry]
     ) -> Iterator[dict[str, Array]]:
-        """Of the coordinates `name`: codes at some bits, and how they lie."""
+        """Codes of the coordinates `name` at some bits, and their statistics."""
         found = measure(jax.random.key(seed), *self.vectors(tensor), name, bits)
         for entry in todo:
             yield found[entry.config.get("coding", ""), entry.config.get("bits", 0)]
@@ -123,10 +123,10 @@ def measure(
     name: str,
     bits: tuple[int, ...],
 ) -> dict[Case, dict[str, Array]]:
-    """For each coding and bits the error and the rate; for ("", 0) how the coordinates lie.
+    """The error and the rate per coding and bits; for ("", 0) statistics of the coordinates.
 
-    Each unit has coordinates and codes of its own, fitted on `train`. Numbers are those of `test`:
-    errors of all units together over their energy, means over units of the rest.
+    Each unit has separate coordinates and codes, fitted on `train`. Values are those of `test`:
+    errors of all units together over their energy, means over units of the other metrics.
     """
     mean = train.mean(1, keepdims=True)
     keys = jax.random.split(key, len(train))
@@ -164,7 +164,7 @@ def _unit(key: Array, x: Array, z: Array, *, name: str, bits: tuple[int, ...]) -
         ("", 0): {
             "kurtosis": metrics.kurtosis(w),
             "peak_to_rms": metrics.peak_to_rms(w, "token"),
-            # of what clusters leave, and what they took
+            # of the residual after clusters, and of their centres
             "coding_gain_db": metrics.coding_gain_db(variance)
             + 10 * jnp.log10(energy / jnp.mean(variance)),
             "effective_dims": metrics.effective_coordinates(w),
@@ -179,7 +179,7 @@ def _unit(key: Array, x: Array, z: Array, *, name: str, bits: tuple[int, ...]) -
             codes = quantizer.encode(w)
             spent = _entropy(quantizer, y, codes.values) if entropy else rate + 16 / w.shape[-1]
             w_hat = quantizer.decode(codes)
-            # isometries keep errors; of others, and of clusters, they count in the input's units
+            # isometries keep errors; others, and clusters, are measured in the input's units
             error = longer * metrics.mse(w, w_hat)
             if inverse is not None:
                 error = metrics.mse(z, inverse(w_hat))
@@ -190,10 +190,10 @@ def _unit(key: Array, x: Array, z: Array, *, name: str, bits: tuple[int, ...]) -
 
 
 def _entropy(quantizer: Quantizer, y: Array, codes: Array) -> Array:
-    """Bits per element of codes, with the frequencies of those of `y`."""
+    """Bits per element of codes, with the frequencies of the codes of `y`."""
     seen = quantizer.encode(y).values
     spent = metrics.cross_entropy_bits(codes, seen)
-    if isinstance(quantizer, Lattice):  # as `entropy_bits`: coset and parity once a block
+    if isinstance(quantizer, Lattice):  # as `entropy_bits`: coset and parity once per block
         spent -= 3 / 4 * metrics.cross_entropy_bits(codes & 1, seen & 1)
         if quantizer.size == 8:
             spent -= 1 / 8 * metrics.cross_entropy_bits(codes & 3, seen & 3)
@@ -201,7 +201,7 @@ def _entropy(quantizer: Quantizer, y: Array, codes: Array) -> Array:
 
 
 def _local(key: Array, x: Float[Array, "n d"]) -> Turn:
-    """Axes of each of a few clusters (k-means), of which every vector takes the nearest."""
+    """Separate axes for a few clusters (k-means); every vector uses its nearest cluster."""
     first = x[jax.random.choice(key, len(x), (CLUSTERS,), replace=False)]
 
     def nearest(x: Array, centres: Array) -> Array:

@@ -1,4 +1,4 @@
-"""What `alignment` says about its rows: claims, tables at equal rate, a figure."""
+"""The report of `alignment`: claims, tables at equal rate, a figure."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from isojax.report import (
 )
 
 CODINGS = {
-    "fixed": "one set of levels, a norm per vector",
+    "fixed": "one set of levels, one norm per vector",
     "allocated": "whole bits by component",
-    "entropy": "one step, an entropy code by component",
-    "lattice": "so, but E8 in place of integers",
-    "lattice_d4": "so, but D4, as blocks of E8 do not divide the vector",
+    "entropy": "one step, one entropy code per component",
+    "lattice": "the same with E8 in place of integers",
+    "lattice_d4": "the same with D4, as blocks of E8 do not divide the vector",
 }
 LOOKS = {
     "kurtosis": "kurtosis",
@@ -46,8 +46,8 @@ FORM = functools.partial(Stat.format, digits=3)
 def above_bound(rows: Sequence[Row]) -> list[Row]:
     """Errors of one tensor in dB above Shannon's bound, by whole rates: rows of `ABOVE`.
 
-    Of each coordinates and coding at the rates, as `bits`, that all layers and seeds reach,
-    interpolated between those that were measured.
+    For all coordinates and codings at the rates (`bits`) that all layers and seeds reach,
+    interpolated between measured rates.
     """
     bound = {
         (r.config["layer"], r.config["bits"]): _db(r.value)
@@ -73,7 +73,7 @@ def above_bound(rows: Sequence[Row]) -> list[Row]:
 
 
 def less(rows: Sequence[Row], name: str) -> list[Row]:
-    """Rows less the mean over seeds of the coordinates `name`, layer by layer."""
+    """Rows minus the mean over seeds of the coordinates `name`, layer by layer."""
 
     def at(row: Row) -> tuple[Any, ...]:
         return tuple(row.config[k] for k in ("coding", "layer", "bits"))
@@ -94,12 +94,12 @@ def text(study: Study, base: dict[str, Any]) -> str:
     parts = [
         f"# Rotate or align: {base['model']}",
         f"Vectors of {base['text']}, {base['length']} tokens per window; axes, levels, steps and "
-        f"bits fitted on {base['calibration']} (of a weight, on every other output). Numbers are "
+        f"bits fitted on {base['calibration']} (for weights, on every other output). Values are "
         "means ± sd over layers and seeds. `above the bound` is the error in dB above Shannon's "
         "bound for Gaussian vectors of the test covariance, at the rate of the column, norms "
         "counted, interpolated between measured rates; a dash where a coding does not reach it. "
-        "Axes, levels and code tables, which are stored once, are not counted: for a weight, axes "
-        "that are fitted are as large as the matrix itself.",
+        "Axes, levels and code tables, which are stored once, are not counted: fitted axes of a "
+        "weight are as large as the matrix itself.",
     ]
     for tensor in dict.fromkeys(r.config["tensor"] for r in rows):
         here = [r for r in select(rows, tensor=tensor) if "coordinates" in r.config]
@@ -119,7 +119,7 @@ def text(study: Study, base: dict[str, Any]) -> str:
 
 
 def hidden(rows: Sequence[Row], coding: str, rates: Iterable[float]) -> str:
-    """How many measured errors no column of `rates` rests on, and from which rate on."""
+    """The number of measured errors that no column of `rates` uses, and their least rate."""
     spent = {_point(r): r.value for r in select(rows, "rate_bits")}
     curves: dict[Any, list[float]] = {}
     for row in select(rows, "nmse"):
@@ -135,12 +135,12 @@ def hidden(rows: Sequence[Row], coding: str, rates: Iterable[float]) -> str:
         return ""
     return (
         f"`{coding}`: {len(left)} of {number} measured errors are beyond these rates, from "
-        f"{min(left):.2f} bits per element on, and in rows.jsonl alone."
+        f"{min(left):.2f} bits per element on, and only in rows.jsonl."
     )
 
 
 def answers(rows: Sequence[Row], above: Sequence[Row]) -> str:
-    """Which coordinates win under which coding, and by how much."""
+    """The best coordinates per coding, and their margins."""
     names, said = _names(rows), []
 
     def mean(metric: str, name: str) -> float:
@@ -176,7 +176,7 @@ def answers(rows: Sequence[Row], above: Sequence[Row]) -> str:
 
 
 def figure(study: Study, base: dict[str, Any]) -> Any:
-    """Error against that of haar, layer by layer: a line of panels a tensor, a panel a coding.
+    """Error against haar's, layer by layer: one row of panels per tensor, one panel per coding.
 
     Without haar, the distance from the bound.
     """

@@ -6,17 +6,17 @@
         --out results/blocks
 
 A Hadamard rotation in front of down_proj spreads the outliers of its input. In blocks it is cheaper
-and spreads less; MixQuant (2601.22347) permutes the channels first, so that all blocks carry equal
-l1 mass. Here the input of down_proj alone is quantized to 4 bit (A4-down), or all inputs of linear
+and spreads less; MixQuant (2601.22347) permutes the channels first, so that all blocks have equal
+l1 mass. Here only the input of down_proj is quantized to 4 bit (A4-down), or all inputs of linear
 layers (W16A4), all their weights (W4A16), or both (W4A4), weights to nearest or by GPTQ. Where more
 than down_proj's input is quantized, the residual stream and the values are rotated too, by full
 Hadamard matrices merged into the weights. Permutations are fitted on calibration text and merged as
-well; the rotation before down_proj alone is left to run.
-Every window of text is read with signs and random permutations of one seed, in turn, so that all
-methods share text and seed; `delta_nll` is against the model as it is.
+well; only the rotation before down_proj runs online.
+Window i uses the signs and random permutations of seed i modulo the number of seeds, so that all
+methods share text and seed; `delta_nll` is against the unquantized model.
 Expected, A4-down and INT4, 8 windows of 2048 of WikiText-2, nats per token: SmolLM2-135M none 1.39,
-full 0.10, blocks of 16 none 0.39, mass_diff 0.32, random 0.36. A point takes about 40 s there on 2
-CPU cores; `--quick` takes 2 CPU minutes there.
+full 0.10, blocks of 16 none 0.39, mass_diff 0.32, random 0.36. A point takes about 40 s with this
+model on 2 CPU cores; `--quick` takes 2 CPU minutes.
 """
 
 from __future__ import annotations
@@ -61,29 +61,29 @@ class Config(Calibrated):
     """Settings."""
 
     settings: tuple[str, ...] = SETTINGS
-    """What is quantized: A4-down, W16A4, W4A16, W4A4."""
+    """Quantized tensors and bits: A4-down, W16A4, W4A16, W4A4."""
     rounding: tuple[str, ...] = ROUNDINGS
-    """Of weights: nearest, gptq."""
+    """Rounding of weights: nearest, gptq."""
     formats: tuple[str, ...] = ("int4",)
-    """int4 (a scale per token, per row of weights), int4sparse (so, but the 1% of a token's
-    elements that fit worst are exact), int4g64 (a scale for 64 neighbours), fp4, mxfp4, nvfp4."""
+    """int4 (one scale per token, per row of weights), int4sparse (the same, with the 1% of a
+    token's elements of largest error exact), int4g64 (one scale per 64 neighbours), fp4, mxfp4,
+    nvfp4."""
     permutations: tuple[str, ...] = PERMUTATIONS
     """none, random_permutation (the control), mass_diff, co_activation, zigzag, absmax_order (the
-    adversary)."""
+    worst case)."""
     blocks: tuple[int, ...] = BLOCKS
-    """Lengths of blocks; of those by default, the ones that divide the width, or the largest below
-    16 that does. No rotation
-    (identity), SmoothQuant in its place (smooth:0.5) and the full one (hadamard) are added, without
-    permutation."""
+    """Lengths of blocks; by default, those that divide the width, or the largest divisor below 16.
+    No rotation (identity), SmoothQuant instead of rotation (smooth:0.5) and the full rotation
+    (hadamard) are added, without permutation."""
     coordinates: tuple[str, ...] = ()
-    """Coordinates in front of down_proj to compare too, such as mypackage.mymodule:name."""
+    """Further coordinates in front of down_proj, such as mypackage.mymodule:name."""
     seeds: int = 3
     """Seeds of signs and random permutations; window i has seed i modulo this."""
     calibration_windows: int = 2
     """Windows to fit permutations and SmoothQuant on."""
     gptq_windows: int = 8
-    """Windows that GPTQ's Hessians are of; `calibration_windows` where that is more. Tokens should
-    outnumber channels by far, else it learns them by heart."""
+    """Windows for GPTQ's Hessians; `calibration_windows` where that is more. Tokens should
+    outnumber channels by far, else it overfits."""
 
     windows: int = 8
     """Windows of text, one after the other from its start."""
@@ -98,7 +98,7 @@ class Config(Calibrated):
         return fewer
 
     def lengths(self, width: int) -> tuple[int, ...]:
-        """Of the blocks between none and full; the study's own ones divide `width`."""
+        """Lengths of the blocks between none and full; default ones divide `width`."""
         lengths = self.blocks
         if self.own("blocks"):
             lengths = [b for b in lengths if width % b == 0] or [largest_block(lengths[0], width)]
@@ -106,7 +106,7 @@ class Config(Calibrated):
 
 
 def main(config: Config) -> None:
-    """Fit, merge, score, and write what the record does not hold yet."""
+    """Fit, merge, score, and write missing rows."""
     check_named("settings", config.settings, SETTINGS)
     check_named("formats", config.formats, FORMATS)
     check_named("permutations", config.permutations, PERMUTATIONS)
@@ -138,7 +138,7 @@ def main(config: Config) -> None:
         for form, group in itertools.product(config.formats, groups)
         for seed, turn in itertools.product(range(config.seeds), turns)
     ]
-    # weights alone need no smoothing of what they read
+    # weight-only settings need no smoothing of inputs
     cases += [
         ([Point(*s, form, SMOOTH) for s in group if "A16" not in s[0]], seed)
         for form, group in itertools.product(config.formats, groups)
@@ -148,7 +148,7 @@ def main(config: Config) -> None:
     plans = [
         make(point) for points, _ in cases for point in points for make in (shared_plan, own_plan)
     ]
-    plans.append(own_plan(Point("A4-down", "none", "int4", "mass_diff:1")))  # for what is looked at
+    plans.append(own_plan(Point("A4-down", "none", "int4", "mass_diff:1")))  # for `Reader.look`
     stats = calibrate(model, fit_on, plans, samples=fitted * fit_on.shape[1])
     for turn in config.coordinates:
         own = own_plan(Point("A4-down", "none", config.formats[0], turn))
@@ -162,7 +162,7 @@ def main(config: Config) -> None:
 def jobs(
     config: Config, reader: Reader, base: dict[str, Any], cases: list[Any], turns: list[str]
 ) -> Iterator[Job]:
-    """The exact model, each point with one seed, and what down_proj reads."""
+    """The exact model, each point with one seed, and the input of down_proj."""
     yield reader.exact_job(base | {"setting": "exact"})
     for points, seed in cases:
         mine, entries = range(seed, config.texts, config.seeds), []

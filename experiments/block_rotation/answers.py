@@ -1,4 +1,4 @@
-"""What the rows of `block_rotation` say of the paper's claims, in sentences."""
+"""The claims of the paper tested on the rows of `block_rotation`, in sentences."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def answers(rows: Sequence[Row], looked: Sequence[Row], full: int) -> str:
 
     Args:
         rows: losses.
-        looked: what down_proj reads in the same format, by layers.
+        looked: statistics of down_proj's input in the same format, by layers.
         full: length of the full rotation.
     """
     blocks = sorted({r.config["block"] for r in rows} - {0, full})
@@ -54,9 +54,9 @@ def answers(rows: Sequence[Row], looked: Sequence[Row], full: int) -> str:
         first = blocks[0]
         each = ", ".join(f"{n} {share(start, losses(rows, first, n), end)}" for n in names)
         said.append(
-            f"Of what the full rotation gains over none before down_proj ({_mean(start):.4f} to "
-            f"{_mean(end):.4f} nat a token), blocks of {first} gain: {each}. Published, of the "
-            "perplexity, for blocks of 16: none 46%, mass_diff 90%."
+            f"Share of the full rotation's gain over none before down_proj ({_mean(start):.4f} to "
+            f"{_mean(end):.4f} nats per token) with blocks of {first}: {each}. Published, for the "
+            "perplexity and blocks of 16: none 46%, mass_diff 90%."
         )
         plain = [_mean(losses(rows, b, "none")) for b in (*blocks, full)]
         steps = ", ".join(
@@ -87,7 +87,7 @@ def _difference(rows: Sequence[Row], blocks: Sequence[int], name: str) -> str:
 
 
 def _correlations(rows: Sequence[Row], looked: Sequence[Row]) -> list[str]:
-    """How the loss of the points goes with what the quantizer sees."""
+    """Correlations of the loss of points with statistics of the quantizer's input."""
     turns = dict.fromkeys(
         (r.config["block"], r.config["permutation"]) for r in rows if r.config["block"]
     )
@@ -101,8 +101,8 @@ def _correlations(rows: Sequence[Row], looked: Sequence[Row]) -> list[str]:
         return f"{statistics.correlation(values, loss):.2f}" if len(set(values)) > 1 else "-"
 
     return [
-        f"Correlation of the loss, over the {len(seen)} points with a rotation, with what the "
-        "first window shows at seed 0 of down_proj's input: relative error of its codes "
+        f"Correlation of the loss, over the {len(seen)} points with a rotation, with statistics of "
+        "down_proj's input in the first window at seed 0: relative error of its codes "
         f"{with_('relative_error')}, its square {with_('relative_error', lambda x: x * x)}, the "
-        f"largest number {with_('peak')}, kurtosis {with_('kurtosis')}."
+        f"largest magnitude {with_('peak')}, kurtosis {with_('kurtosis')}."
     ]

@@ -1,4 +1,4 @@
-"""What is measured of a point: losses of whole models, and what down_proj reads."""
+"""Measurements of a point: losses of whole models, and statistics of down_proj's input."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Reader(Texts):
         return quantize(jax.random.key(seed), self.model, plan, self.stats, progress=False)
 
     def quantized(self, points: Sequence[Point], seed: int) -> dict[str, Quantized]:
-        """The models of points that differ in what happens to inputs alone, by setting."""
+        """The models of points that differ only in the inputs, by setting."""
         whole = max(points, key=lambda p: p.setting.endswith("A4"))
         base = self.shared(shared_plan(whole), seed)
         made = quantize(jax.random.key(seed), base, own_plan(whole), self.stats, progress=False)
@@ -51,7 +51,7 @@ class Reader(Texts):
         }
 
     def losses(self, points: Sequence[Point], seed: int, todo: Sequence[Entry]) -> Iterator[Any]:
-        """Values of entries: of a window each, or with the tails of the divergence in several."""
+        """Values of entries: of one window, or with the tails of the divergence over several."""
         made = self.quantized(points, seed)
         scores = functools.cache(lambda setting, i: self.read(made[setting], i))
         for entry in todo:
@@ -60,14 +60,14 @@ class Reader(Texts):
 
     @functools.cached_property
     def seen(self) -> list[Any]:
-        """What down_proj reads on the first text, by layers."""
+        """The input of down_proj on the first text, by layers."""
         plan = own_plan(Point("A4-down", "none", "int4", "mass_diff:1"))
         tokens = self.texts[:1].size
         layers = calibrate(self.model, self.texts[:1], plan, samples=tokens).layers
         return [layer[f"samples:{DOWN}"] for layer in layers]
 
     def look(self, coordinates: str, form: str, todo: Sequence[Entry]) -> Iterator[Any]:
-        """What down_proj reads in each layer, on the first text."""
+        """Statistics of down_proj's input per layer, on the first text."""
         key = jax.random.key(0)
         for entry in todo:
             layer = entry.config["layer"]
@@ -88,13 +88,12 @@ def _fit(key: Array, samples: Float[Array, "w n d"], recipe: Recipe) -> Codec:
 def _look(
     codec: Codec, seen: Float[Array, "1 t d"], samples: Float[Array, "w n d"], block: int
 ) -> dict[str, Float[Array, ""]]:
-    """Of the input of down_proj in one layer; means are over tokens.
+    """Statistics of the input of down_proj in one layer; means are over tokens.
 
-    `relative_error` of the codes, `rate_bits` that they take, and `kurtosis` and `peak` (mean of
-    max |y|) after the rotation; before it `peak_before`, the bound and the expectation of what
-    rotation leaves of it, the imbalance of the blocks in the calibration mean and in each token,
-    and `persistent_share`: of the largest 1% of all |x|, the share in the 1% of channels with the
-    largest calibration mean.
+    `relative_error` and `rate_bits` of the codes, and `kurtosis` and `peak` (mean of max |y|) after
+    the rotation; before it `peak_before`, the bound and the expectation of the rotated peak, the
+    imbalance of the blocks in the calibration mean and per token, and `persistent_share`: of the
+    largest 1% of all |x|, the share in the 1% of channels with the largest calibration mean.
     """
     x = seen[0]
     first = codec.transform.factors[0] if isinstance(codec.transform, Composed) else codec.transform

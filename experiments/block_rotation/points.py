@@ -1,4 +1,4 @@
-"""What is compared: plans for inputs and weights of linear layers."""
+"""The compared points: plans for inputs and weights of linear layers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PERMUTATIONS = (
     "none", "random_permutation", "mass_diff", "co_activation", "zigzag", "absmax_order",
 )  # fmt: skip
 SMOOTH = "smooth:0.5"
-# levels of inputs and of weights: a scale per token and row; a scale for 64 neighbours; the 1% of a
-# token's elements that fit worst kept exact. Scales of int4 weights are those of least squared
+# levels of inputs and of weights: one scale per token and row; one per 64 neighbours; the 1% of a
+# token's elements with the largest error exact. Scales of int4 weights are those of least squared
 # error.
 FORMATS = {
     "int4": ("absmax", "absmax:range=mse"),
@@ -44,11 +44,11 @@ PUBLISHED_PERPLEXITY = {
 
 
 class Point(NamedTuple):
-    """What is compared.
+    """A compared point.
 
     Attributes:
-        setting: one of `SETTINGS`: bits of weights and of the inputs of linear layers, or those of
-            down_proj's input alone.
+        setting: one of `SETTINGS`: bits of weights and of the inputs of linear layers, or only of
+            down_proj's input.
         rounding: of weights; `none` where they are exact.
         format: one of `FORMATS`.
         coordinates: in front of down_proj; `smooth:0.5` is SmoothQuant in place of all rotations.
@@ -69,11 +69,11 @@ def settings(names: tuple[str, ...], roundings: tuple[str, ...]) -> list[list[tu
 
 
 def shared_plan(point: Point) -> Plan:
-    """What all coordinates in front of down_proj share: all but down_proj and its input.
+    """The plan without down_proj and its input, shared by all coordinates there.
 
-    The residual stream and the values of each head are turned by full Hadamard matrices with random
-    signs, save where down_proj's input alone is quantized, which it makes no difference to, and in
-    place of SmoothQuant.
+    The residual stream and the values of each head are rotated by full Hadamard matrices with
+    random signs, except with SmoothQuant, and where only down_proj's input is quantized, since it
+    would make no difference.
     """
     lines = []
     if point.coordinates == SMOOTH:
@@ -86,7 +86,7 @@ def shared_plan(point: Point) -> Plan:
 
 
 def own_plan(point: Point) -> Plan:
-    """The input of down_proj in its coordinates, and what else is left."""
+    """The rest of the plan: the input of down_proj in its coordinates, and its weight."""
     lines = [] if point.setting == "A4-down" else _inputs(point)
     lines.append(f"{DOWN}: {point.coordinates}/{FORMATS[point.format][0]} bits=4")
     if point.rounding != "none":
@@ -109,9 +109,9 @@ def _weight(point: Point) -> str:
 
 
 def parts(coordinates: Any) -> tuple[float, str]:
-    """Length of the blocks and what permutes channels before them.
+    """Length of the blocks, and the permutation of channels before them.
 
-    No rotation has blocks of 0, the full one infinite ones.
+    The length is 0 for no rotation and infinite for the full one.
     """
     if coordinates == SMOOTH:
         return 0, "smooth"

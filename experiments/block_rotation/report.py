@@ -1,4 +1,4 @@
-"""What `block_rotation` says about its rows: perplexities, recoveries, layers, a figure."""
+"""The report of `block_rotation`: perplexities, recoveries, layers, a figure."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WORST = 4  # layers
 
 
 def add_published(study: Study) -> None:
-    """Record the published perplexities, so that tables are made of rows alone."""
+    """Record the published perplexities, so that tables are made only from rows."""
     for permutation, values in PUBLISHED_PERPLEXITY.items():
         for block, perplexity in zip(PUBLISHED_BLOCKS, values, strict=True):
             own = {"rounding": "nearest", "coordinates": coordinates_of(permutation, block)}
@@ -81,7 +81,7 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
     parts = [
         f"# Block rotations and permutations in {base['model']}",
         f"{windows} windows of {base['length']} tokens of {base['text']}; unquantized nll "
-        f"{exact.mean:.4f} nat a token, perplexity {math.exp(exact.mean):.3f}. Permutations are "
+        f"{exact.mean:.4f} nats per token, perplexity {math.exp(exact.mean):.3f}. Permutations are "
         f"fitted on {base['calibration']}. A cell is delta nll ± its standard error over windows, "
         "and the perplexity. Block 0 is no rotation before down_proj, the last one the full one; "
         "smooth is SmoothQuant in place of all rotations. "
@@ -103,7 +103,7 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
         parts += ["## Formats of down_proj's input", formats(alone, rows)]
     parts += [f"## Published: {PUBLISHED['model']}, INT4 W4A4", published(study)]
     if select(rows, "relative_error"):
-        parts += ["## What down_proj reads, by layers", *by_layers(rows)]
+        parts += ["## The input of down_proj, by layers", *by_layers(rows)]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -123,7 +123,7 @@ def grid(rows: Sequence[Row], exact: float, full: int) -> str:
 
 
 def formats(scored: Sequence[Row], rows: Sequence[Row]) -> str:
-    """Loss and bits a number of each format: no rotation, the shortest blocks, the full one."""
+    """Loss and bits per element of each format: no rotation, the shortest blocks, the full one."""
     points = dict.fromkeys((r.config["block"], r.config["permutation"]) for r in scored)
     blocks = sorted({block for block, _ in points})
     shown = (*blocks[:2], blocks[-1])
@@ -139,11 +139,11 @@ def formats(scored: Sequence[Row], rows: Sequence[Row]) -> str:
         lines.append([form, *cells])
     names = [f"{_length(block)} {permutation}" for block, permutation in points]
     table = markdown(["format", "bits", *names], lines)
-    return f"Bits a number with all that is stored; delta nll in nat a token ± se.\n\n{table}"
+    return f"Bits per element, scales counted; delta nll in nats per token ± se.\n\n{table}"
 
 
 def recoveries(rows: Sequence[Row], full: int) -> str:
-    """How much of what the full rotation gains over a block, a permutation gains too."""
+    """The share of the full rotation's gain over a block that a permutation reaches."""
     blocks = sorted({r.config["block"] for r in rows} - {0, full})
     names = dict.fromkeys(r.config["permutation"] for r in rows if r.config["block"])
     best = losses(rows, full, "none")
@@ -168,7 +168,7 @@ def _perplexity(nll: float) -> str:
 
 
 def published(study: Study) -> str:
-    """The paper's row, which these models cannot reproduce: they are others."""
+    """The paper's row, which is of another model."""
     rows = by_parts(study.rows("perplexity", model=PUBLISHED["model"]))
     lines = []
     for permutation in PUBLISHED_PERPLEXITY:
@@ -202,8 +202,8 @@ def by_layers(rows: Sequence[Row]) -> list[str]:
     said = (
         f"Means over layers, first window, {form}, seed 0. Of the largest 1% of all |x|, "
         f"{share.mean:.0%} ({share.low:.0%} to {share.high:.0%} by layers) lie in the 1% of "
-        "channels with the largest calibration mean: these are persistent, and what a permutation "
-        f"fitted on the mean can level. Largest error without rotation: {named}."
+        "channels with the largest calibration mean: these are persistent, and a permutation "
+        f"fitted on the mean can even them out. Largest error without rotation: {named}."
     )
     return [said, table]
 

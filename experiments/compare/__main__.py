@@ -1,19 +1,18 @@
-"""One table for all: what every transform of the family does, by every measure of the four works.
+"""One table: all transforms by all measures of the four works.
 
     isojax compare
     isojax compare --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
         --calibration-text valid.txt --out results/compare
 
-A row per coordinates: rotations (haar, hadamard, block_hadamard:32, planar, rotor, quaternion_fast,
-quaternion_full, butterfly_planar), two of them after a MassDiff permutation, a learned rotation,
-and axes: pca and learned_alignment. On the vectors of one tensor: how flat the coordinates are, how
-concentrated, their error at 3 bits, the bits that an entropy coder needs at one error for all, and
-what becomes of outliers and of the noise floor. In the model: the loss, and the divergence from the
-model as it is, with a KV cache of 3 bits and with weights and activations of 4 bits; there each
-layer and key head has coordinates of its own, save the residual stream. And what it costs.
-Everything fitted, frequencies of the entropy coder included, is fitted on the calibration text.
-Controls: a zero predictor, and Gaussian noise of the error of haar. `--quick` takes two minutes
-on 2 CPU cores.
+One line per coordinates: rotations (haar, hadamard, block_hadamard:32, planar, rotor,
+quaternion_fast, quaternion_full, butterfly_planar), two of them after a MassDiff permutation, a
+learned rotation, and axes: pca and learned_alignment. On the vectors of one tensor: flatness and
+concentration of the coordinates, their error at 3 bits, the bits of an entropy coder at one error
+for all, and errors of outliers and of the noise floor. In the model: the loss and the divergence
+from the unquantized model, with a KV cache of 3 bits and with weights and activations of 4 bits, in
+separate coordinates per layer and key head (except the residual stream). And the costs. All fits,
+including the frequencies of the entropy coder, use the calibration text. Controls: a zero
+predictor, and Gaussian noise with the error of haar. `--quick` takes two minutes on 2 CPU cores.
 Sources: The Isotropic Tradeoff, IsoQuant (2603.28430), MixQuant (2601.22347), Goyal 2001.
 """
 
@@ -53,15 +52,15 @@ class Config(Calibrated):
         "planar", "rotor", "quaternion_fast", "quaternion_full", "mass_diff@quaternion_full",
         "butterfly_planar", "learned_rotation", "pca", "learned_alignment",
     )  # fmt: skip
-    """Those above, others of `isojax.recipes`, or your own, such as mypackage.mymodule:name;
-    identity and haar are always among them. Blocks of those by default that do not divide the
-    widths of the model become the longest below that do."""
+    """The above, others of `isojax.recipes`, or your own, such as mypackage.mymodule:name;
+    identity and haar are always among them. Default blocks that do not divide the widths of the
+    model become the longest shorter ones that do."""
     tensor: str = "hidden:final"
     """The tensor to measure on: hidden:final, hidden:L, key:L, value:L, query:L, input:NAME:L."""
     seeds: int = 5
-    """Seeds of what is drawn or learned, on the tensor; the model reads window i with seed i."""
+    """Seeds of random and learned coordinates on the tensor; in the model window i has seed i."""
     repeats: int = 21
-    """Timed calls of each transform, in turn with all others."""
+    """Timed calls of each transform, alternating with all others."""
     windows: int = 5
     """Windows of text, one after the other from its start."""
     calibration_windows: int = 4
@@ -74,7 +73,7 @@ class Config(Calibrated):
 
 
 def main(config: Config) -> None:
-    """Measure, and write what the record does not hold yet."""
+    """Measure, and write missing rows."""
     for name in ("seeds", "repeats"):
         check_positive(name, getattr(config, name))
     for name in config.coordinates:

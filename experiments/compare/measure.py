@@ -1,4 +1,4 @@
-"""What is measured of coordinates: on a tensor, in the KV cache, in the whole model."""
+"""Measurements of coordinates: on a tensor, in the KV cache, in the whole model."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from ..timing import times_in_turn
 
 KV, W4A4 = "KV3", "W4A4"  # settings
 BITS = 3  # on the tensor
-NMSE = 0.01  # at which rates are compared
+NMSE = 0.01  # error at which rates are compared
 BISECTIONS = 24
-MOST = 4096  # vectors of the tensor that something is fitted on
-FLOOR = -20.0  # log2 of the finest step over the largest number
+MOST = 4096  # vectors of the tensor for fits
+FLOOR = -20.0  # log2 of the finest step over the largest magnitude
 DOWN = "input:down_proj"
-# principal axes have levels for each coordinate and bits where they matter; others, whose
-# coordinates are alike, fixed levels
+# principal axes have levels per coordinate and greedy bits; others, whose coordinates are alike,
+# fixed levels
 LEVELS = {"pca": "lloyd_max:fitted_channel:greedy"}
-UNCACHED = ("learned_alignment",)  # learned for the rate of an entropy coder, which no cache has
+UNCACHED = ("learned_alignment",)  # learned for entropy coding, which the cache lacks
 
 ERRORS = {
     name: metrics.MEASURE_UNITS[name]
@@ -49,10 +49,10 @@ SIZE = {"rate_bits": "bits per element"}
 
 @functools.cache
 def shape(coordinates: Coordinates, dim: int) -> Any:
-    """The transform for vectors of length `dim`, without its numbers.
+    """The transform for vectors of length `dim`, with shapes as leaves.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the coordinates have no form for this length.
     """
     square = jnp.zeros((dim, dim))
     samples = Samples(jnp.zeros((MOST, dim)), square, square)
@@ -60,19 +60,19 @@ def shape(coordinates: Coordinates, dim: int) -> Any:
 
 
 def plans(coordinates: Coordinates, model: LanguageModel) -> dict[str, Plan]:
-    """Where coordinates can stand in a model, by setting.
+    """The plans with these coordinates, by setting, where they are possible.
 
-    KV3: keys, before RoPE, and values are centred, and in codes of 3 bits save 4 sinks. W4A4: the
-    residual stream, values and the input of down_proj are turned, weights and all inputs in 4 bits,
-    with a scale per row and token, norms folded into weights. Whatever is fitted or drawn is so for
-    each layer and key head, save the residual stream. What changes the length of vectors merges
-    nowhere, and what is no isometry cannot turn the residual stream.
+    KV3: keys, before RoPE, and values are centred, in codes of 3 bits except 4 sinks. W4A4: the
+    residual stream, values and the input of down_proj are transformed, weights and all inputs have
+    4 bits, with one scale per row and token, norms folded into weights. Transforms are drawn or
+    fitted per layer and key head, except for the residual stream. Transforms that change the length
+    cannot merge, and only isometries can transform the residual stream.
     """
     names, found, config = [s.name for s in coordinates.stages], {}, model.config
     if not set(names) & set(UNCACHED) and _exists(coordinates, config.head_dim):
         levels = LEVELS.get(names[-1], "lloyd_max") if names else "lloyd_max"
         found[KV] = Plan.parse(f"cache: {coordinates}/{levels} bits=3 offset=pre_rope sinks=4")
-    # the last one is online, so it has to be fast: what is learned is not (SpinQuant)
+    # the last one is online and must be fast, so it is not learned (SpinQuant)
     online = "hadamard" if any(name.startswith("learned") for name in names) else coordinates
     merged = [_exists(coordinates, d) for d in (config.hidden_size, config.head_dim)]
     merged.append(_exists(Coordinates.parse(str(online)), config.intermediate_size))
@@ -116,13 +116,13 @@ class Reader(Texts):
         return _fit(jax.random.key(seed), self.sample, Coordinates.parse(name))
 
     def tensor(self, name: str, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
-        """How the coordinates lie, and what quantizing them does to the tensor, by seeds."""
+        """Statistics of the coordinates, and quantization errors of the tensor, by seeds."""
         for entry in todo:
             transform = dense(self.make(name, entry.seed or 0))
             yield _on_tensor(transform, self.sample, self.x, self.at)
 
     def controls(self, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
-        """Errors of a zero predictor, and of noise like the error of haar."""
+        """Errors of a zero predictor, and of noise with the error of haar."""
         for entry in todo:
             if entry.config["quantizer"] == "zero":
                 yield _errors(self.x, jnp.zeros_like(self.x), self.at)
@@ -137,14 +137,14 @@ class Reader(Texts):
             yield _errors(self.x, whole, self.at) | {"nmse": metrics.nmse(self.x, each)}
 
     def cost(self, name: str) -> dict[str, float]:
-        """Numbers to store and multiply-adds of one vector."""
+        """Parameters and multiply-adds per vector."""
         transform = shape(Coordinates.parse(name), self.x.shape[-1])
         return {"params": float(transform.params), "fmas": float(transform.fmas)}
 
     def times(
         self, names: Sequence[str], repeats: int, todo: Sequence[Entry]
     ) -> Iterator[dict[str, float]]:
-        """Of applying each to the tensor, called in turn, medians; beside a pass over it."""
+        """Median times of each applied to the tensor, in alternating calls, and of a copy."""
         apply = jax.jit(lambda t, x: t.apply(x))
         copy = jax.jit(lambda x: x + 1).lower(self.x).compile()
         calls = {"": functools.partial(copy, self.x)}
@@ -158,17 +158,17 @@ class Reader(Texts):
 
     @functools.cached_property
     def stats(self) -> Any:
-        """What all plans are fitted on."""
+        """The statistics of all plans."""
         every = [plan for each in self.plans.values() for plan in each.values()]
         return calibrate(self.model, self.calibration, every)
 
     def _quantized(self, plan: Plan, seed: int) -> Quantized:
-        # a residual stream that is turned needs folded norms, so that all coordinates have them
+        # transforms of the residual stream need folded norms, so all coordinates have these
         model = self.folded if "residual" in plan.places else self.model
         return _plain(quantize(jax.random.key(seed), model, plan, self.stats, progress=False))
 
     def losses(self, plan: Plan, random: bool, todo: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-        """Values of entries: of a window each, or with the tails of the divergence in all."""
+        """Values of entries: of one window, or with the tails of the divergence over all."""
         scores = functools.cache(lambda i: self.read(self.quantized(plan, i * random), i))
         for entry in todo:
             yield self.scored(entry, scores, range(len(self.texts)))
@@ -232,9 +232,9 @@ def _errors(x: Array, x_hat: Array, at: Any) -> dict[str, Array]:
 def _rate(
     sample: Float[Array, "m e"], y: Float[Array, "n e"], nmse: Callable[[Array], Array]
 ) -> Float[Array, ""]:
-    """Bits per element with the one step that gives the error NMSE.
+    """Bits per element with the single step that has the error NMSE.
 
-    Each coordinate has an entropy code of its own, with the frequencies of the sample.
+    Each coordinate has a separate entropy code, with the frequencies of the sample.
     """
     top = jnp.log2(jnp.max(jnp.abs(y)))
 

@@ -1,4 +1,4 @@
-"""What `compare` says about its rows: the table, what goes with what, a figure."""
+"""The report of `compare`: the table, correlations of columns, a figure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from isojax.report import (
     summarize,
 )
 
-# of a metric, in the model behind its setting
+# of a metric, in the model after its setting
 COLUMNS = {
     "kurtosis": "kurtosis",
     "peak_to_rms": "peak / rms",
@@ -74,16 +74,16 @@ def text(study: Study, base: dict[str, Any]) -> str:
         f"Columns to `missed`: the tensor {base['tensor']} on {exact.n} windows of "
         f"{base['length']} tokens of {base['text']}, mean ± sd over seeds. `effective dims` "
         "(exponential of the entropy) and `top tenth` are of the energy of the coordinates; NMSE "
-        "has one absmax scale per vector; `bits at NMSE .01` are the entropy with one step and a "
-        "code for each coordinate, its frequencies those of the calibration text; outliers (top 1% "
+        "has one absmax scale per vector; `bits at NMSE .01` are the entropy with one step and one "
+        "code per coordinate, with the frequencies of the calibration text; outliers (top 1% "
         "of |x|), the floor (lowest 90%) and firings have one scale for the tensor. `KV 3 bit` "
-        "(keys and values centred, 4 sinks exact; fixed levels, for pca levels fitted to each "
-        "coordinate and bits where they matter) and `W4A4` (int4, a scale per row and token, to "
+        "(keys and values centred, 4 sinks exact; fixed levels, for pca levels fitted per "
+        "coordinate and greedy bits) and `W4A4` (int4, one scale per row and token, to "
         f"nearest) are nats per token lost against {exact.mean:.4f}, `KL` the mean divergence from "
-        "the model as it is, in nats per token, ± standard error over windows and seeds; axes are "
-        "those of each layer and key head, of the residual stream one for all. `KV bits` are bits "
+        "the unquantized model, in nats per token, ± standard error over windows and seeds; axes "
+        "are per layer and key head, one for the residual stream. `KV bits` are bits "
         "per element, norms and exact tokens counted. Parameters and FMAs of one vector; time "
-        f"beside a pass over the tensor (x + 1). Fitted on {base['calibration']}. A dash: the "
+        f"in passes over the tensor (x + 1). Fitted on {base['calibration']}. A dash: the "
         "coordinates have no such form here (learned axes of down_proj's input are a Hadamard "
         "rotation, which is online). Bold: the least of a column, where more than two standard "
         "errors below the second.",
@@ -94,7 +94,7 @@ def text(study: Study, base: dict[str, Any]) -> str:
 
 
 def lines(rows: Sequence[Row]) -> str:
-    """A line per coordinates."""
+    """One line per coordinates."""
     rows = by_column(rows)
     names = _names(rows)
     shown = {metric: head for metric, head in COLUMNS.items() if select(rows, metric)}
@@ -108,7 +108,7 @@ def lines(rows: Sequence[Row]) -> str:
 
 
 def answers(rows: Sequence[Row]) -> list[str]:
-    """What the columns have to do with each other, over the coordinates."""
+    """Rank correlations of columns over the coordinates."""
     said = []
     for one, other in PAIRS:
         pairs = [
@@ -126,7 +126,7 @@ def answers(rows: Sequence[Row]) -> list[str]:
 
 
 def figure(study: Study, base: dict[str, Any]) -> Any:
-    """What flattening and concentration are worth: a panel for each pair of columns."""
+    """The value of flattening and concentration: one panel per pair of columns."""
     rows = by_column(study.rows(**base))
     chart, axes = new_figure(1, len(PAIRS), f"Rotate or align: {base['model']}")
     for panel, (one, other) in zip(axes[0], PAIRS, strict=True):

@@ -1,1 +1,1 @@
-"""Study: rotations learned by the loss of the whole model."""
+"""Study: rotations learned on the loss of the whole model."""

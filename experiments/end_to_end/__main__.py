@@ -1,17 +1,18 @@
-"""Rotations learned end to end: what does the loss of the whole model teach them?
+"""Rotations learned end to end: what do they gain from the loss of the whole model?
 
     isojax end-to-end
     isojax end-to-end --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
         --calibration-text valid.txt --length 256 --out results/end_to_end
 
 SpinQuant (2405.16406) learns the rotation of the residual stream (R1) and those of the values of
-each head (R2) by gradient descent on the model's own loss, inputs of linear layers in INT4 with a
-scale a token. Here the loss is the KL divergence from the unquantized model on the calibration
-text, one window a step, gradients straight through the rounding and into the scales, Adam on the
-orthogonal group. Each start, random or none, is compared with what it became: merged into the
-weights, which stay as they are (W16A4) or are rounded too (W4A4, to nearest). Before down_proj a
-random Hadamard transform (R4) runs in all of them, and is not learned. Every seed draws and learns
-its own and reads all windows of the test text; `delta_nll` is against the model as it is.
+each head (R2) by gradient descent on the model's own loss, inputs of linear layers in INT4 with one
+scale per token. Here the loss is the KL divergence from the unquantized model on the calibration
+text, one window per step, gradients straight through the rounding and into the scales, Adam on the
+orthogonal group. Each start, random or none, is compared with its learned rotations: merged into
+the weights, which stay exact (W16A4) or are rounded too (W4A4, to nearest). Before down_proj a
+random Hadamard transform (R4) runs in all cases, and is not learned. Every seed draws and learns
+separate rotations and reads all windows of the test text; `delta_nll` is against the unquantized
+model.
 A step needs memory for the gradients of all layers: SmolLM2-135M 1.7 GB at 512 tokens.
 """
 
@@ -44,13 +45,13 @@ class Config(Calibrated):
     """Settings."""
 
     starts: tuple[str, ...] = STARTS
-    """Coordinates where learning starts, drawn: identity, hadamard, haar, or others."""
+    """Random coordinates where learning starts: identity, hadamard, haar, or others."""
     seeds: int = 5
     """Seeds of the starts, of the rotation before down_proj, and of learning."""
     steps: int = 100
-    """Of descent, a multiple of 10."""
+    """Steps of descent, a multiple of 10."""
     rate: float = 0.003
-    """Learning rate of Adam, in radians a step; it falls to 0 as a cosine."""
+    """Learning rate of Adam, in radians per step, with a cosine schedule to 0."""
 
     windows: int = 8
     """Windows of text, one after the other from its start."""
@@ -65,7 +66,7 @@ class Config(Calibrated):
 
 
 def main(config: Config) -> None:
-    """Learn, merge, score, and write what the record does not hold yet."""
+    """Learn, merge, score, and write missing rows."""
     check_named("starts", config.starts)
     check_positive("seeds", config.seeds)
     if check_positive("steps", config.steps) % CHECKS:
@@ -84,7 +85,7 @@ def main(config: Config) -> None:
 
 
 def jobs(config: Config, reader: Reader, base: dict[str, Any]) -> Iterator[Job]:
-    """The exact model, then each start with one seed, and what it became."""
+    """The exact model, then each start with one seed and its learned rotations."""
     yield reader.exact_job(base | {"setting": "exact"})
     for name, seed in itertools.product(config.starts, range(config.seeds)):
         own = base | {"coordinates": name}

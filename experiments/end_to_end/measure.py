@@ -1,4 +1,4 @@
-"""What is measured: rotations learned on the loss of the model, and what it loses with them."""
+"""Measurements: rotations learned on the loss of the model, and the loss with them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Reader(Texts):
     """A model, texts to learn from, and texts to test on."""
 
     def __init__(self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray) -> None:
-        """Take windows to learn from [n, t], and others to test on."""
+        """Store windows to learn from [n, t], and others to test on."""
         super().__init__(model, texts)
         self.params, self.config = fold_norms(model.params, model.config)
         self.calibration = jnp.asarray(calibration)
@@ -59,7 +59,7 @@ class Reader(Texts):
     def learned(
         self, start: Turns, seed: int, steps: int, rate: float
     ) -> tuple[Turns, dict[int, float]]:
-        """Those of the least divergence met, and what it was after some steps."""
+        """The turns with the least divergence, and the divergence after some steps."""
         told = {0: self.divergence(start)}
 
         def tell(step: Any, kl: Any) -> None:
@@ -74,7 +74,7 @@ class Reader(Texts):
     def values(
         self, name: str, seed: int, steps: int, rate: float, todo: Sequence[Entry]
     ) -> Iterator[Any]:
-        """Values of entries: of the descent, of a window each, or of the tails in all windows."""
+        """Values of entries: of the descent, of one window, or of the tails over all windows."""
         start = self.start(name, seed)
         turns, told = self.learned(start, seed, steps, rate)
 
@@ -96,5 +96,5 @@ class Reader(Texts):
 
 
 def steps_told(steps: int) -> range:
-    """After how many steps the divergence is told."""
+    """The numbers of steps after which the divergence is reported."""
     return range(0, steps + 1, steps // CHECKS)

@@ -1,4 +1,4 @@
-"""What the rows say: losses before and after learning, and the descent."""
+"""The report: losses before and after learning, and the descent."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def text(study: Study, base: dict[str, Any], config: Any) -> str:
         f"{exact.mean:.4f} nats per token. Learned on {config.calibration_windows} windows of "
         f"{base['calibration']}, {config.steps} steps of one window each at a rate of "
         f"{config.rate}. Cells are delta nll, nats per token, mean ± sd over seeds, each over all "
-        "windows; `change` is that by learning, seed by seed. KL is that on all calibration "
-        "windows, at the start and at the best of ten checks, which is the one that is kept.",
+        "windows; `change` is the change by learning, seed by seed. KL is on all calibration "
+        "windows, at the start and at the best of ten checks, which is kept.",
         markdown(COLUMNS, lines(rows, config.texts)),
     ])  # fmt: skip
 
 
 def lines(rows: Sequence[Row], windows: int) -> list[list[Any]]:
-    """One for each start, as `COLUMNS` says, of the seeds that have read all windows."""
+    """One line per start, in `COLUMNS`, of the seeds that have read all windows."""
     means = losses(rows, windows)
     names = [start for setting, start, learned in means if learned and setting == SETTINGS[-1]]
     return [_line(rows, means, name) for name in names]
@@ -96,5 +96,5 @@ def figure(study: Study, base: dict[str, Any], config: Any) -> Any:
                 axes.plot([before[seed], after[seed]], "o-", ms=3, lw=1, color=color_of(axes, name))
         axes.set_xticks([0, 1], ["start", "learned"])
         axes.set_xlim(-0.3, 1.3)
-        axes.set_title(f"delta nll, {setting}, a line a seed", fontsize=10)
+        axes.set_title(f"delta nll, {setting}, one line per seed", fontsize=10)
     return chart

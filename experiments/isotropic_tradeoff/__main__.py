@@ -3,13 +3,13 @@
     isojax isotropic-tradeoff
     isojax isotropic-tradeoff --model Qwen/Qwen2.5-1.5B --text wikitext-2 --out q15
 
-Quantizes a tensor of a language model in several coordinates (as it is, Haar-rotated, randomised
-Hadamard, PCA axes) and looks at three parts of the error: the top 1% of |x| (outliers), the bottom
-90% (noise floor), and entries that were silent and now fire, or fired and now are silent. Seeds
-vary the rotation. Controls: the zero predictor, and Gaussian noise of the rotation's noise floor.
-Source: S. Dev, The Isotropic Tradeoff (2026), 10.5281/zenodo.19338651; 3 bit, one absmax scale a
-tensor, final hidden state; this setting is always measured. Expected: with SmolLM2-135M and
-Qwen2.5-Coder-0.5B outlier error falls by 95 to 98% with every seed, and the sign of the noise
+Quantizes a tensor of a language model in several coordinates (unchanged, Haar-rotated, randomised
+Hadamard, PCA axes) and measures three parts of the error: the top 1% of |x| (outliers), the
+bottom 90% (noise floor), and entries that were silent and now fire, or fired and now are silent.
+Seeds vary the rotation. Controls: the zero predictor, and Gaussian noise of the rotation's noise
+floor. Source: S. Dev, The Isotropic Tradeoff (2026), 10.5281/zenodo.19338651; 3 bit, one absmax
+scale per tensor, final hidden state; this setting is always measured. Expected: with SmolLM2-135M
+and Qwen2.5-Coder-0.5B outlier error falls by 95 to 98% with every seed, and the sign of the noise
 floor's change depends on the seed; with the tiny model both fall. The check value is 2.2721 with
 Qwen/Qwen2.5-1.5B on the first 2048 tokens of WikiText-2. 3 minutes on 2 CPU cores with the tiny
 model.
@@ -54,27 +54,27 @@ class Config(Common):
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     """Bits per element; 3, the published one, is always among them."""
     weight_quantizers: tuple[str, ...] = ("absmax", "lloyd_max")
-    """Of the weights."""
+    """Quantizers of the weights."""
     weight_bits: tuple[int, ...] = (3,)
-    """Of the weights."""
+    """Bits of the weights."""
     granularities: tuple[str, ...] = ("tensor", "token", "channel", "group:64", "group:32")
-    """What shares a scale: tensor (always among them), token, channel, or group:N. Of those by
-    default, an N that does not divide the width becomes the largest below that does."""
+    """Elements that share a scale: tensor (always among them), token, channel, or group:N. A
+    default N that does not divide the width becomes the largest smaller one that does."""
     top: float = 0.99
-    """Quantile of |x| from which a number is an outlier."""
+    """Quantile of |x| from which an element is an outlier."""
     bottom: float = 0.90
-    """Quantile of |x| up to which a number belongs to the noise floor."""
+    """Quantile of |x| up to which an element belongs to the noise floor."""
     silent: float = 0.5
     """|x| below it is silent."""
     fired: float = 1.0
     """|x| above it fires."""
     unit: Literal["abs", "rms"] = "abs"
-    """Of the two thresholds."""
+    """Unit of the two thresholds."""
     rescale: bool = False
     """Scale the tensor so that its check value is the published 2.2721."""
 
     per_channel: bool = False
-    """Take the two quantiles for each channel instead of over the whole tensor."""
+    """Take the two quantiles per channel instead of over the whole tensor."""
     levels: Literal["restricted", "balanced", "full"] = "restricted"
     """Levels of absmax at b bit: scale max|x| / q with q = 2^(b-1) - 1 and codes -q to q
     (restricted); / (q + 1/2) and one more code below (balanced); / (q + 1) likewise (full)."""
@@ -130,8 +130,8 @@ def main(config: Config) -> None:
         fits = len(tokens) // config.tokens
         if fits < 2 * count:
             raise ValueError(
-                f"windows must be at most {fits // 2} with axes that are fitted on as many "
-                f"windows again: the text holds {fits} of {config.tokens} tokens, got {count}."
+                f"windows must be at most {fits // 2}, since axes are fitted on as many "
+                f"further windows: the text holds {fits} of {config.tokens} tokens, got {count}."
             )
         ids = windows(tokens, 2 * count, config.tokens)
     seen = [capture_tensors(model, window, (config.tensor, *inputs.values())) for window in ids]

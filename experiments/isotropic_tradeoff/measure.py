@@ -28,21 +28,20 @@ FIXED_RATE = (*(family + rule for family in UNIFORM for rule in RULES), *OTHERS,
 ERRORS = metrics.MEASURE_UNITS | {"false_firing_share": "1"}
 RATES = {"code_entropy_bits": "bits per element", "rate_bits": "bits per element"}
 SHAPE = {"kurtosis": "1", "peak_to_rms": "1"}
-STACK = 2**29  # bytes of reconstructions that one program may hold side by side
+STACK = 2**29  # bytes of reconstructions that one program may hold at a time
 
 
 class Case(NamedTuple):
-    """What is done to the coordinates.
+    """A quantizer of the coordinates, or a control.
 
     Attributes:
-        quantizer: of `FIXED_RATE`: `absmax` or `minmax` and how its range is found, `fp4`,
-            or one of `OTHERS`; or `zero`, `none`, `ecsq`, `gaussian_noise`.
-        bits: bits per element; for `ecsq` its rate, the codes of a channel sharing an entropy code.
-        granularity: what shares a scale: tensor, token, channel, or group:N.
-        levels: where the levels of `absmax` lie, see there.
-        matches: `haar`: spend the code entropy (`ecsq`), or make the noise floor
-            (`gaussian_noise`), of `absmax` at `bits` and one scale after a Haar rotation with the
-            same seed.
+        quantizer: of `FIXED_RATE`: `absmax` or `minmax` with its range rule, `fp4`, or one of
+            `OTHERS`; or `zero`, `none`, `ecsq`, `gaussian_noise`.
+        bits: bits per element; for `ecsq` its rate, with one entropy code per channel.
+        granularity: elements that share a scale: tensor, token, channel, or group:N.
+        levels: of `absmax`, see there.
+        matches: `haar`: the same code entropy (`ecsq`) or noise floor (`gaussian_noise`) as
+            `absmax` at `bits` and one scale after a Haar rotation with the same seed.
     """
 
     quantizer: str
@@ -53,7 +52,7 @@ class Case(NamedTuple):
 
     @property
     def scale(self) -> tuple[str, int]:
-        """Granularity and group length (0 without groups), as the quantizers take them."""
+        """Granularity and group length (0 without groups), as arguments of the quantizers."""
         granularity, _, group = self.granularity.partition(":")
         if group and not group.isdigit():
             raise ValueError(f"granularities: group:N needs a number, got {self.granularity!r}.")
@@ -89,7 +88,7 @@ class Case(NamedTuple):
         return own
 
     def make(self, key: jax.Array, y: jax.Array, haar: dict[str, jax.Array]) -> Any:
-        """The quantizer; fitted to `y`, or to what it is to match, where it needs fitting."""
+        """The quantizer; fitted to `y`, or to the case it matches, where it needs fitting."""
         if self.quantizer == "ecsq":
             rate = haar["rate"] if self.matches else jnp.float32(self.bits)
             return quantizers.ecsq_for_rate(y, rate, per="channel")
@@ -112,10 +111,10 @@ class Tensor:
     """The matrix under study.
 
     Attributes:
-        x: [tokens, width], or a weight [out, in].
+        x: matrix [tokens, width], or a weight [out, in].
         at: thresholds of the metrics.
-        samples: what coordinates are fitted on, [n, width]; None where none are fitted.
-        inputs: for a weight, activations [n, in] to measure the error of the layer's output.
+        samples: vectors [n, width] to fit coordinates on; None where none are fitted.
+        inputs: for weights, activations [n, in] to measure the error of the layer's output.
     """
 
     x: jax.Array
@@ -153,15 +152,15 @@ def jobs(
 ) -> Iterator[Job]:
     """Quantize `tensor` in the coordinates of each transform.
 
-    Those that no key changes run once, with no seed, unless the cases are random or match something
-    random. All cases of one transform and seed see the same rotation.
+    Deterministic transforms run once, with no seed, unless the cases are random or match something
+    random. All cases of one transform and seed share the rotation.
 
     Args:
         base: configuration that all rows share.
         tensor: the matrix.
         names: coordinates, see `isojax.recipes`.
         cases: all fixed-rate, or all `ecsq`, or all `gaussian_noise`, or `none` for the shape of
-            the coordinates alone; all matching or none.
+            only the coordinates; all matching or none.
         seeds: of everything random.
     """
     first = cases[0]
@@ -236,7 +235,7 @@ def make_trial(tensor: Tensor, cases: Sequence[Case]) -> Callable[..., Any]:
 
 
 def haar_reference(key: jax.Array, tensor: Tensor, bits: float) -> dict[str, jax.Array]:
-    """Rate a channel and noise floor of `absmax` at `bits` after the Haar rotation of `key`."""
+    """Rate per channel and noise floor of `absmax` at `bits` after the Haar rotation of `key`."""
     x = tensor.x
     rotation = transforms.haar(key, x.shape[-1])
     quantizer = quantizers.absmax(int(bits))

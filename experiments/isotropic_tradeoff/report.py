@@ -1,4 +1,4 @@
-"""What `isotropic_tradeoff` says about its rows: two tables, six answers, one figure."""
+"""The report of `isotropic_tradeoff`: two tables, six answers, one figure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COLUMNS = {
 
 
 def add_published(study: Study) -> None:
-    """Record the published numbers, so that the table is made of rows alone."""
+    """Record the published numbers, so that the table is made only from rows."""
     for transform, values in PUBLISHED.items():
         config = {
             "model": PUBLISHED_MODEL, "tensor": "hidden:final", "coordinates": transform,
@@ -52,7 +52,7 @@ def add_published(study: Study) -> None:
 
 
 def shares(row: Row) -> str:
-    """What shares a scale, groups with their length."""
+    """The elements that share a scale, groups with their length."""
     granularity = row.config.get("granularity", "")
     return f"group:{row.config['group']}" if granularity == "group" else granularity
 
@@ -68,7 +68,7 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
     same = abs(check / PUBLISHED_CHECK - 1) < 1e-3
     parts = [
         f"# The isotropic tradeoff: {base['tensor']} of {base['model']}, "
-        f"{shape[0]} x {shape[1]} numbers",
+        f"{shape[0]} x {shape[1]} elements",
         f"Check value (mean square of the bottom 90%): {check:.4f}; published for "
         f"Qwen/Qwen2.5-1.5B: {PUBLISHED_CHECK}. "
         + ("The tensor is the published one." if same else
@@ -77,17 +77,17 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
         "Cells are mean ± sd [lowest, highest] over n seeds of the rotation.",
         "## Answers",
         *answers(rows, plain),
-        "## 3 bit, one absmax scale a tensor; controls; entropy coding at equal bits and rate",
+        "## 3 bit, one absmax scale per tensor; controls; entropy coding at equal bits and rate",
         show([*head, *rest], names, COLUMNS),
-        "`ecsq`: one step for all, each channel entropy-coded, at 3 bit, or (`matches` haar) at "
+        "`ecsq`: one step for all, one entropy code per channel, at 3 bit, or (`matches` haar) at "
         "the entropy per channel of the Haar row's code with the same seed. `gaussian_noise`: "
         "noise with the mean square of that row's noise floor. `pca`: axes fitted on as many "
-        "windows again, which follow.",
+        "further windows, which follow.",
         "## Change of the noise floor by rotation at 3 bit, paired with identity",
         changes(rows),
         "## Weights, in units of their rms; silent < 0.2, fired > 0.4",
-        "Rows of a weight are output channels: scales a `token` are a row each, scales a "
-        "`channel` one for each input. `output_nmse`: relative error of the layer's output on "
+        "Rows of a weight are output channels: granularity `token` is one scale per row, "
+        "`channel` one per input. `output_nmse`: relative error of the layer's output on "
         "captured inputs. `pca`: axes of the weight's own rows.",
     ]  # fmt: skip
     for name in weights:
@@ -156,7 +156,7 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
         groups[key].append(f"{name} ({change.mean:+.0%})")
     said = [f"{key} {', '.join(names)}" for key, names in groups.items() if names]
     lines.append(
-        "5. **Granularity.** Over all seeds, by what shares an absmax scale at 3 bit, Haar's "
+        "5. **Granularity.** Over all seeds, by granularity of the absmax scale at 3 bit, Haar's "
         f"effect on the noise floor: {'; '.join(said)}."
     )
     if select(rows, coordinates="pca"):
@@ -166,8 +166,9 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
         }
         order = " < ".join(f"{t} {v:.3g}" for t, v in sorted(three.items(), key=lambda p: p[1]))
         lines.append(
-            f"6. **PCA axes.** Fixed rate, one scale a tensor: MSE pca {value('mse', 'pca'):.3g}, "
-            f"haar {value('mse', 'haar'):.3g}. Entropy-coded at 3.0 bit: {order}."
+            f"6. **PCA axes.** Fixed rate, one scale per tensor: MSE pca "
+            f"{value('mse', 'pca'):.3g}, haar {value('mse', 'haar'):.3g}. "
+            f"Entropy-coded at 3.0 bit: {order}."
         )
     return lines
 
@@ -178,14 +179,14 @@ def _change(rows: Sequence[Row], kind: str, metric: str) -> Stat:
 
 
 def _changes(rows: Sequence[Row], kind: str, quantizer: str) -> dict[str, Stat]:
-    """Change of the noise floor at 3 bit by what shares a scale."""
+    """Change of the noise floor at 3 bit by granularity."""
     rows = select(rows, quantizer=quantizer, bits=3)
     groups = {name: [r for r in rows if shares(r) == name] for name in map(shares, rows)}
     return {name: _change(mine, kind, "noise_floor_mse") for name, mine in groups.items()}
 
 
 def changes(rows: Sequence[Row]) -> str:
-    """Relative change of the noise floor, a line per quantizer and granularity."""
+    """Relative change of the noise floor, one line per quantizer and granularity."""
     at3 = select(rows, "noise_floor_mse", quantizer=FIXED_RATE, bits=3)
     changed = against(at3, {"coordinates": "identity"}, relative=True)
     kinds = [k for k in dict.fromkeys(r.config["coordinates"] for r in at3) if k != "identity"]
@@ -205,11 +206,11 @@ def figure(
     ):
         draw_lines(
             axes[0, column], over_bits, metric, "bits", "coordinates", order=bits,
-            label="bits, one scale a tensor",
+            label="bits, one scale per tensor",
         )  # fmt: skip
         draw_lines(
             axes[1, column], select(rows, bits=3), metric, shares, "coordinates",
-            order=granularities, label="what shares a scale, 3 bit",
+            order=granularities, label="granularity of the scale, 3 bit",
         )  # fmt: skip
         axes[1, column].tick_params(axis="x", labelsize=7)
     return chart

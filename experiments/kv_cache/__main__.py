@@ -6,20 +6,18 @@
 
 Every window of text is read through the packed cache itself: keys and values of all layers are
 encoded, packed, unpacked and decoded, scales in fp16, and every position reads its own token and
-all before it from the codes (save for first or last tokens kept exact, where a method has them).
-Nothing is deferred: keys are coded during the prompt too. `delta_nll` is against the same window
-with an exact cache. Every window is read with random rotations of its own, so that the spread over
-windows is that over texts and seeds. Means, scales, axes and codebooks are fitted on the
-calibration text.
-Methods are in `experiments/kv_cache/methods.py`.
-Expected at 3 bit, keys and values, 8 windows of WikiText-2, fitted on 8 of its validation split,
-nat a token: SmolLM2-135M haar 0.28, haar+pre 0.19, quaternion_full 1.1, kivi (4.5 bit) 0.03,
-aligned 0.11; Qwen2.5-Coder-0.5B, whose keys have a bias, haar 2.8 at a cosine of 0.984, haar+pre
-0.10, quaternion_full+pre 0.30, kivi 0.02, aligned 0.01. At 2 bit haar+pre+sinks loses 0.46 and
-0.25, aligned keys with rotated values (aligned+haar) 0.18 and 0.08. A method takes about 15 s and
-45 s there on 2 CPU cores, one that learns longer; the tiny model half a minute with `--quick`.
-Sources: IsoQuant (2603.28430), TurboQuant (2504.19874), KIVI (2402.02750), KVQuant (2401.18079),
-KVTC (2511.01815).
+all before it from the codes (except first or last tokens that a method keeps exact). Nothing is
+deferred: keys are coded during the prompt too. `delta_nll` is against the same window with an exact
+cache. Every window has separate random rotations, so that the spread over windows is over texts and
+seeds. Means, scales, axes and codebooks are fitted on the calibration text. Methods are
+in `experiments/kv_cache/methods.py`. Expected at 3 bit, keys and values, 8 windows of WikiText-2,
+fitted on 8 of its validation split, nats per token: SmolLM2-135M haar 0.28, haar+pre 0.19,
+quaternion_full 1.1, kivi (4.5 bit) 0.03, aligned 0.11; Qwen2.5-Coder-0.5B, whose keys have a bias,
+haar 2.8 at a cosine of 0.984, haar+pre 0.10, quaternion_full+pre 0.30, kivi 0.02, aligned 0.01.
+At 2 bit haar+pre+sinks loses 0.46 and 0.25, aligned keys with rotated values (aligned+haar) 0.18
+and 0.08. A method takes about 15 s and 45 s on 2 CPU cores, longer if it learns; the tiny model
+half a minute with `--quick`. Sources: IsoQuant (2603.28430), TurboQuant (2504.19874),
+KIVI (2402.02750), KVQuant (2401.18079), KVTC (2511.01815).
 """
 
 from __future__ import annotations
@@ -48,37 +46,38 @@ class Config(Calibrated):
     """Settings."""
 
     methods: tuple[str, ...] = DEFAULT
-    """Of kivi, kivi+lean, kivi+sparse, kvquant, minmax, pca+pre, pca+before, pca+gaussian, aligned
-    (axes and bits for what reads them) or that with one ingredient left out (aligned-centre,
-    -metric, -bits, -gain, -sinks), with half the power of the metric (aligned+half), scales without
-    shrinkage too (aligned+unbiased), and values rotated in place of aligned (aligned+haar; not
-    centred: aligned+haar-centre; by learned rotations: aligned+learned); smaq-like (the logarithm
-    of the metric), kvtc-like (principal axes before RoPE, bits where they matter), gtq-like (bits
-    by channel, values rotated); learned+pre+sinks or learned+pre+sinks+unbiased (rotations learned
-    to flatten); or a rotation (identity haar hadamard quaternion_full quaternion_fast planar rotor)
-    alone or with a repair: +pre and +post (K's mean removed before or after RoPE), +scale, +minmax,
-    +fitted, +pre+scale, +pre+minmax, +pre+fitted, +pre+recent (the last 32 tokens exact),
-    +pre+sinks (the first 4), +pre+sinks+unbiased (scales without shrinkage), and, for planar and
-    quaternions, +mass_diff, +pre+mass_diff, +pre+co_activation (channels permuted first). Or a
-    recipe of your own: 'haar/lloyd_max sinks=4' for both, 'KEYS|VALUES' for each."""
+    """kivi, kivi+lean, kivi+sparse, kvquant, minmax, pca+pre, pca+before, pca+gaussian, aligned
+    (axes and bits in the metric of queries and o_proj) or with one ingredient left out
+    (aligned-centre, -metric, -bits, -gain, -sinks), with half the power of the metric
+    (aligned+half), scales without shrinkage too (aligned+unbiased), and values rotated in place of
+    aligned (aligned+haar; not centred: aligned+haar-centre; by learned rotations: aligned+learned);
+    smaq-like (the logarithm of the metric), kvtc-like (principal axes before RoPE, greedy bits),
+    gtq-like (bits per channel, values rotated); learned+pre+sinks or learned+pre+sinks+unbiased
+    (rotations learned to flatten); or a rotation (identity haar hadamard quaternion_full
+    quaternion_fast planar rotor), plain or with a repair: +pre and +post (K's mean removed before
+    or after RoPE), +scale, +minmax, +fitted, +pre+scale, +pre+minmax, +pre+fitted, +pre+recent (the
+    last 32 tokens exact), +pre+sinks (the first 4), +pre+sinks+unbiased (scales without shrinkage),
+    and, for planar and quaternions, +mass_diff, +pre+mass_diff, +pre+co_activation (channels
+    permuted first). Or
+    your own recipe: 'haar/lloyd_max sinks=4' for both, 'KEYS|VALUES' for each."""
     coordinates: tuple[str, ...] = ()
-    """Coordinates to compare too, such as mypackage.mymodule:name: centred before RoPE, the first 4
-    tokens exact, fixed levels, as in haar+pre+sinks."""
+    """Further coordinates, such as mypackage.mymodule:name: centred before RoPE, the first 4 tokens
+    exact, fixed levels, as in haar+pre+sinks."""
     bits: tuple[int, ...] = (2, 3, 4)
-    """Bits a code."""
+    """Bits per code."""
     targets: tuple[str, ...] = TARGETS
-    """K: keys alone are stored in codes, V: values alone, KV: both."""
+    """K: only keys are stored in codes, V: only values, KV: both."""
     sinks: int = 0
-    """First tokens that stay exact, at least."""
+    """Minimum number of first tokens that stay exact."""
     recent: int = 0
-    """Last tokens that stay exact, at least."""
+    """Minimum number of last tokens that stay exact."""
     needles: tuple[int, ...] = ()
-    """Lengths of prompts of the recall probe, such as 1024 4096 8192: many lines that give a code
-    to a name, and one asked for at the end."""
+    """Lengths of prompts of the recall probe, such as 1024 4096 8192: many lines with names and
+    codes, and a question about one of them at the end."""
     prompts: int = 8
     """Prompts of each length."""
     induction: int | None = None
-    """Texts of the induction probe, random tokens said twice; by default 4 with the tiny model,
+    """Texts of the induction probe, random tokens repeated once; by default 4 with the tiny model,
     which is too small for needles, and none with others."""
 
     windows: int = 8
@@ -103,7 +102,7 @@ class Config(Calibrated):
 
 
 def main(config: Config) -> None:
-    """Fit, score, and write what the record does not hold yet."""
+    """Fit, score, and write missing rows."""
     check_named("targets", config.targets, TARGETS)
     check_named("bits", config.bits, range(2, 9))
     check_positive("prompts", config.prompts)
@@ -132,7 +131,7 @@ def main(config: Config) -> None:
             for name, pair in pairs.items():
                 for target in config.targets:
                     if target == "V" and pair[1].recipe.centre and pair[0].offset == "none":
-                        continue  # values have no RoPE: that is +pre
+                        continue  # values have no RoPE: the same as +pre
                     yield from point(bits, name, pair, target)
 
     def point(bits: int, name: str, pair: Any, target: str) -> Iterator[Job]:
@@ -155,7 +154,7 @@ def main(config: Config) -> None:
 def probes(
     config: Config, reader: Reader, own: dict[str, Any], what: Plan | None, random: bool
 ) -> Iterator[Job]:
-    """Probes of recall, each prompt with a seed of its own."""
+    """Probes of recall, each prompt with a separate seed."""
 
     def made(seed: int) -> Any:
         return None if what is None else reader.quantized(what, seed * random)

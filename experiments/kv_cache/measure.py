@@ -1,4 +1,4 @@
-"""What is measured of a method: texts read through the cache, its size, probes of recall."""
+"""Measurements of a method: texts read through the cache, its size, probes of recall."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ INDUCTION = {"induction_nll": "nats per token"}
 
 
 def units_of(target: str) -> dict[str, str]:
-    """Metrics of a window read with these sides in codes."""
+    """Metrics and units of a window with `target` in codes."""
     return (
         SCORED | OUTPUT | (OF_KEYS if "K" in target else {}) | (OF_VALUES if "V" in target else {})
     )
@@ -50,7 +50,7 @@ class Reader(Texts):
     def __init__(
         self, model: LanguageModel, texts: np.ndarray, stats: Stats, induction: int
     ) -> None:
-        """Take texts [n, tokens] to test on, and the number of texts of the induction probe."""
+        """Store texts [n, tokens] to test on, and the number of texts of the induction probe."""
         super().__init__(model, texts)
         self.stats = stats
         self.induction_count = induction
@@ -66,7 +66,7 @@ class Reader(Texts):
         return dataclasses.replace(made, keys=_plain(made.keys), values=_plain(made.values, False))
 
     def windows(self, plan: Plan, random: bool, entries: Sequence[Entry]) -> Iterator[Any]:
-        """Values of entries: of a window each, or with the tails of the divergence in all."""
+        """Values of entries: of one window, or with the tails of the divergence over all."""
         scores = functools.cache(lambda i: self.read(self.quantized(plan, i * random), i))
         for entry in entries:
             found = self.scored(entry, scores, range(len(self.texts)))
@@ -76,10 +76,10 @@ class Reader(Texts):
             yield found
 
     def attention(self, i: int, made: Quantized) -> dict[str, float]:
-        """What codes do to the attention of a window.
+        """Errors of the attention of a window with codes.
 
         The tensors are those of the exact model, and every token is read from its codes, sinks and
-        recent ones too, but for a last page that is not full.
+        recent ones too, except in a last page that is not full.
         """
         config, found = self.model.config, {}
         frequency = rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
@@ -111,7 +111,7 @@ class Reader(Texts):
 
     @functools.cached_property
     def induction_texts(self) -> Any:
-        """Random tokens said twice."""
+        """Random tokens, repeated once."""
         length, vocab = self.texts.shape[1] // 2 * 2, self.model.config.vocab_size
         return np.asarray(induction_tokens(jax.random.key(0), vocab, length, self.induction_count))
 
@@ -120,9 +120,9 @@ class Reader(Texts):
         return reference(self.model, self.induction_texts)
 
     def induction(self, i: int, made: Quantized | None) -> dict[str, float]:
-        """Mean nll of the second half of a text that says the same twice, nats per token.
+        """Mean nll of the second half of an induction text, nats per token.
 
-        Scored as a window is, by the same program.
+        Scored by the same program as a window.
         """
         exact, texts = self._induction_reference, self.induction_texts[i : i + 1]
         exact = exact._replace(hidden=exact.hidden[i : i + 1])
@@ -163,7 +163,7 @@ def _capture(params: Any, config: Any, ids: Array) -> dict[str, Float[Array, "la
 
 @functools.partial(jax.jit, static_argnames="of_keys")
 def _plain(store: Store | None, of_keys: bool = True) -> Store | None:
-    """The same codes by dense matrices, nothing left out: most methods then share one program."""
+    """The same codes with dense matrices, no exact tokens: most methods then share a program."""
     if store is None:
         return None
     codec = store.codec

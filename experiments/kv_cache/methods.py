@@ -1,6 +1,6 @@
-"""The methods that are compared: recipes for keys and for values.
+"""The compared methods: recipes for keys and for values.
 
-Those of `isojax.quantize.presets` are taken from there.
+Methods of `isojax.quantize.presets` are taken from there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROTATIONS = (
     "identity", "haar", "hadamard", "quaternion_full", "quaternion_fast", "planar", "rotor",
 )  # fmt: skip
 BLOCKWISE = ("quaternion_full", "quaternion_fast", "planar")
-# What is done beside a rotation.
+# Repairs added to a rotation.
 REPAIRS = {
     "": "{}/lloyd_max",
     "+pre": "{}/lloyd_max offset=pre_rope",
@@ -36,19 +36,19 @@ REPAIRS = {
     "+pre+sinks": "{}/lloyd_max offset=pre_rope sinks=4",
     "+pre+sinks+unbiased": "{}/lloyd_max@unbiased offset=pre_rope sinks=4",
 }
-# In the metric of the queries, or of the output projection; bits where they matter; and the same
-# with one ingredient left out.
+# In the metric of the queries, or of the output projection, with greedy bits; and the same with one
+# ingredient left out.
 ALIGNED = f"aligned/{GREEDY} offset=pre_rope sinks=4"
 UNBIASED, FLAT = CACHES["aligned"]
 LEARNED = REPAIRS["+pre+sinks+unbiased"].format("learned_rotation")
 FITTED = "pca/lloyd_max:fitted_channel offset=pre_rope"
 METHODS: dict[str, tuple[str, ...]] = {
     "kivi": CACHES["kivi"],
-    # The same with less aside: pages of 64 tokens, of which the last one stays exact while it is
-    # not full (longer pages have fewer ranges, and more exact keys: of 1024 tokens 64 cost least);
-    # one range for each token of the values, none exact.
+    # KIVI with fewer side bytes: pages of 64 tokens, of which the last one stays exact while it is
+    # not full (longer pages have fewer ranges, and more exact keys: for 1024 tokens 64 is best);
+    # one range per token of the values, none exact.
     "kivi+lean": ("identity/minmax:channel page=64", "identity/minmax"),
-    # The largest error of 64 elements with a range is stored apart, 1.6% (after KVQuant's 1%).
+    # Of 64 elements with one range, that of largest error is stored exact, 1.6% (KVQuant: 1%).
     "kivi+sparse": (
         "identity/minmax:channel@sparse page=64", "identity/minmax:group:64@sparse recent=32",
     ),
@@ -65,13 +65,13 @@ METHODS: dict[str, tuple[str, ...]] = {
     "aligned-bits": ("aligned/lloyd_max:fitted_channel offset=pre_rope sinks=4",),
     "aligned-gain": (f"aligned/{GREEDY}:none offset=pre_rope sinks=4",),
     "aligned-sinks": (f"aligned/{GREEDY} offset=pre_rope",),
-    # Rotations learned from a random one in place of it.
+    # Learned rotations in place of random ones.
     **{
         f"learned{name}": (REPAIRS[name].format("learned_rotation"),)
         for name in ("+pre+sinks", "+pre+sinks+unbiased")
     },
-    # Like published systems; the last three centred before RoPE and with exact sinks, as all that
-    # they stand beside.
+    # Like published systems; the last three centred before RoPE and with exact sinks, as the others
+    # here.
     **{name: CACHES[name] for name in ("kvquant", "smaq-like", "kvtc-like", "gtq-like")},
     "aligned+half": (f"aligned:0.5/{GREEDY} offset=pre_rope sinks=4",),
     "aligned+unbiased": (UNBIASED,),
@@ -93,14 +93,14 @@ DEFAULT = (
     "learned+pre+sinks+unbiased", "smaq-like", "kvtc-like", "gtq-like",
 )  # fmt: skip
 DRAWN = "{}/lloyd_max offset=pre_rope sinks=4"
-"""A method for coordinates of someone's own: centred, sinks exact, fixed levels."""
+"""The method for user coordinates: centred, sinks exact, fixed levels."""
 
 
 def recipes(name: str, sinks: int = 0, recent: int = 0) -> tuple[StoreRecipe, StoreRecipe]:
-    """How a method stores keys and values, at least so many first and last tokens exact.
+    """The stores of keys and values of a method, with at least these exact tokens.
 
     Args:
-        name: of `METHODS`; or a recipe of your own for both, or two joined by "|".
+        name: of `METHODS`; or your own recipe for both, or two joined by "|".
         sinks: first tokens.
         recent: last tokens.
 
@@ -134,7 +134,7 @@ def plan(pair: tuple[StoreRecipe, StoreRecipe], target: str, bits: int) -> Plan:
 
 
 def words(pair: tuple[StoreRecipe, StoreRecipe], target: str) -> dict[str, object]:
-    """How rows name a pair: the words of one, and where they differ, of the values."""
+    """The keys of rows for a pair: the words of the first, and of the values where they differ."""
     keys, values = pair
     first, second = (keys if "K" in target else values), (values if "V" in target else keys)
     found = first.words

@@ -1,4 +1,4 @@
-"""What `kv_cache` says about its rows: the question answered, tables, a figure."""
+"""The report of `kv_cache`: answers, tables, a figure."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ALWAYS = (
     "kivi", "identity", "haar", "quaternion_full", "planar", "haar+pre", "haar+pre+sinks",
     "aligned", "aligned+haar",
 )  # fmt: skip
-BEST = 3  # methods at each number of bits that the figure shows beside those
-DENSE = "haar"  # what others are measured against
+BEST = 3  # further methods per number of bits in the figure
+DENSE = "haar"  # the reference of others
 BLOCKWISE = ("quaternion_full", "quaternion_fast", "planar", "rotor")
 POINT = ("method", "bits", "target")
 COLUMNS = {
@@ -38,9 +38,9 @@ COLUMNS = {
     "attention_output_nmse": "output NMSE",
     "key_cosine": "K cosine",
     "value_cosine": "V cosine",
-    "rate_bits": "bits a number",
+    "rate_bits": "bits per element",
     "induction_nll": "induction nll",
-    "bytes_per_token": "bytes a token",
+    "bytes_per_token": "bytes per token",
     "side_bytes": "bytes once",
     "compression_ratio": "fp16 / bytes",
 }
@@ -58,20 +58,20 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
     parts = [
         f"# The KV cache of {base['model']} in few bits",
         f"{windows} windows of {base['length']} tokens of {base['text']}, exact cache: nll "
-        f"{exact.mean:.4f} nat a token. Fitted on {base['calibration']}."
+        f"{exact.mean:.4f} nats per token. Fitted on {base['calibration']}."
         + (f" Exact cache on the recall probes: {', '.join(probes)}." if probes else ""),
         "**How a perplexity with a quantized cache is computed here.** Each window is read in one "
         "pass through the packed cache. Every query attends to codes at all positions up to and "
-        "with its own, from the first token on, prompt included; a token is exact only where its "
-        "method says so (sinks, recent tokens, KIVI's page that is not full). Norms, minima, "
-        "maxima and exact tokens are fp16 and counted in the bytes, as is, at 16 bit, the side "
-        "that is not in codes; `bytes once` are transforms, means and codebooks in fp32, a copy a "
-        "head. `delta nll` is the mean over windows of nll minus the exact cache's on the same "
-        "window, ± its standard error. Each window is read with rotations of its own, so that ± "
-        "stands for texts and rotations together. Logit error (rms, each row's mean removed), "
-        "attention KL, output NMSE and cosines (mean ± sd over windows) are over all layers on the "
-        "tensors of the exact model, no token exact. Needles: lines that give a code to a name, "
-        "one asked for, greedy; induction: random tokens said twice, the nll of the second time.",
+        "with its own, from the first token on, prompt included; a token is exact only if its "
+        "method keeps it (sinks, recent tokens, KIVI's page that is not full). Norms, minima, "
+        "maxima and exact tokens are fp16 and counted in the bytes, as is, at 16 bit, a side "
+        "that is not in codes; `bytes once` are transforms, means and codebooks in fp32, one copy "
+        "per head. `delta nll` is the mean over windows of nll minus the exact cache's on the same "
+        "window, ± its standard error. Each window has separate rotations, so that ± covers "
+        "texts and rotations together. Logit error (rms, each row's mean removed), attention KL, "
+        "output NMSE and cosines (mean ± sd over windows) are over all layers on the tensors of "
+        "the exact model, no token exact. Needles: lines with names and codes, a question about "
+        "one of them, greedy; induction: random tokens repeated once, the nll of the repetition.",
     ]
     for bits in sorted({r.config["bits"] for r in rows if "bits" in r.config}):
         for target in ("K", "V", "KV"):
@@ -83,7 +83,7 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
 
 
 def lines(rows: Sequence[Row]) -> str:
-    """One line a method, the least loss first."""
+    """One line per method, the least loss first."""
     names = list(dict.fromkeys(r.config["method"] for r in rows))
     shown = {metric: head for metric, head in COLUMNS.items() if select(rows, metric)}
     needles = {r.config["probe_length"] for r in select(rows, "needle_accuracy")}
@@ -111,7 +111,7 @@ def lines(rows: Sequence[Row]) -> str:
 
 
 def answers(rows: Sequence[Row]) -> list[str]:
-    """Where block rotations stand against a dense one, and which repair closes the gap."""
+    """The loss of block rotations against a dense one, and the best repairs."""
     loss = {
         name: summarize(rows, "delta_nll", method=name).mean
         for name in dict.fromkeys(r.config["method"] for r in rows)
@@ -139,7 +139,7 @@ def answers(rows: Sequence[Row]) -> list[str]:
         first = sorted(loss, key=lambda n: loss[n])[:3]
         each = ", ".join(
             f"{n} {_loss(summarize(rows, 'delta_nll', method=n))} at "
-            f"{summarize(rows, 'rate_bits', method=n).mean:.2f} bits a number"
+            f"{summarize(rows, 'rate_bits', method=n).mean:.2f} bits per element"
             for n in first
         )
         said.append(f"Least loss: {each}.")
@@ -147,7 +147,7 @@ def answers(rows: Sequence[Row]) -> list[str]:
 
 
 def frontier(rows: Sequence[Row]) -> list[str]:
-    """At equal bytes: the points that no other one beats both in bytes and in loss."""
+    """At equal bytes: the points that no other one beats in both bytes and loss."""
     found = []
     for target in ("K", "V", "KV"):
         here = [r for r in select(rows, target=target) if r.metric in ("delta_nll", "rate_bits")]
@@ -164,13 +164,15 @@ def frontier(rows: Sequence[Row]) -> list[str]:
         found += kept
     if not found:
         return []
-    head = ["in codes", "method", "bits a code", "bits a number", "delta nll ± se"]
-    title = "## At equal bytes a token: every other point above loses more in as many or more"
-    return [title, "What is stored once (`bytes once`) is not counted.", markdown(head, found)]
+    head = ["in codes", "method", "bits per code", "bits per element", "delta nll ± se"]
+    title = (
+        "## At equal bytes per token: points with less loss than all others of at most their bytes"
+    )
+    return [title, "`bytes once` are not counted.", markdown(head, found)]
 
 
 def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
-    """Loss over bits a number, all that is stored counted, a panel for each side in codes."""
+    """Loss over bits per element, scales counted, one panel per side in codes."""
     rows = complete(study.rows(**base), windows, POINT)
     targets = [t for t in ("K", "V", "KV") if select(rows, "delta_nll", target=t)]
     chart, axes = new_figure(1, max(len(targets), 1), f"KV cache of {base['model']}")

@@ -5,13 +5,13 @@
         --calibration-text valid.txt --seeds 5 --out results/linear_layers
 
 Every row quantizes the inputs and the weights of all linear layers at the same places and ranges,
-on the same texts; what differs is the basis. A rotation in the residual stream (`quarot`) merges,
-but folds the scales of norms into the weights; coordinates at the four inputs (`--coordinates`)
-leave them, and all but a leading diagonal of them runs online: hence loss against online cost.
-Diagonals before a Hadamard matrix were used in QuIP (for weights alone), SmoothRot, DuQuant and
-OSTQuant; CAT and WUSH are closed forms that align both sides, Kronecker factors are FlatQuant's.
-Every seed reads all windows; `delta_nll` is against the model as it is. A table by layer and input
-says which of concentration and alignment makes the difference.
+on the same texts; only the basis differs. A rotation of the residual stream (`quarot`) merges, but
+folds the scales of norms into the weights. Coordinates at the four inputs (`--coordinates`) leave
+the scales, and run online except for a leading diagonal: hence loss against online cost. Diagonals
+before a Hadamard matrix were used in QuIP (only for weights), SmoothRot, DuQuant and OSTQuant; CAT
+and WUSH are closed forms that align inputs with weights, Kronecker factors are FlatQuant's. Every
+seed reads all windows; `delta_nll` is against the unquantized model. A table by layer and input
+shows the contributions of concentration and alignment.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ class Config(Calibrated):
     settings: tuple[str, ...] = ("W4A4",)
     """Bits of weights and of the inputs of linear layers, such as W4A4, W4A16, W16A4."""
     formats: tuple[str, ...] = ("int4",)
-    """int4 (a scale per token and per output channel), int4max (so, with ranges up to the peak),
-    int4g32, int4g128 (for 32 or 128 neighbours), mxfp4, nvfp4."""
+    """int4 (one scale per token and per output channel), int4max (the same with ranges up to the
+    peak), int4g32, int4g128 (one scale per 32 or 128 neighbours), mxfp4, nvfp4."""
     rounding: tuple[str, ...] = ("nearest", "gptq")
-    """Of weights: nearest, gptq, gptq-behind (on inputs that come through quantized layers)."""
+    """Rounding of weights: nearest, gptq, gptq-behind (on inputs after quantized layers)."""
     plans: tuple[str, ...] = tuple(name for name in PLANS if name != "spinquant")
-    """none, smoothquant, quarot (its places), quarot+balance (so, with a diagonal at o and down),
-    spinquant (quarot with rotations learned on the loss, for each seed), folded (a Hadamard at all
-    inputs, norms folded)."""
+    """none, smoothquant, quarot (its places), quarot+balance (the same with a diagonal at o and
+    down), spinquant (quarot with rotations learned on the loss, per seed), folded (a Hadamard at
+    all inputs, norms folded)."""
     coordinates: tuple[str, ...] = COORDINATES
-    """Coordinates at all four inputs, the scales of norms left there. Blocks of those by default
-    that do not divide all inputs become the longest below that do."""
+    """Coordinates at all four inputs, with the scales of norms not folded. Default blocks that do
+    not divide all inputs become the longest shorter ones that do."""
     seeds: int = 2
-    """Seeds of what is drawn; each reads all windows."""
+    """Seeds of random transforms; each reads all windows."""
     steps: int = 100
-    """Of learned rotations, a multiple of 10."""
+    """Steps of learned rotations, a multiple of 10."""
     layers: bool = True
-    """Look at every layer and input too."""
+    """Measure every layer and input too."""
     samples: int = 4096
-    """Tokens to keep the vectors of, for coordinates that are fitted on more than moments."""
+    """Tokens whose vectors are kept, for coordinates fitted on more than moments."""
 
     windows: int = 8
     """Windows of text, one after the other from its start."""
@@ -73,7 +73,7 @@ class Config(Calibrated):
 
 
 def main(config: Config) -> None:
-    """Fit, quantize, score, and write what the record does not hold yet."""
+    """Fit, quantize, score, and write missing rows."""
     assert config.out is not None
     check_named("settings", config.settings)
     for setting in config.settings:
@@ -104,7 +104,7 @@ def main(config: Config) -> None:
 
 
 def jobs(config: Config, reader: Reader, base: dict[str, Any], every: list[Case]) -> Iterator[Job]:
-    """The exact model, each case with one seed, and each layer by itself."""
+    """The exact model, each case with one seed, and each layer separately."""
     yield reader.exact_job(base | {"setting": "exact"})
     for case in every:
         plan = plan_of(case, config.steps)

@@ -1,4 +1,4 @@
-"""What is measured of a case: losses of the whole model, costs, and each layer's own error."""
+"""Measurements of a case: losses of the whole model, costs, and the error per layer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Reader(Planned):
     """A model, texts to fit on, and texts to test on."""
 
     def values(self, plan: Plan, seed: int, todo: Sequence[Entry]) -> Iterator[dict[str, float]]:
-        """Values of entries of a plan: of a window each, of all windows, or its costs."""
+        """Values of entries of a plan: of one window, of all windows, or its costs."""
         made = self.quantized(plan, seed)
         scores = functools.cache(lambda i: self.read(made, i))
         for entry in todo:
@@ -53,7 +53,7 @@ class Reader(Planned):
     def layers(
         self, plan: Plan, seed: int, form: str, todo: Sequence[Entry]
     ) -> Iterator[dict[str, float]]:
-        """Values of entries: of one input of one layer, on the first text, nothing in codes yet."""
+        """Values of entries: of one input of one layer, on the first text, before quantization."""
         made = self.quantized(plan, seed)
         seen = _inputs(made, jnp.asarray(self.texts[:1]))
         for entry in todo:
@@ -78,7 +78,7 @@ def _inputs(made: Quantized, ids: Array) -> dict[str, Float[Array, "layers t d"]
 
 @functools.partial(jax.jit, static_argnames="form")
 def _look(x: Float[Array, "t d"], w: Float[Array, "d o"], form: str) -> dict[str, Array]:
-    """Concentration of both sides, alignment, and the SQNR of the output in 4 bits and by law."""
+    """Concentration of input and weight, alignment, and the output's SQNR, measured and by law."""
     group = {"int4g32": 32, "int4g128": 128}.get(form, 0)
     of_inputs, of_weights = (Levels.parse(levels) for levels in FORMATS[form])
     x_hat = of_inputs.fit(Samples(x), 4).roundtrip(x)

@@ -1,4 +1,4 @@
-"""What is compared: what stands at the inputs of linear layers, and how all is rounded."""
+"""The compared cases: coordinates at the inputs of linear layers, formats and rounding."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from isojax.quantize.parts import SITES
 from isojax.recipes import Coordinates, Samples
 from isojax.transforms import Diagonal
 
-# of weights; `gptq-behind` has the Hessians of inputs that come through quantized layers
+# of weights; `gptq-behind` has the Hessians of inputs after quantized layers
 ROUNDINGS = {
     "nearest": "rounding=nearest",
     "gptq": "rounding=gptq",
     "gptq-behind": "rounding=gptq inputs=quantized",
 }
-# levels of inputs and of weights; every range is that of least squared error, save with `int4max`
+# levels of inputs and of weights; ranges are those of least squared error, except with `int4max`
 FORMATS = {
     "int4": ("absmax:range=mse", "absmax:range=mse"),
     "int4max": ("absmax", "absmax"),
@@ -29,8 +29,8 @@ FORMATS = {
     "mxfp4": ("mxfp4", "mxfp4"),
     "nvfp4": ("nvfp4", "nvfp4"),
 }
-# residual stream and values, whether the scales of norms are folded, and what the four inputs pass
-# through: of q/k/v, o, gate/up, down
+# residual stream and values, whether the scales of norms are folded, and coordinates of the four
+# inputs: of q/k/v, o, gate/up, down
 ROTATED = ("identity", "hadamard", "identity", "hadamard")
 PLANS: dict[str, tuple[dict[str, str], str, tuple[str, ...]]] = {
     "none": ({}, "input", ("identity",) * 4),
@@ -56,23 +56,23 @@ COORDINATES = (
     "cat:32@hadamard", "wush:32@block_hadamard:32", "kron_wush@hadamard", "wush@hadamard",
     "balance@kron_wush@hadamard", "flatquant", "balance@flatquant",
 )  # fmt: skip
-"""Coordinates at all four inputs, the scales of norms left there."""
+"""Coordinates at all four inputs, with the scales of norms not folded."""
 OWN = {"shuffled_balance": f"{__name__}:shuffled_balance"}
 """Stages that this study adds."""
 
 
 def shuffled_balance(key: Key[Array, ""], samples: Samples) -> Diagonal:
-    """A control: the scales of `balance`, each at the channel of another, drawn at random."""
+    """A control: the scales of `balance` in a random order of channels."""
     scale = Coordinates.parse("balance").fit(key, samples)
     return Diagonal(jax.random.permutation(key, jnp.diagonal(scale.matrix())))
 
 
 class Case(NamedTuple):
-    """What is measured.
+    """A compared case.
 
     Attributes:
-        plan: one of `PLANS`, or `inputs` for coordinates at all four.
-        coordinates: of the inputs; where they differ, of all, joined by commas.
+        plan: one of `PLANS`, or `inputs` for coordinates at all four inputs.
+        coordinates: of the inputs; all four, joined by commas, where they differ.
         norm_scale: `folded` or `input`.
         setting: bits of weights and of inputs, as W4A4.
         format: one of `FORMATS`.
@@ -91,7 +91,7 @@ def cases(
     plans: tuple[str, ...], coordinates: tuple[str, ...], settings: tuple[str, ...],
     formats: tuple[str, ...], roundings: tuple[str, ...],
 ) -> list[Case]:  # fmt: skip
-    """All that is asked for; what shares a setting, a format and a rounding stands together."""
+    """All requested cases, ordered by setting, format and rounding."""
     found = []
     for setting in settings:
         rounded = roundings if bits_of(setting)[0] < 16 else ("none",)

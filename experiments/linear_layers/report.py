@@ -1,4 +1,4 @@
-"""What `linear_layers` says about its rows: losses against online cost, and why."""
+"""The report of `linear_layers`: losses against online cost, and their causes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def text(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: 
     parts = [
         f"# Linear layers of {base['model']}: rotate, align, or align and then flatten",
         f"{windows} windows of {base['length']} tokens of {base['text']}, all fitted on "
-        f"{base['calibration']}. Scales are per token and per output channel, unless the format "
-        "says otherwise, ranges those of least squared error for every row. Loss and KL in nats "
-        "per token against the same model unquantized: means over seeds, then over windows, ± the "
-        "standard error over windows. FMAs: multiply-adds per token of what runs online, in "
-        "thousands, all layers; transforms: how many run online in a layer.",
+        f"{base['calibration']}. Scales are per token and per output channel, except for formats "
+        "with groups; ranges have the least squared error in every row. Loss and KL in nats per "
+        "token against the unquantized model: means over seeds, then over windows, ± the standard "
+        "error over windows. FMAs: multiply-adds per token of online transforms, in thousands, "
+        "all layers; transforms: number of online transforms per layer.",
     ]
     for setting, form in dict.fromkeys((c.setting, c.format) for c in cases):
         here = [c for c in cases if (c.setting, c.format) == (setting, form)]
@@ -43,7 +43,7 @@ def text(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: 
     looked = select(rows, "alignment_db")
     if looked:
         parts += [
-            "## What decides the error of a layer",
+            "## Terms of the error per layer",
             "Mean over layers on the first window, in dB: concentration of inputs and of weights, "
             "alignment, and the SQNR of the output in 4 bits, measured and by the law of CAT.",
             pivot(
@@ -55,7 +55,7 @@ def text(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: 
 
 
 def _table(rows: Sequence[Row], cases: Sequence[Case], windows: int) -> str:
-    """A line per method, in order of its best loss."""
+    """One line per method, in order of its best loss."""
     roundings = list(dict.fromkeys(c.rounding for c in cases))
     lines: dict[tuple[str, ...], dict[str, Any]] = {}
     for case in cases:
@@ -107,7 +107,7 @@ def _mean(rows: Sequence[Row], metric: str) -> float:
 
 
 def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> Any:
-    """Loss against online cost, a panel per setting and rounding; a line joins the best."""
+    """Loss against online cost, one panel per setting and rounding; a line joins the best."""
     rows = study.rows(**base)
     kinds = list(dict.fromkeys((c.setting, c.format, c.rounding) for c in cases))
     chart, axes = new_figure(1, len(kinds), f"{base['model']}: loss against online cost")
@@ -144,7 +144,7 @@ def _short(name: str) -> str:
 
 
 def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Places and losses where nothing that costs as little loses less."""
+    """Points for which no other one with at most their cost has less loss."""
     kept: list[tuple[float, float]] = []
     for cost, loss in sorted(points):
         if not kept or loss < kept[-1][1]:

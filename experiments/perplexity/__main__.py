@@ -3,10 +3,10 @@
     isojax perplexity
     isojax perplexity --model Qwen/Qwen2.5-0.5B --text wikitext-2 --out results/q05
 
-Windows of `--length` tokens follow each other from the start of the text and are scored alone:
-no BOS, no overlap, the first token of each is not predicted. Rows: `nll` for each window and
-`perplexity`, the exponential of its mean over all windows. Nothing is quantized.
-Expected on WikiText-2 raw test, first 2048 tokens, fp32: SmolLM2-135M-Instruct (Q4_1) 15.15,
+Consecutive windows of `--length` tokens from the start of the text are scored independently: no
+BOS, no overlap, the first token of each is not predicted. Rows: `nll` per window and `perplexity`,
+the exponential of its mean over all windows. Nothing is quantized. Expected on WikiText-2 raw test,
+first 2048 tokens, fp32: SmolLM2-135M-Instruct (Q4_1) 15.15,
 Qwen2.5-Coder-0.5B-Instruct (Q4_K_M) 21.26; 20 s and 40 s on 2 CPU cores.
 """
 
@@ -32,7 +32,7 @@ class Config(Common):
     """Settings."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of parameters and activations; norms, softmax and likelihood are always in fp32."""
+    """Dtype of parameters and activations; norms, softmax and likelihood are always in fp32."""
 
 
 def main(config: Config) -> None:

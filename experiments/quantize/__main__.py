@@ -4,15 +4,15 @@
     isojax quantize --plans quarot aligned my.plan "weight: absmax bits=4" \
         --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 --save results/models --errors
 
-A plan is a published method by name (`quarot`, `quarot:3` for 3 bits; see
-`isojax.quantize.presets`), a file of rules, the rules themselves, or `package.module:name`. One
-table has, for each, the loss and its difference from the model as it is, the divergence from what
-that predicts (mean, 99% quantile, share of tokens with the same most likely one), bits per weight
-and per element of the cache, bytes, multiply-adds per token of what runs online, and the peak
-memory of the process from quantizing to the last window. Plans are fitted on the calibration text.
-Every window is read with one of the seeds, in turn, where a plan is drawn. Where a plan stores the
-cache in codes, every token reads all before it from these.
-At the end a short text goes on as each quantized model has it.
+A plan is a published method by name (`quarot`, `quarot:3` for 3 bits;
+see `isojax.quantize.presets`), a file of rules, the rules themselves, or `package.module:name`. One
+table has, for each, the loss and its difference from the unquantized model, the divergence from its
+predictions (mean, 99% quantile, share of tokens with the same most likely one), bits per weight and
+per element of the cache, bytes, multiply-adds per token of online transforms, and the peak memory
+of the process from quantizing to the last window. Plans are fitted on the calibration text. Window
+i has seed i modulo the number of seeds, for random plans. Where a plan stores the cache in codes,
+every token reads all tokens before it from the codes. At the end each quantized model continues a
+short text.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ class Config(Calibrated):
     """Settings."""
 
     plans: tuple[str, ...] = DEFAULT
-    """Names (gptq smoothquant quarot spinquant mixquant rotated-inputs balanced-inputs; of the cache
-    kivi kvquant isoquant kvtc-like smaq-like gtq-like rotated-cache aligned; with arguments as in
-    quarot:3 or mixquant:bits=3:block=16), files, rules, or package.module:name. Learning the
-    rotations of spinquant takes minutes per seed."""
+    """Names (of linear layers gptq smoothquant quarot spinquant mixquant rotated-inputs
+    balanced-inputs, of the cache kivi kvquant isoquant kvtc-like smaq-like gtq-like rotated-cache
+    aligned; with arguments as in quarot:3 or mixquant:bits=3:block=16), files, rules, or
+    package.module:name. Learning the rotations of spinquant takes minutes per seed."""
     seeds: int = 2
-    """Seeds of what is drawn; window i has seed i modulo this."""
+    """Seeds of random transforms; window i has seed i modulo this."""
     errors: bool = False
-    """Show the error behind each layer too: of the hidden state, relative to that of the model as
-    it is, mean over the tokens of the first window. It has all that came before, the cache in codes
-    too; where it jumps, a layer needs more bits."""
+    """Show the error after each layer too: of the hidden state, relative to the unquantized model,
+    mean over the tokens of the first window. It accumulates the errors of all layers before and of
+    the cache; where it jumps, a layer needs more bits."""
     prompt: str = ""
-    """Text that goes on at the end; by default the first 16 tokens of the text."""
+    """Prompt of the continuation; by default the first 16 tokens of the text."""
     continuation: int = 24
-    """Tokens by which it goes on; 0 for none."""
+    """Tokens of the continuation; 0 for none."""
     save: Path | None = None
-    """Folder for the quantized models of seed 0, a folder each, as `isojax.quantize.save` packs
-    them."""
+    """Folder for the quantized models of seed 0, one folder each, written by
+    `isojax.quantize.save`."""
 
     windows: int = 4
     """Windows of text, one after the other from its start."""
@@ -80,14 +80,14 @@ class Config(Calibrated):
 
 
 def main(config: Config) -> None:
-    """Quantize, score, and write what the record does not hold yet."""
+    """Quantize, score, and write missing rows."""
     check_named("plans", config.plans)
     check_positive("seeds", config.seeds)
     if config.continuation < 0:
         raise ValueError(f"continuation must be at least 0, got {config.continuation}.")
     plans = {_name(given): find_plan(given) for given in config.plans}
     if len(plans) < len(config.plans):
-        raise ValueError(f"plans must have names of their own, got {', '.join(config.plans)}.")
+        raise ValueError(f"plans must have different names, got {', '.join(config.plans)}.")
     grows = ("plans", "errors", "prompt", "continuation", "save")
     study = config.study("quantize", *grows, *config.windows_grow)
     model, texts, fit_on, base = config.load()
@@ -109,7 +109,7 @@ def main(config: Config) -> None:
 
 
 def dividing(config: Config, plans: dict[str, Plan], width: int) -> dict[str, Plan]:
-    """Plans by name, those of the study's own in the longest blocks that divide `width`."""
+    """Plans by name; default ones have the longest blocks that divide `width`."""
     fitted = config.dividing("plans", width, family=PLANS)
     changed = {a: b for a, b in zip(config.plans, fitted, strict=True) if a != b}
     return {
@@ -121,7 +121,7 @@ def dividing(config: Config, plans: dict[str, Plan], width: int) -> dict[str, Pl
 def jobs(
     config: Config, reader: Reader, base: dict[str, Any], plans: dict[str, Plan]
 ) -> Iterator[Job]:
-    """The model as it is, and each plan with one seed."""
+    """The unquantized model, and each plan with one seed."""
     exact = base | {"plan": "unquantized", "rules": ""}
     yield reader.exact_job(exact, "unquantized")
     layers = range(reader.model.config.num_hidden_layers)
@@ -135,7 +135,9 @@ def jobs(
             whole = own | {"windows": config.texts, "seeds": seeds}
             entries += [Entry(whole, seed, TAILS)]
             entries += [Entry(own, seed, COSTS)] if not number else []
-            entries.append(Entry(whole, seed, PEAK))  # errors would count the exact model too
+            entries.append(
+                Entry(whole, seed, PEAK)
+            )  # errors would count the exact model's memory too
             if config.errors and not number:
                 entries += [Entry(own | {"layer": i}, seed, ERROR) for i in layers]
             title = name if seed is None else f"{name}, seed {seed}"
@@ -145,7 +147,7 @@ def jobs(
 
 
 def _name(given: str) -> str:
-    """Of a plan in rows: a file's own, and rules in one line."""
+    """The name of a plan in rows: the name of a file, or rules in one line."""
     rules = ": " in given or ";" in given or "\n" in given
     return "; ".join(given.split("\n")) if rules else Path(given).name
 

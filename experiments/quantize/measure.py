@@ -1,4 +1,4 @@
-"""What is measured of a plan: scores of texts, costs, errors behind layers, memory."""
+"""Measurements of a plan: scores of texts, costs, errors after layers, memory."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ PROMPT = 16  # tokens
 
 
 class Reader(Planned):
-    """A model, statistics to fit on, texts to test on, and one that goes on."""
+    """A model, statistics to fit on, texts to test on, and a text to continue."""
 
     def __init__(
         self, model: LanguageModel, texts: np.ndarray, fit_on: np.ndarray, plans: Sequence[Plan],
         prompt: str, steps: int, folder: Path | None,
     ) -> None:  # fmt: skip
-        """Take texts to test on and to fit on, and what becomes of models: text, a folder."""
+        """Store texts to test on and to fit on, a prompt to continue, and a folder for models."""
         super().__init__(model, texts, fit_on, plans)
         ids = encode(model.tokenizer, prompt) if prompt else texts[0, :PROMPT]
         self.prompt, self.steps, self.folder = np.asarray(ids), steps, folder
@@ -52,7 +52,7 @@ class Reader(Planned):
 
     @functools.cached_property
     def hidden(self) -> np.ndarray:
-        """What leaves each layer of the exact model on the first text."""
+        """The hidden states after each layer of the exact model on the first text."""
         return np.asarray(_hidden(running(self.model), jnp.asarray(self.texts[0])))
 
     def values(
@@ -94,13 +94,13 @@ class Reader(Planned):
         }  # fmt: skip
 
     def go_on(self, name: str, plan: Plan | None) -> str:
-        """A text as a model has it go on."""
+        """The continuation of the prompt by a model."""
         if name not in self.told:
             self.finish(name, plan, None)
         return self.told[name]
 
     def finish(self, name: str, plan: Plan | None, made: Quantized | None) -> None:
-        """Save a model and let the text go on, where that is asked for."""
+        """Save a model and continue the text, if requested."""
         self.told[name], saves = "", self.folder is not None and plan is not None
         if not self.steps and not saves:
             return
@@ -116,7 +116,7 @@ class Reader(Planned):
 
 @jax.jit
 def _hidden(model: Quantized, ids: Int[Array, " t"]) -> Float[Array, "layers t d"]:
-    """What leaves each layer, in the model's own coordinates."""
+    """The hidden states after each layer, in the coordinates of the unquantized model."""
     cache = model.cache(1, len(ids)) if model.stores else None
     sites = tuple(Site("hidden", i + 1) for i in range(model.config.num_hidden_layers))
     given = {"hooks": model.hooks, "cache": cache, "capture": sites}
@@ -127,7 +127,7 @@ def _hidden(model: Quantized, ids: Int[Array, " t"]) -> Float[Array, "layers t d
 def _errors(
     made: Quantized, ids: Int[Array, " t"], exact: Float[Array, "layers t d"]
 ) -> Float[Array, " layers"]:
-    """Relative error of what leaves each layer, mean over tokens."""
+    """Relative error of the hidden states after each layer, mean over tokens."""
     x = _hidden(made, ids)
     if "residual" in made.shared:
         x = made.shared["residual"].inverse.apply(x)
@@ -135,7 +135,7 @@ def _errors(
 
 
 def reset_peak() -> None:
-    """Let `peak` begin anew, on Linux."""
+    """Reset the peak of `peak`, on Linux."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -143,7 +143,7 @@ def reset_peak() -> None:
 
 
 def peak() -> int:
-    """Peak resident bytes of this process since `reset_peak`; where that cannot be, of all time."""
+    """Peak resident bytes of this process since `reset_peak`; off Linux, since its start."""
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     if found:

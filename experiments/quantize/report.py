@@ -1,4 +1,4 @@
-"""What `quantize` says about its rows: one table, errors by layer, what stands where."""
+"""The report of `quantize`: one table, errors by layer, the parts of each plan."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ FORMS = {
 def rows_of(
     study: Study, base: Mapping[str, Any], plans: Mapping[str, Plan], windows: int
 ) -> list[Row]:
-    """Rows of these plans as they are now, in their order, those that have read all windows."""
+    """Rows of these plans in their current form and order, with all windows."""
     rules = {"unquantized": ""} | {n: "; ".join(str(p).splitlines()) for n, p in plans.items()}
     rows = [
         row
@@ -88,7 +88,7 @@ def text(
         f"{windows} windows of {base['length']} tokens of {base['text']}, plans fitted on "
         f"{base['calibration']}. Losses and divergences in nats per token; delta nll and KL are "
         "against the same window unquantized, ± the standard error over windows (and seeds). Bits "
-        "per weight are those of the projections, MB all parameters (what is exact at 16 bits); "
+        "per weight are those of the projections, MB all parameters (exact ones at 16 bits); "
         f"cache bits and bytes those of {base['length']} tokens, exact ones counted; online FMAs "
         "are per token, all layers. Peak MB: resident memory of the process from quantizing to the "
         "last window; weights are held in floating point here.",
@@ -97,11 +97,11 @@ def text(
     behind = select(rows, "relative_error")
     if behind:
         parts += [
-            "## Relative error of the hidden state behind each layer",
+            "## Relative error of the hidden state after each layer",
             "Mean over the tokens of the first window.",
             pivot(behind, ["plan"], "layer", form=_mean(3)),
         ]
-    parts.append("## What stands where")
+    parts.append("## Parts of the plans")
     for name, plan in plans.items():
         said = describe(plan, config, tokens=base["length"])
         parts.append(f"**{name}**\n\n```\n{said.table}\n```")
@@ -113,7 +113,7 @@ def figure(
     study: Study, base: Mapping[str, Any], plans: Mapping[str, Plan], windows: int,
     config: ModelConfig,
 ) -> Any:  # fmt: skip
-    """The loss of each plan, and its error behind each layer."""
+    """The loss of each plan, and its error after each layer."""
     rows = rows_of(study, base, plans, windows)
     behind = select(rows, "relative_error")
     chart, axes = new_figure(1, 1 + bool(behind), f"{base['model']} quantized by plans")

@@ -19,21 +19,21 @@ class Config(Common):
     dims: tuple[int, ...] = (128, 256, 512)
     """Lengths of the synthetic vectors."""
     bits: tuple[int, ...] = (2, 3, 4)
-    """Bits a coordinate."""
+    """Bits per coordinate."""
     dtypes: tuple[Literal["float16", "float32", "bfloat16"], ...] = (
         "float16", "float32", "bfloat16",
     )  # fmt: skip
-    """Of the synthetic vectors."""
+    """Dtypes of the synthetic vectors."""
     coordinates: tuple[str, ...] = (
         "identity", "haar", "hadamard", "rotor", "planar", "quaternion_fast", "quaternion_full",
     )  # fmt: skip
-    """Drawn coordinates, see `isojax.recipes`; the identity is always among them."""
+    """Random coordinates, see `isojax.recipes`; the identity is always among them."""
     codebooks: tuple[Literal["gaussian", "sphere"], ...] = ("gaussian", "sphere")
     """Lloyd-Max levels of N(0, 1/d), which are always among them, and of the exact law."""
     vectors: int = 8192
-    """Synthetic vectors a seed."""
+    """Synthetic vectors per seed."""
     repeats: int = 51
-    """Timed calls of each program, in turn with all others of the same shape."""
+    """Timed calls of each program, alternating with all others of the same shape."""
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         fewer = {"seeds": 3, "dims": (128,), "dtypes": ("float32",), "vectors": 2048}

@@ -1,4 +1,4 @@
-"""What `stage1` measures: costs, errors on synthetic vectors and on those of a model, and times."""
+"""Measurements of `stage1`: costs, errors on synthetic vectors and on those of a model, times."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def theory(levels: Any, dim: int, law: str) -> float:
 
 
 def errors(t: transforms.Transform, x: jax.Array, case: Case) -> dict[str, jax.Array]:
-    """Error of the vectors `x`, and how their rotated energy and coordinates lie."""
+    """Error of the vectors `x`, and statistics of their rotated energy and coordinates."""
     book = codebook(case, x.shape[-1])
     x_hat = Codec(t, book).roundtrip(x)
     y = t.apply(x.astype(jnp.float32))
@@ -74,7 +74,7 @@ def named(base: Mapping[str, Any], *names: str) -> Callable[[dict[str, Any]], di
 
 
 def unit_vectors(key: jax.Array, n: int, dim: int, dtype: str) -> jax.Array:
-    """Uniformly random ones."""
+    """Uniformly random unit vectors."""
     x = jax.random.normal(key, (n, dim))
     return (x / jnp.linalg.norm(x, axis=-1, keepdims=True)).astype(dtype)
 
@@ -90,7 +90,7 @@ def costs(config: Config) -> Iterator[Job]:
 
 
 def synthetic(config: Config) -> Iterator[Job]:
-    """Errors on synthetic unit vectors, and what theory says of them."""
+    """Errors on synthetic unit vectors, and their theoretical values."""
 
     def trial(key: jax.Array, *, dim: int, dtype: str, coordinates: str) -> dict[Case, Any]:
         own, others = jax.random.split(key)
@@ -119,7 +119,7 @@ def synthetic(config: Config) -> Iterator[Job]:
 
 
 def times(config: Config) -> Iterator[Job]:
-    """Time of a round trip beside that of `x + 1`, called in turn in one process."""
+    """Times of round trips and of `x + 1`, in alternating calls in one process."""
     for dim in config.dims:
         for dtype in config.dtypes:
             yield _times(config, dim, dtype)
@@ -156,7 +156,7 @@ def _times(config: Config, dim: int, dtype: str) -> Job:
 def real(config: Config) -> tuple[dict[str, Any], Job]:
     """Errors on the keys and values of a model: means over layers, and the worst layer.
 
-    Returns what its rows have in common, and the job.
+    Returns the common configuration of its rows, and the job.
     """
     from isojax.data import load_text, windows
     from isojax.models import capture_tensors, encode, load_model

@@ -1,4 +1,4 @@
-"""What `stage1` says about its rows: the published figures beside ours, four tables, a figure."""
+"""The report of `stage1`: published and measured values, four tables, a figure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PUBLISHED_COSTS = {  # d = 128: parameters, FMAs
     "quaternion_fast": (128, 512),
 }
 TIMED = ("rotor", "quaternion_full", "quaternion_fast", "planar")
-PUBLISHED_TIMES = {  # us for 8192 vectors of 128, 256, 512 numbers, in the order of TIMED
+PUBLISHED_TIMES = {  # us for 8192 vectors of length 128, 256, 512, in the order of TIMED
     ("float16", 2): ((32.7, 8.5, 8.2, 8.5), (32.6, 8.8, 8.3, 8.4), (36.0, 8.4, 8.5, 8.3)),
     ("float16", 3): ((36.4, 6.2, 6.1, 6.2), (36.8, 9.7, 9.5, 9.2), (39.9, 9.9, 8.4, 9.6)),
     ("float16", 4): ((44.2, 9.6, 9.4, 9.4), (46.7, 8.1, 7.5, 7.5), (50.4, 13.9, 12.5, 13.4)),
@@ -52,7 +52,7 @@ COLUMNS = {
 
 
 def add_published(study: Study) -> None:
-    """Record the published numbers, so that the tables are made of rows alone."""
+    """Record the published numbers, so that the tables are made only from rows."""
     source = {"source": PUBLISHED}
     for name, (params, fmas) in PUBLISHED_COSTS.items():
         config = source | {"section": "cost", "coordinates": name, "dim": 128}
@@ -78,18 +78,18 @@ def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:
             "of each codebook under its own law; the first is reached as d grows.",
             "## Cost of the rotation of one vector",
             costs(study),
-            "A rotor counts 56 FMAs a block of three, as in the published multivector form, which "
-            "carries eight numbers; it is a rotation of three numbers, and the 3 x 3 matrix used "
-            "here takes 9. Blocks of three pad 128 to 129, 256 to 258 and 512 to 513.",
-            "## Synthetic unit vectors: squared error a vector (NMSE)",
+            "A rotor counts 56 FMAs per block of three, as in the published multivector form of "
+            "eight numbers; it is a rotation in three dimensions, and the 3 x 3 matrix used here "
+            "takes 9. Blocks of three pad 128 to 129, 256 to 258 and 512 to 513.",
+            "## Synthetic unit vectors: squared error per vector (NMSE)",
             synthetic(study),
             f"## Keys (after RoPE) and values of {base['model']}",
             f"{base['windows']} windows of {base['length']} tokens, all layers and heads, "
-            f"d = {base['dim']}; one rotation a seed for all. `block energy, cv`: coefficient of "
+            f"d = {base['dim']}; one rotation per seed for all. `block energy, cv`: coefficient of "
             "variation of the energy in blocks of four, in the rotated coordinates; "
             f"sqrt((2 d - 8) / (4 (d + 2))) = {isotropic_cv(base['dim']):.3f} for an isotropic "
             "vector. `saturated share`: "
-            "numbers beyond the outermost level. Layers weigh alike.",
+            "elements beyond the outermost level. Layers have equal weights.",
             pivot(real, ["tensor", "codebook", "bits"], "coordinates", "nmse"),
             f"At {shown} bit, codebook `gaussian`:",
             pivot(
@@ -114,7 +114,7 @@ def isotropic_cv(dim: int) -> float:
 
 
 def finding(study: Study, base: dict[str, Any], bits: int) -> str:
-    """What the rows say of the question, in words."""
+    """The answer to the question of the study from the rows, in words."""
     plain = {"codebook": "gaussian", "bits": bits}
     iso = study.rows("nmse", section="synthetic", **plain)
     dims, dtypes = ({r.config[name] for r in iso} for name in ("dim", "dtype"))
@@ -124,8 +124,8 @@ def finding(study: Study, base: dict[str, Any], bits: int) -> str:
     lines = [
         f"On isotropic unit vectors at {bits} bit the NMSE is {stat(r.value for r in iso).mean:.4g}"
         f" (in the Gaussian limit {limit:.4g}); the "
-        f"rotation farthest from none changes it by {apart[0]:.2%} (sd over seeds {apart[1]:.2%}) "
-        f"at most over {len(settings)} setting(s) of d and dtype."
+        f"largest change by a rotation is {apart[0]:.2%} (sd over seeds {apart[1]:.2%}) "
+        f"over {len(settings)} setting(s) of d and dtype."
     ]
     largest = 1.0
     for tensor in ("key", "value"):
@@ -162,7 +162,7 @@ def changes(rows: Sequence[Row]) -> dict[str, Stat]:
 
 
 def costs(study: Study) -> str:
-    """Parameters and FMAs beside the published ones."""
+    """Parameters and FMAs, measured and published."""
     rows, lines = study.rows(section="cost"), []
     for row in select(rows, "params", source=None):
         on = {k: row.config[k] for k in ("coordinates", "dim")}
@@ -177,7 +177,7 @@ def costs(study: Study) -> str:
 
 
 def synthetic(study: Study) -> str:
-    """NMSE beside theory; the exact codebook in the first dtype alone."""
+    """NMSE and theory; the exact codebook only in the first dtype."""
     rows = study.rows("nmse", section="synthetic")
     dtypes = list(dict.fromkeys(r.config["dtype"] for r in rows))
     theory = [
@@ -192,7 +192,7 @@ def synthetic(study: Study) -> str:
 
 
 def times(study: Study) -> list[str]:
-    """Ratios to a copy, and how much faster than the rotor each is, here and as published."""
+    """Ratios to a copy, and speedups over the rotor, measured and published."""
     rows = study.rows(section="time")
     ours = select(rows, source=None)
     ratios = select(ours, "copy_ratio")
@@ -205,8 +205,8 @@ def times(study: Study) -> list[str]:
     forms = {"copy, us": "{0.mean:,.0f}".format} | dict.fromkeys(which, "{0.mean:.1f}".format)
     parts = [
         f"Quantize and dequantize {ours[0].config['vectors']} vectors on {ours[0].device} as a "
-        "multiple of the time of `x + 1` on the same array, medians of calls in turn, compiled by "
-        "XLA.",
+        "multiple of the time of `x + 1` on the same array, medians of alternating calls, compiled "
+        "by XLA.",
         pivot([*ratios, *copies], keys, "coordinates", form=forms, order=list(forms)),
     ]
     faster = [n for n in TIMED[1:] if n in which]
@@ -219,7 +219,7 @@ def times(study: Study) -> list[str]:
         parts += [
             "Time of the rotor over that of the others, mean ± sd over the n published settings "
             "that were measured. The published kernels are CUDA, near launch latency, and their "
-            "rotor is in multivector form: the two lines answer different questions.",
+            "rotor is in multivector form, so the two lines are not comparable.",
             pivot(
                 speedups,
                 index,

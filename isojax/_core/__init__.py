@@ -1,1 +1,1 @@
-"""What every part of isojax stands on: the pytree dataclass and the argument checks."""
+"""The base of every package: the pytree dataclass, argument checks, members by name."""

@@ -1,4 +1,4 @@
-"""Which numbers of an array share one statistic."""
+"""The axes over which elements of an array share one statistic."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ SHARED = ("tensor", "token", "channel")
 
 
 def to_rank(x: Array, ndim: int) -> Array:
-    """`x` with axes of length one in front, up to `ndim`, to broadcast with arrays of so many.
+    """`x` with leading axes of length one, up to `ndim`, to broadcast with arrays of that rank.
 
-    What JAX does by itself unless `jax_numpy_rank_promotion` is `raise`. A scalar stays one.
+    JAX does so itself unless `jax_numpy_rank_promotion` is `raise`. A scalar stays a scalar.
     """
     return x if x.ndim == 0 else jax.lax.broadcast_to_rank(x, max(ndim, x.ndim))
 
@@ -24,7 +24,7 @@ def largest_divisor(total: int, most: int) -> int:
 
 
 def shared_axes(ndim: int, per: str) -> tuple[int, ...]:
-    """The axes to reduce so that one number is left per tensor, per token or per channel.
+    """The axes to reduce for one value per tensor, per token or per channel.
 
     A token is one vector along the last axis, a channel one coordinate of the last axis.
 

@@ -17,7 +17,7 @@ def check_positive(name: str, value: Any) -> int:
     """Return `value` as an int, or raise `ValueError` unless it is a whole number above zero."""
     try:
         whole = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:  # a float, or what is traced
+    except TypeError:  # a float, or a traced value
         whole = 0
     if whole < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
@@ -33,9 +33,9 @@ def check_divides(name: str, value: Any, total_name: str, total: int) -> int:
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
-    """Return the one of `allowed` that `value` is, or raise `ValueError`; 3.0 and True are no 3.
+    """Return the member of `allowed` equal to `value`, or raise `ValueError`; 3.0 is not 3.
 
-    Of many allowed ones the message names the nearest.
+    Where many are allowed, the message names the nearest.
     """
     allowed = tuple(allowed)
     loose = isinstance(value, float | bool)
@@ -49,7 +49,7 @@ def check_choice(name: str, value: Any, allowed: Iterable[Any]) -> Any:
 
 
 def nearest(value: Any, names: Iterable[Any], most: int = 12) -> list[Any]:
-    """All of `names` where they are few, else those most like `value`, or the first ones."""
+    """All of `names` if at most `most`, else those most like `value`, or the first three."""
     names = list(names)
     if len(names) <= most:
         return names
@@ -58,7 +58,7 @@ def nearest(value: Any, names: Iterable[Any], most: int = 12) -> list[Any]:
 
 
 def as_scalar(value: Any) -> Any:
-    """A scalar of numpy or JAX as a plain number; anything else as it is."""
+    """A scalar of numpy or JAX as a plain number; anything else unchanged."""
     return value.item() if getattr(value, "shape", None) == () else value
 
 
@@ -75,7 +75,7 @@ def check_above_zero(name: str, value: Any) -> None:
 
 
 def check_not_empty(name: str, x: Any) -> None:
-    """Raise `ValueError` unless `x` has numbers."""
+    """Raise `ValueError` if `x` has no elements."""
     if 0 in x.shape:
         raise ValueError(f"{name} must not be empty, got shape {x.shape}.")
 

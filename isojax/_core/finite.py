@@ -1,4 +1,4 @@
-"""Numbers that are not finite: refused where they are known, NaN where they are traced."""
+"""Checks of finiteness: an error for concrete arrays, NaN for traced ones."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from jaxtyping import Array, Bool, Float
 
 
 def check_finite(name: str, x: Float[Array, "..."]) -> bool:
-    """Whether `x` could be looked at, which it cannot where it is traced.
+    """Whether `x` is concrete, so that its elements could be checked.
 
     Raises:
-        ValueError: it could, and it holds NaN or infinity.
+        ValueError: `x` is concrete and holds NaN or infinity.
     """
     lost = jnp.sum(~jnp.isfinite(x))
     if isinstance(lost, Tracer):
         return False
     if lost:
         raise ValueError(
-            f"{name} must be finite, got NaN or infinity in {lost} of {x.size} numbers."
+            f"{name} must be finite, got NaN or infinity in {lost} of {x.size} elements."
         )
     return True
 
 
 def finite(name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Return `x`, which is to be finite; where it is traced and is not, all of it is NaN.
+    """Return `x`, which must be finite; where it is traced and is not, return NaN everywhere.
 
-    For what a fit is made from: one bad number is an error, and never a plausible result.
+    For the inputs of a fit: one bad element is an error, never a plausible result.
 
     Raises:
         ValueError: `x` is not traced and holds NaN or infinity.
@@ -36,14 +36,14 @@ def finite(name: str, x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def unless(good: Bool[Array, ""], x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`x` where it is good, else NaN."""
+    """`x` if `good`, else NaN everywhere."""
     return jnp.where(good, x, jnp.nan)
 
 
 def power_of_two(size: Array) -> Array:
     """The largest power of two up to each magnitude, whose inverse is normal too; 1 for zero.
 
-    Numbers over it are exact, and so small that their squares stay in range. No gradient.
+    Division by it is exact, and the squares of the quotients stay in range. No gradient.
     """
     size = jax.lax.stop_gradient(size)
     power = size / jnp.where(size == 0, 1, 2 * jnp.frexp(size)[0])

@@ -1,8 +1,8 @@
-"""Which implementation of an operation runs: its plain JAX, or a kernel registered for it.
+"""The choice of the implementation of an operation: plain JAX, or a kernel registered for it.
 
 An operation is a verb of `Codec` or `Transform`. Its plain JAX is complete. A kernel is a module
-that is imported where it may run, with two functions: `unsupported(*args, **options) -> str` says
-what of the arguments it lacks, `kernel(*args, interpret, **options)` computes the result.
+that is imported where it may run. It has two functions: `unsupported(*args, **options) -> str` says
+which arguments it does not support, `kernel(*args, interpret, **options)` computes the result.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ IMPLEMENTATIONS = (None, "xla", "triton", "interpret")
 OLDEST = 8.0  # compute capability that Triton needs
 
 _KERNELS: dict[str, Callable[[], Any]] = {}
-_PLAIN = contextvars.ContextVar("plain", default=False)  # within plain JAX that was asked for
+_PLAIN = contextvars.ContextVar("plain", default=False)  # inside a call with "xla"
 
 
 def register(operation: str, load: Callable[[], Any]) -> None:
-    """Say where the kernel of an operation is: `load` imports its module."""
+    """Register the kernel of an operation; `load` imports its module."""
     _KERNELS[operation] = load
 
 
@@ -36,11 +36,11 @@ def run(
     *args: Any,
     **options: Any,
 ) -> Any:
-    """The result of `operation` on `args`, by the implementation asked for.
+    """The result of `operation` on `args`, by the requested implementation.
 
-    None takes the kernel where the program is made for an NVIDIA GPU of compute capability 8.0 or
-    later and the kernel supports the arguments, and `reference` elsewhere. Derivatives of all
-    orders, forward and reverse, are those of `reference`.
+    None takes the kernel where the program is compiled for an NVIDIA GPU of compute capability 8.0
+    or later and the kernel supports the arguments, else `reference`. Derivatives of all orders,
+    forward and reverse, are those of `reference`.
 
     Args:
         operation: its name.
@@ -93,7 +93,7 @@ def run(
 def _with_derivative(
     kernel: Callable[..., Any], reference: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """`kernel`, which differentiates as `reference` does."""
+    """`kernel` with the derivatives of `reference`."""
     function = jax.custom_jvp(lambda *args: kernel(*args))
 
     @function.defjvp
@@ -104,7 +104,7 @@ def _with_derivative(
 
 
 def _on_gpu() -> bool:
-    """Whether what is traced may come to run on a GPU with kernels: one here, or one described."""
+    """Whether the traced program may run on a GPU with kernels: a local or a described one."""
     if _PLAIN.get():
         return False
     described = jax.sharding.get_abstract_mesh().abstract_device
@@ -113,12 +113,12 @@ def _on_gpu() -> bool:
     if jax.default_backend() != "gpu":
         return False
     capability = _capability()
-    # those of AMD are no numbers, such as gfx942, and platform_dependent sees to them
+    # capabilities of AMD are no numbers (gfx942); platform_dependent handles them
     return not capability.replace(".", "", 1).isdigit() or float(capability) >= OLDEST
 
 
 def on_hopper() -> bool:
-    """Whether what is traced is for a GPU of compute capability 9, whose tiles are the largest."""
+    """Whether the traced program is for a GPU of compute capability 9, with the largest tiles."""
     described = jax.sharding.get_abstract_mesh().abstract_device
     if described is not None:
         return any(name in described.device_kind for name in ("H100", "H200", "H20"))

@@ -1,8 +1,8 @@
-"""Members by name: a registry for each family, and the notation `name:value:key=value`.
+"""Members by name: one registry per family, and the notation `name:value:key=value`.
 
-A family is a set of functions that share their first arguments, such as `(key, samples)`. What
-follows these in a signature are the member's own arguments, which the notation sets: in order of
-the signature, or by name. `package.module:name` is a function of that module.
+A family is a set of functions that share their first arguments, such as `(key, samples)`. The
+other arguments in a signature are the member's own, which the notation sets: in order of the
+signature, or by name. `package.module:name` is a function of that module.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Member:
         name: in the notation; `package.module:name` for one from outside.
         make: the function.
         arguments: its own arguments, by name.
-        facts: what its family records of it.
+        facts: what its family records about it.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Member:
     facts: dict[str, Any]
 
     def stage(self, *values: Any, **named: Any) -> Stage:
-        """The member with some of its arguments set; those left at their default are dropped.
+        """The member with some of its arguments set; those equal to their default are dropped.
 
         Raises:
-            ValueError: too many values, an argument that there is not, or one that is missing.
+            ValueError: there are too many values, an unknown argument, or a missing one.
         """
         if len(values) > len(self.arguments):
             raise ValueError(f"{self.name} takes {self._allowed()}; got {len(values)} values.")
@@ -71,7 +71,7 @@ class Member:
         return Stage(self, tuple(kept))
 
     def read(self, fields: Iterable[str]) -> Stage:
-        """`stage` of values as the notation has them."""
+        """`stage` of values written in the notation."""
         values, named = [], {}
         for field in fields:
             name, equals, text = field.partition("=")
@@ -102,7 +102,7 @@ class Member:
             raise ValueError(f"{self.name}: {name} must be of type {kind}, got {text!r}.") from None
 
     def _kind(self, name: str) -> str:
-        """Of an argument: the first word of its annotation, or the type of its default."""
+        """The type of an argument: the first word of its annotation, or the type of its default."""
         argument = self.arguments[name]
         if argument.annotation is argument.empty:
             return type(argument.default).__name__
@@ -129,7 +129,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Of the member."""
+        """The name of the member."""
         return self.member.name
 
     @property
@@ -139,10 +139,10 @@ class Stage:
         return defaults | dict(self.given)
 
     def __call__(self, *args: Any) -> Any:
-        """The function, on what its family gives it.
+        """Call the function with the arguments that its family supplies.
 
         Raises:
-            ValueError: one from outside raises something.
+            ValueError: a function from outside raises an exception.
         """
         try:
             return self.member.make(*args, **dict(self.given))
@@ -181,7 +181,7 @@ class Family:
 
     Attributes:
         kind: what messages call them.
-        shared: the number of first arguments that the family gives.
+        shared: the number of first arguments that the family supplies.
         members: by name.
     """
 
@@ -191,7 +191,7 @@ class Family:
         self._outside = functools.cache(self._load)
 
     def member(self, name: str, **facts: Any) -> Callable[[Any], Any]:
-        """A decorator that registers a function and returns it as it is."""
+        """A decorator that registers a function and returns it unchanged."""
 
         def register(make: Any) -> Any:
             if name in self.members:
@@ -205,8 +205,8 @@ class Family:
         """The stage that `text` writes.
 
         Raises:
-            ValueError: there is no such member (the nearest names are given), or its arguments are
-                none of those allowed.
+            ValueError: there is no such member (the message names the nearest), or an argument is
+                not allowed.
         """
         name, *fields = text.strip().split(":")
         if name in self.members:
@@ -218,7 +218,7 @@ class Family:
         found = f", and there is no module {name}" if outside else ""
         raise ValueError(
             f"{self.kind} must be {'one' if near else 'some'} of {', '.join(near)}, or "
-            f"package.module:name for one of your own; got {text!r}{found}."
+            f"package.module:name for your own; got {text!r}{found}."
         )
 
     def _load(self, module: str, name: str) -> Member:
@@ -242,7 +242,7 @@ class Family:
 
 
 def _is_module(name: str) -> bool:
-    if name in sys.modules:  # `__main__` too, a script of one's own
+    if name in sys.modules:  # `__main__` too, a user's script
         return True
     try:
         return importlib.util.find_spec(name) is not None
@@ -258,12 +258,12 @@ def _same(value: Any, default: Any) -> bool:
 
 
 COORDINATES = Family("coordinates", 2)
-"""`(key, samples) -> Transform`. Facts: `fitted`, what of the samples it needs; `random`, whether
+"""`(key, samples) -> Transform`. Facts: `fitted`, attributes of samples it needs; `random`, whether
 the key counts; `block`, the length of its blocks, or the argument that gives it; `diagonal`,
 whether it returns a `Diagonal`."""
 LEVELS = Family("levels", 2)
-"""`(samples, bits) -> Quantizer`. Facts: `fitted`; `bits`, those that it has, where fixed, and
-none where it takes none; `exact`, whether it leaves vectors as they are."""
+"""`(samples, bits) -> Quantizer`. Facts: `fitted`; `bits`, the allowed ones where these are fixed,
+empty where it takes none; `exact`, whether it leaves vectors unchanged."""
 WRAPPERS = Family("a wrapper of levels", 1)
 """`(quantizer) -> Quantizer`."""
 ROUNDINGS = Family("rounding", 3)

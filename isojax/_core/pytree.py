@@ -11,7 +11,7 @@ _C = TypeVar("_C")
 
 
 def static(**kwargs: Any) -> Any:
-    """A dataclass field that is metadata: part of the tree's structure, a new value recompiles.
+    """A dataclass field that is metadata, part of the tree's structure: a new value recompiles.
 
     For every number that changes a shape, a dtype or a loop count. All other fields are leaves.
     """
@@ -23,7 +23,7 @@ def pytree(cls: type[_C]) -> type[_C]:
     """Make `cls` a frozen dataclass and register it as a pytree.
 
     Fields made by `static()` are metadata, the others children. Rebuilding from leaves does not
-    run `__init__`, so a tree may hold whatever a JAX transformation puts in it (tracers, `None`,
+    run `__init__`, so a tree may hold anything a JAX transformation puts in it (tracers, `None`,
     axis numbers). Equality is identity: arrays have no single truth value.
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)

@@ -21,17 +21,17 @@ def quantile(
     """The `q`-quantile with linear interpolation, as `numpy.quantile` defines it.
 
     Finds the order statistic bit by bit, by counting: floats sort like their bit patterns. That
-    is one pass a bit, in place of a sort (an order of magnitude faster on millions of numbers).
+    is one pass per bit in place of a sort (an order of magnitude faster on millions of elements).
     A `q` given as a Python float is placed exactly; a traced one to within fp32. No gradient.
 
     Args:
-        x: the numbers; a NaN among those of a quantile makes it NaN.
+        x: elements; a NaN among those of a quantile makes it NaN.
         q: a scalar in [0, 1].
         axis: the axes to reduce; all of them by default.
         keepdims: leave the reduced axes with length one.
 
     Raises:
-        ValueError: there are no numbers for a quantile.
+        ValueError: there are no elements for a quantile.
     """
     x = x.astype(compute_dtype(x.dtype))
     axis = tuple(range(x.ndim)) if axis is None else tuple(axis)
@@ -39,7 +39,7 @@ def quantile(
     for a in axis:
         count *= x.shape[a]
     if count == 0:
-        raise ValueError(f"x must have numbers for each quantile, got shape {x.shape}.")
+        raise ValueError(f"x must have elements for each quantile, got shape {x.shape}.")
     position = q * (count - 1)
     rank = jnp.asarray(position // 1, jnp.int32)
     weight = jnp.asarray(position % 1, x.dtype)
@@ -74,6 +74,6 @@ def ordered(x: Array) -> Array:
 
 
 def unordered(order: Array, dtype: Any) -> Array:
-    """The floats that `ordered` made `order` from."""
+    """The inverse of `ordered`: the floats of `order`."""
     sign = jnp.array(1 << (order.dtype.itemsize * 8 - 1), order.dtype)
     return jax.lax.bitcast_convert_type(jnp.where(order & sign, order & ~sign, ~order), dtype)

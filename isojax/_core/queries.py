@@ -21,15 +21,15 @@ def over_queries(
     slots: int,
     start: Any = 0,
 ) -> Any:
-    """What `read` makes of each block of at most `BLOCK` queries.
+    """The results of `read` on blocks of at most `BLOCK` queries.
 
     Args:
-        read: given queries [n, share * block, d], their positions [share * block, 1] and the number
+        read: takes queries [n, share * block, d], their positions [share * block, 1] and the number
             of keys that they may read, an int. Positions go on beyond the last query, to fill the
             last block.
-        q: queries; those next to each other on the second axis share their keys. One batch axis,
-            and all that share keys below each other: any other order makes XLA's products on a CPU
-            up to ten times slower.
+        q: queries; those along the second axis share their keys. One batch axis, and queries that
+            share keys stacked in rows: any other order makes XLA's products on a CPU up to ten
+            times slower.
         slots: number of keys.
         start: position of the first query. Where it is known to be 0, each quarter of the blocks
             reads no keys that come after it.

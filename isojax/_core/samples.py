@@ -1,4 +1,4 @@
-"""What coordinates and levels are fitted on."""
+"""Samples that coordinates and levels are fitted on."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from isojax._core.pytree import pytree, static
 
 @pytree
 class Samples:
-    """Calibration vectors of one place, and what is known of those that read them.
+    """Calibration vectors of one place, and statistics of the weights or queries that read them.
 
     Attributes:
-        x: vectors [n, d], or None where nothing that is fitted needs them; leading axes are those
-            of a batch, for `vmap`.
+        x: vectors [n, d], or None where no fit needs them; leading axes are those of a batch, for
+            `vmap`.
         metric: S [d, d], in which errors count as e S e^T, or None: the second moment of the
             queries that read keys; of values and inputs, W W^T over the weights that read them.
         weight: the weights that read the vectors as x @ weight, [d, o], or None.
         learned: the transform that was learned for the place, or None.
-        moment: the second moment of the vectors [d, d], over more than `x` has, or None.
+        moment: the second moment of the vectors [d, d], over more vectors than `x`, or None.
         size: d, where there are no vectors; `dim` is d in any case.
-        block: length of the blocks of the stage that comes next, 0 where it has none.
-        bits: bits per element of the codes that they will have, 0 where that is not known.
-        heads: (key heads, query heads of each), where the vectors are what o_proj reads: channels
-            that come from one channel of a value are scaled alike, by what merges into it.
+        block: length of the blocks of the next stage, 0 where it has none.
+        bits: bits per element of their codes, 0 where that is not known.
+        heads: (key heads, query heads per key head), where the vectors are the input of o_proj:
+            channels that come from one channel of a value share the scale that merges into it.
     """
 
     x: Float[Array, "*heads n d"] | None
@@ -52,10 +52,10 @@ class Samples:
         """`x`, in fp32.
 
         Raises:
-            ValueError: there are none, or they are empty.
+            ValueError: `x` is None or empty.
         """
         if self.x is None:
-            raise ValueError("samples must hold vectors for what is fitted here, got none.")
+            raise ValueError("samples must hold vectors for this fit, got none.")
         check_not_empty("samples", self.x)
         return self.x.astype(compute_dtype(self.x.dtype))
 
@@ -69,12 +69,12 @@ class Samples:
         if self.moment is not None:
             return self.moment
         if self.x is None:
-            raise ValueError("samples.moment must be given, or vectors of which to take it.")
+            raise ValueError("samples.moment must be given, or vectors to compute it from.")
         x = self.vectors
         return jnp.matmul(x.swapaxes(-1, -2), x, precision="highest") / x.shape[-2]
 
     def need(self, name: str, reader: str) -> Any:
-        """The attribute `name`, which `reader` cannot do without.
+        """The attribute `name`, which `reader` needs.
 
         Raises:
             ValueError: it is None.
@@ -90,7 +90,7 @@ class Samples:
         return dataclasses.replace(self, x=x - to_rank(offset, x.ndim), moment=None)
 
     def through(self, transform: Any) -> Samples:
-        """The samples after a transform, which those that read them undo."""
+        """The samples after a transform, whose inverse is applied to the weights or queries."""
         if transform is None:
             return self
         turn, dual = transform.apply, transform.dual.apply
@@ -106,7 +106,7 @@ class Samples:
         )
 
     def by_value(self) -> Samples:
-        """The samples of values, of all query heads that read one: see `heads`."""
+        """The samples of values, pooled over the query heads that read a key head: see `heads`."""
         if self.heads is None:
             return self
         groups, repeats = self.heads
@@ -134,7 +134,7 @@ class Samples:
 
 
 def identity_samples(dim: int) -> Samples:
-    """Samples that hold nothing but their length: enough for what is drawn."""
+    """Samples that hold nothing but their length: enough for random transforms."""
     return Samples(None, size=check_positive("dim", dim))
 
 

@@ -1,4 +1,4 @@
-"""A codec joins a transform and a quantizer; neither knows the other."""
+"""A codec: a transform and a quantizer, independent of each other."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from isojax.transforms.base import Transform
 
 @pytree
 class Codec:
-    """Transform, then quantize; and back. In between, vectors are called rotated.
+    """Transform, then quantize; and back. Transformed vectors are called rotated.
 
-    All is computed in fp32 (fp64 for fp64), whatever the dtype of the input. A batch of codecs,
-    say one a layer and head, is a codec whose leaves have leading axes, to be used under `vmap`.
+    Computed in fp32 (fp64 for fp64), whatever the dtype of the input. A batch of codecs, say one
+    per layer and head, is a codec whose leaves have leading axes, to be used under `vmap`.
 
     Attributes:
         transform: acts on `(x - offset) / scale`.
-        quantizer: acts on what the transform returns.
+        quantizer: acts on the transformed vectors.
         offset: subtracted from `x [..., d]` and added on reading, or None for zero.
-        scale: what `x` is divided by and multiplied with on reading, or None for one; not zero.
+        scale: divisor of `x`, and factor on reading, or None for one; not zero.
 
     Example:
         >>> codec = Codec(haar(key, 128), absmax(3))
@@ -45,14 +45,14 @@ class Codec:
         """Codes of the rotated `x`.
 
         Raises:
-            ValueError: the last axis of `x` is not `transform.dim` long, or the quantizer is for
-                vectors of another length than the transform.
+            ValueError: the last axis of `x` is not `transform.dim` long, or the quantizer is made
+                for vectors of another length than the transform's.
         """
         self._check(x)
         return self.quantizer.encode(self.rotate(x))
 
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:
-        """What the codes stand for, rotated back, in fp32."""
+        """The vectors of the codes, rotated back, in fp32."""
         return self.unrotate(self.quantizer.decode(codes))
 
     def roundtrip(
@@ -61,7 +61,7 @@ class Codec:
         """Fake quantization: `decode(encode(x))` in the dtype of `x`; scales are not rounded.
 
         Args:
-            x: vectors of `transform.dim` numbers.
+            x: vectors of length `transform.dim`.
             implementation: None, or one of `isojax.IMPLEMENTATIONS`: `xla` is plain JAX, `triton` a
                 kernel, which by default runs on GPUs where transform and quantizer have one.
 
@@ -83,13 +83,13 @@ class Codec:
         dtype: Any = jnp.float16,
         implementation: str | None = None,
     ) -> Packed:
-        """The bytes that stand for `x`, with scales in `dtype`.
+        """The bytes of `x`, with scales in `dtype`.
 
-        Scales are rounded first and codes chosen at the rounded ones, so that what `load` returns
+        Scales are rounded first and codes chosen at the rounded ones, so that the result of `load`
         is as near as the quantizer allows.
 
         Args:
-            x: vectors of `transform.dim` numbers.
+            x: vectors of length `transform.dim`.
             dtype: of scales, offsets and outliers.
             implementation: see `roundtrip`.
 
@@ -109,10 +109,10 @@ class Codec:
     def load(
         self, packed: Packed, dtype: Any = jnp.float32, implementation: str | None = None
     ) -> Float[Array, "*batch d"]:
-        """The vectors that `packed` stands for, in `dtype`; computed in fp32.
+        """The vectors of `packed`, in `dtype`; computed in fp32.
 
         Args:
-            packed: what `store` returned.
+            packed: the result of `store`.
             dtype: of the result.
             implementation: see `roundtrip`.
 
@@ -140,14 +140,14 @@ class Codec:
     def scores(
         self, query: Float[Array, "*heads d"], packed: Packed, implementation: str | None = None
     ) -> Float[Array, "*heads s"]:
-        """Inner products of queries with packed keys, less `query @ offset`, in fp32.
+        """Inner products of queries with packed keys, minus `query @ offset`, in fp32.
 
-        `rotate_query(query) @ load_rotated(packed).T`; what is left out is the same for all keys,
-        and the softmax does not see it. Not scaled by d^-1/2.
+        `rotate_query(query) @ load_rotated(packed).T`; the term left out is the same for all keys
+        and cancels in the softmax. Not scaled by d^-1/2.
 
         Args:
-            query: vectors of `transform.dim` numbers.
-            packed: what `store` made of keys [s, d].
+            query: vectors of length `transform.dim`.
+            packed: the result of `store` of keys [s, d].
             implementation: see `roundtrip`.
 
         Raises:
@@ -170,7 +170,7 @@ class Codec:
         if self.quantizer.dim and self.quantizer.dim not in lengths:
             allowed = " or ".join(map(str, lengths))
             raise ValueError(
-                f"quantizer must be for vectors of {allowed} numbers, those of the transform; "
+                f"quantizer must be for vectors of length {allowed}, that of the transform; "
                 f"got one for {self.quantizer.dim}."
             )
 
@@ -190,10 +190,10 @@ class Codec:
         return x if self.offset is None else x + to_rank(self.offset, x.ndim)
 
     def rotate_query(self, query: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
-        """`transform.dual.apply(query * scale)`, in fp32: what to hold against rotated vectors.
+        """`transform.dual.apply(query * scale)`, in fp32, for products with rotated vectors.
 
         `query @ load(p) == rotate_query(query) @ load_rotated(p) + query @ offset`; the last term
-        is the same for all that is stored with one offset, and the softmax does not see it.
+        is the same for all vectors stored with one offset, and cancels in the softmax.
         """
         query = query.astype(compute_dtype(query.dtype, "query"))
         query = query if self.scale is None else query * to_rank(self.scale, query.ndim)

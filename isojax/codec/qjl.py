@@ -22,10 +22,10 @@ from isojax.quantizers.packing import pack_bits, unpack_bits
 
 @pytree
 class Stored:
-    """What `QJL.store` makes of vectors.
+    """The storage form of vectors, from `QJL.store`.
 
     Attributes:
-        first: what the codec stores.
+        first: of the codec.
         signs: of the sketched residual, one bit each.
         norm: of the residual, in the storage dtype.
     """
@@ -36,7 +36,7 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is stored."""
+        """Bytes of everything stored."""
         return nbytes(self)
 
 
@@ -45,15 +45,15 @@ class QJL:
     """A codec, and the signs of `sketch @ residual`; made by `qjl`.
 
     Attributes:
-        codec: the first stage, with one bit a number fewer than the whole.
-        sketch: Gaussian numbers, [m, d].
+        codec: the first stage, with one bit per element less than the whole.
+        sketch: Gaussian matrix, [m, d].
     """
 
     codec: Codec
     sketch: Float[Array, "*batch m d"]
 
     def store(self, x: Float[Array, "*batch d"], dtype: Any = jnp.float16) -> Stored:
-        """The bytes that stand for `x`, with scales and norms in `dtype`."""
+        """The bytes of `x`, with scales and norms in `dtype`."""
         x = x.astype(compute_dtype(x.dtype))
         first = self.codec.store(x, dtype)
         residual = x - self.codec.load(first)
@@ -62,15 +62,15 @@ class QJL:
         return Stored(first, pack_bits(positive.astype(jnp.uint8), 1), stored(norm, dtype))
 
     def load(self, kept: Stored) -> Float[Array, "*batch d"]:
-        """Vectors x_hat with `q @ x_hat == inner(q, kept)`, in fp32; their own error is larger."""
+        """Vectors x_hat with `q @ x_hat == inner(q, kept)`, in fp32; their MSE is larger."""
         signs = jnp.matmul(self._signs(kept), self.sketch, precision="highest")
         return self.codec.load(kept.first) + self._weight(kept) * signs
 
     def inner(self, query: Float[Array, "*#batch d"], kept: Stored) -> Float[Array, "..."]:
-        """Estimates of the inner products of `query` with what was stored, in fp32.
+        """Estimates of the inner products of `query` with the stored vectors, in fp32.
 
-        Unbiased over draws of the sketch, save for the rounding of the residual's norm. Leading
-        axes broadcast; for all pairs, take `query @ load(kept).T`.
+        Unbiased over draws of the sketch, except for the rounding of the residual's norm. Leading
+        axes broadcast; for all pairs, use `query @ load(kept).T`.
         """
         query = query.astype(compute_dtype(query.dtype, "query"))
         residual = self._weight(kept) * self._signs(kept) * self.sketch_query(query)
@@ -94,7 +94,7 @@ def qjl(key: Key[Array, ""], codec: Codec, signs: int | None = None) -> QJL:
     Args:
         key: draws the sketch.
         codec: the first stage, for vectors of length d.
-        signs: m, stored signs a vector; d by default.
+        signs: m, stored signs per vector; d by default.
 
     Raises:
         ValueError: `signs` is not a whole number of at least 1.

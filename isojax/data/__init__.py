@@ -1,4 +1,4 @@
-"""Texts: from a file or a data set to windows of token numbers.
+"""Texts: from a file or a data set to windows of token ids.
 
 Perplexity is taken over consecutive windows that do not overlap, from the start of a text, so
 that two runs with the same tokenizer always see the same tokens. Recall is probed with synthetic

@@ -1,7 +1,7 @@
-"""Probes of recall: synthetic tokens whose continuation stands earlier in the same window.
+"""Probes of recall: synthetic tokens whose continuation occurs earlier in the same window.
 
-A needle is one line among many that a question at the end asks for. Induction, a random sequence
-seen twice, asks for no language. Both take a model that has learned to copy from its context.
+A needle is one line among many, which a question at the end asks for. Induction, a random sequence
+seen twice, needs no language. Both need a model that has learned to copy from its context.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _NAMES = [f"{first} {second}" for first in _FIRST for second in _SECOND]
 class Needles(NamedTuple):
     """Prompts that end in their answer.
 
-    The n last logits before the end predict the answers, so an experiment reads no others:
+    The n last logits before the end predict the answers, so an experiment needs only these:
     `logits(params, hidden[:, -n - 1 : -1])`, of the hidden states of one forward pass.
 
     Attributes:
         tokens: all of one length, without padding; the answer is in them, at the end.
-        answer: which of the n last tokens are the answer; n is that of the longest.
-        depth: where the line asked for stands: 0 the first whole line, 1 the last.
+        answer: mask of the answer among the n last tokens, n the length of the longest answer.
+        depth: position of the line asked for: 0 the first whole line, 1 the last.
     """
 
     tokens: Int[np.ndarray, "count length"]
@@ -54,19 +54,19 @@ class Needles(NamedTuple):
 def needle_prompts(key: Array, tokenizer: Tokenizer, length: int, count: int) -> Needles:
     """Windows full of lines such as "The code of amber falcon is 48213.", one asked for at the end.
 
-    Each window has names and numbers of its own, all different, and begins inside a line that is
-    cut off so that the tokens fill it. Lines asked for stand at depths evenly spread over the
-    prompts, from 0 in the first to 1 in the last. Key retrieval as in LongEval (Li et al. 2023)
-    and RULER (Hsieh et al. 2024).
+    Names and numbers are different within a window and drawn per window. A window begins inside a
+    line, cut so that the tokens fill the window. The depths of the lines asked for are evenly
+    spread over the prompts, from 0 in the first to 1 in the last. Key retrieval as in LongEval (Li
+    et al. 2023) and RULER (Hsieh et al. 2024).
 
     Args:
         key: of `jax.random`.
-        tokenizer: any that keeps the tokens of a text when a space and a number follow it.
-        length: tokens of a prompt, its answer included.
+        tokenizer: must keep the tokens of a text when a space and digits follow it.
+        length: tokens per prompt, its answer included.
         count: prompts.
 
     Raises:
-        ValueError: `length` has no room for a line and its question, or takes more lines than
+        ValueError: `length` has no room for a line and its question, or needs more lines than
             there are names; or the tokens of a question change when its answer follows.
     """
     check_positive("length", length)
@@ -81,14 +81,14 @@ def needle_prompts(key: Array, tokenizer: Tokenizer, length: int, count: int) ->
 def _prompt(
     rng: np.random.Generator, tokenizer: Tokenizer, length: int, depth: float
 ) -> tuple[Int[np.ndarray, " length"], int, float]:
-    """Tokens of a prompt, how many of them are its answer, and the depth that it could be given."""
+    """Tokens of a prompt, the length of its answer, and the actual depth."""
     count = min(length // 8 + 2, len(_NAMES))  # a line has eight words or signs
     names = rng.choice(_NAMES, count, replace=False)
     numbers = rng.choice(np.arange(10_000, 100_000), count, replace=False)
     asked, *rest = [LINE.format(*pair) for pair in zip(names, numbers, strict=True)]
     question, answer = QUESTION.format(names[0]), ANSWER.format(numbers[0])
 
-    # every size is that after a line: some tokenizers put a space before the start of a text
+    # sizes are measured after a line: some tokenizers put a space before the start of a text
     texts = ["", asked + question + answer, *rest]
     encoded = tokenizer.encode_batch([asked + text for text in texts], add_special_tokens=False)
     used, *sizes = [len(e) - len(encoded[0]) for e in encoded[1:]]
@@ -113,12 +113,12 @@ def needle_found(
 ) -> Bool[np.ndarray, " count"]:
     """Whether every token of a prompt's answer is the one predicted.
 
-    That is when decoding greedily from the question gives the answer, without doing so: tokens
+    Then greedy decoding from the question yields the answer; no decoding is needed, since tokens
     are predicted from the true ones before them.
 
     Args:
         predicted: the most likely token at each of the m last positions before the end, m at
-            least n; so `[count, length - 1]` of whole prompts will do.
+            least n; `[count, length - 1]` of whole prompts is allowed.
         needles: of `needle_prompts`.
 
     Raises:
@@ -143,7 +143,7 @@ def induction_tokens(
 ) -> Int[Array, "count length"]:
     """Uniformly random tokens, repeated once: [s, s] with s of `length` / 2 tokens.
 
-    All that foretells the second half is the first, so its loss shows whether attention still
+    Only the first half predicts the second, so the loss there shows whether attention still
     finds it (Olsson et al. 2022); see `second_half`.
 
     Args:
@@ -153,7 +153,7 @@ def induction_tokens(
         count: sequences.
 
     Raises:
-        ValueError: `length` is odd, or a number is below one.
+        ValueError: `length` is odd, or an argument is below one.
     """
     for name, value in (("vocab_size", vocab_size), ("length", length), ("count", count)):
         check_positive(name, value)
@@ -164,11 +164,11 @@ def induction_tokens(
 
 
 def second_half(nll: Array) -> Array:
-    """What belongs to the second half of sequences: of [..., length - 1], the last length/2 - 1.
+    """The elements for the second half of sequences: of [..., length - 1], the last length/2 - 1.
 
-    Its first token is left out, which nothing foretells.
+    Its first token, which cannot be predicted, is left out.
 
     Args:
-        nll: a number for each token but the first, such as `token_nll` gives.
+        nll: one value per token except the first, as from `token_nll`.
     """
     return nll[..., (nll.shape[-1] + 1) // 2 :]

@@ -1,4 +1,4 @@
-"""Texts for calibration and evaluation, and the windows they are cut into."""
+"""Texts for calibration and evaluation, and windows of them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def load_text(source: str, split: str = "test") -> str:
     """Read a text.
 
     Args:
-        source: a UTF-8 file, of which a byte order mark is left out; `wikitext-2` (Merity et al.
-            2016, the raw form, rows joined by blank lines as perplexity is usually taken; fetched
-            from the hub); or `tiny`, the held-out text of the model that ships with isojax.
+        source: a UTF-8 file, without its byte order mark; `wikitext-2` (Merity et al. 2016, the raw
+            form, rows joined by blank lines as is usual for perplexity; fetched from the hub); or
+            `tiny`, the held-out text of the model that ships with isojax.
         split: of `wikitext-2`: `test`, `validation` or `train`.
 
     Raises:
         FileNotFoundError: there is no such text, or it cannot be fetched.
-        ValueError: the file is not UTF-8, or `split` is another.
+        ValueError: the file is not UTF-8, or `split` is not allowed.
     """
     check_choice("split", split, _SPLITS)
     if source == "wikitext-2":
@@ -70,11 +70,11 @@ def _wikitext(split: str) -> str:
     from isojax.models.hub import fetch, one_line
 
     files = f"wikitext-2-raw-v1/{split}-*.parquet"
-    try:  # asks once, where `load_dataset` asks five times
+    try:  # one request, where `load_dataset` makes five
         (file,) = fetch("Salesforce/wikitext", [files], kind="dataset").glob(files)
         rows = Dataset.from_parquet(str(file))["text"]
     except (OSError, ValueError, LookupError, DatasetsError) as error:
         raise FileNotFoundError(
-            f"text wikitext-2: cannot be fetched ({one_line(error)}); a UTF-8 file will do too."
+            f"text wikitext-2: cannot be fetched ({one_line(error)}); give a UTF-8 file instead."
         ) from None
     return "\n\n".join(rows)

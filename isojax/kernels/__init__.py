@@ -1,4 +1,4 @@
-"""Kernels for NVIDIA GPUs of the verbs of `Codec` and `Transform`, written in Pallas with Triton.
+"""Kernels of the verbs of `Codec` and `Transform` for NVIDIA GPUs, in Pallas with Triton.
 
 | verb | in one pass over memory |
 |---|---|
@@ -7,10 +7,10 @@
 | `codec.load(packed)` | vectors from packed codes |
 | `codec.load_rotated(packed)` | the same without the inverse rotation |
 | `codec.scores(query, packed)` | inner products of queries with packed keys; no key is written |
-| `transform.apply(x)` | the rotation of each vector |
+| `transform.apply(x)` | the rotation of vectors |
 
-This is no API of its own: the verbs take `implementation=None | "xla" | "triton"` and come here by
-default where a kernel supports the arguments and the program is made for such a GPU. Nothing here
+There is no separate API: the verbs take `implementation=None | "xla" | "triton"` and use a kernel
+by default where it supports the arguments and the program is compiled for such a GPU. Nothing here
 is imported before. Kernels take any batch and work under `vmap` and derivatives; levels and
 rotations are leaves, so new ones do not recompile.
 

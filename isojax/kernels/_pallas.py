@@ -1,7 +1,7 @@
-"""All that the Triton kernels take from Pallas, so that a change of backend is one of this file.
+"""The use of Pallas by the Triton kernels, so that a change of backend changes only this file.
 
-A kernel here goes over the rows of its operands in tiles; compiler parameters are always given,
-since which backend a bare `pallas_call` means depends on the version of JAX.
+A kernel processes the rows of its operands in tiles. Compiler parameters are always passed, since
+the default backend of `pallas_call` depends on the version of JAX.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from jaxtyping import Array
 
 load, store = plt.load, plt.store
 
-MOST_TILES = 64  # which one program takes in turn, so that what they share is prepared once
+MOST_TILES = 64  # per program, one after the other, so that shared values are prepared once
 
 
 class Span(NamedTuple):
     """Rows of a tile, in the block of its program.
 
     Attributes:
-        rows: how many, a power of two.
-        start: the first.
-        live: rows of the block that exist, or None where all of every block do.
+        rows: their number, a power of two.
+        start: index of the first row.
+        live: number of rows of the block that exist, or None if all rows of all blocks exist.
     """
 
     rows: int
@@ -47,16 +47,16 @@ def over_rows(
     """Run a kernel on tiles of rows.
 
     Args:
-        body: `body(whole_refs)` prepares what all tiles share and returns two functions:
-            `load(span, tiled_refs)` reads a tile, before the one in front of it is worked on, and
-            `step(span, loaded, out_refs)` makes its results. Both must mask the rows that `span`
-            says do not exist.
-        tiled: arrays [rows, n], of which a tile is read.
-        whole: arrays that `body` gets whole.
+        body: `body(whole_refs)` prepares the values that all tiles share and returns two functions:
+            `load(span, tiled_refs)` reads a tile, before the previous one is processed, and
+            `step(span, loaded, out_refs)` computes its results. Both must mask the rows that do not
+            exist according to `span`.
+        tiled: arrays [rows, n], read tile by tile.
+        whole: arrays passed to `body` whole.
         outs: shapes [rows, m] of the results.
-        lanes: how vectors lie in a tile, see `tile.Lanes`: its rows, a power of two, its warps, and
-            the programs to divide tiles among.
-        name: of the kernel, as profiles show it after `isojax_`.
+        lanes: layout of vectors in a tile, see `tile.Lanes`: its rows, a power of two, its warps,
+            and the programs to divide tiles among.
+        name: of the kernel, in profiles after `isojax_`.
         interpret: run by the interpreter of Pallas, on any platform.
     """
     tiled, whole, axes = _shared_axes(tiled, whole)
@@ -101,7 +101,7 @@ def over_rows(
 
 
 def _shared_axes(tiled: Sequence[Array], whole: Sequence[Array]) -> tuple[Any, Any, Any]:
-    """The operands made to differ, under `shard_map`, along all axes that one differs along."""
+    """The operands made varying, under `shard_map`, over all axes over which any of them varies."""
     each = [jax.typeof(a).manual_axis_type.varying for a in (*tiled, *whole)]
     axes = frozenset().union(*each)
 
@@ -114,7 +114,7 @@ def _shared_axes(tiled: Sequence[Array], whole: Sequence[Array]) -> tuple[Any, A
 
 
 def _tiles(rows: int, block_rows: int, programs: int) -> int:
-    """Tiles a program: more of them, a power of two, where enough programs are left."""
+    """Tiles per program: more of them, a power of two, as long as enough programs remain."""
     tiles = 1
     while tiles < MOST_TILES and rows >= 2 * tiles * block_rows * programs:
         tiles *= 2
@@ -122,14 +122,14 @@ def _tiles(rows: int, block_rows: int, programs: int) -> int:
 
 
 def fma(a: Any, b: Any, c: Any, interpret: bool) -> Array:
-    """`a * b + c` in fp32 as one instruction; plain JAX lowers to two, which ptxas keeps apart."""
+    """`a * b + c` in fp32 as one instruction; plain JAX lowers to two, which ptxas keeps."""
     if interpret:
         return a * b + c
     return _assembly("fma.rn.f32 $0, $1, $2, $3;", a, b, c)
 
 
 def saturated(a: Any, b: Any, c: Any, interpret: bool) -> Array:
-    """`a * b + c`, held between 0 and 1; NaN gives 0."""
+    """`a * b + c`, clipped to [0, 1]; NaN gives 0."""
     if interpret:
         return jnp.where(a * b + c > 0, jnp.minimum(a * b + c, 1), 0)
     return _assembly("fma.rn.sat.f32 $0, $1, $2, $3;", a, b, c)
@@ -163,9 +163,9 @@ def product(a: Array, b: Array) -> Array:
 def dot(a: Array, terms: Sequence[Array], order: int = 1) -> Array:
     """The product of `a` with the sum of `terms` on tensor cores, summed in fp32.
 
-    `a` is taken apart too, into terms of bf16 (for an order of 1, of their dtype), each of what the
-    ones before leave. Products of term i of `a` and term j count for i + j < `order`; so bf16 gives
-    8 bits an order.
+    `a` is also split into a sum of bf16 terms (for an order of 1, of their dtype), each the rounded
+    rest of the ones before. Products of term i of `a` and term j are summed for i + j < `order`, so
+    each order adds 8 bits with bf16.
     """
     y: Any = 0
     for i in range(order):
@@ -176,7 +176,7 @@ def dot(a: Array, terms: Sequence[Array], order: int = 1) -> Array:
 
 
 def _split(v: Array) -> tuple[Array, Array]:
-    """The first bits of `v` as bf16, cut off rather than rounded, and the rest of `v`."""
+    """The leading bits of `v` as bf16, truncated instead of rounded, and the rest of `v`."""
     bits = lax.bitcast_convert_type(v, jnp.int32)
     rest = v - lax.bitcast_convert_type(bits & -(2**16), jnp.float32)
     high = lax.shift_right_logical(bits, 16).astype(jnp.int16)
@@ -184,18 +184,18 @@ def _split(v: Array) -> tuple[Array, Array]:
 
 
 def halves(v: Array) -> list[Array]:
-    """Two terms of bf16 that are `v` to 16 bits."""
+    """Two bf16 terms with the sum `v`, to 16 bits."""
     high, rest = _split(v)
     return [high, rest.astype(jnp.bfloat16)]
 
 
 def paired(v: Array) -> Array:
-    """`halves` in one int32 each, to be kept in a table."""
+    """`halves` packed into int32, for a table."""
     high, low = (lax.bitcast_convert_type(h, jnp.uint16).astype(jnp.uint32) for h in halves(v))
     return lax.bitcast_convert_type(high << 16 | low, jnp.int32)
 
 
 def unpaired(pair: Array) -> list[Array]:
-    """The two terms that `paired` put into an int32."""
+    """The inverse of `paired`: the two terms."""
     both = (lax.shift_right_logical(pair, 16), pair)
     return [lax.bitcast_convert_type(h.astype(jnp.int16), jnp.bfloat16) for h in both]

@@ -1,4 +1,4 @@
-"""A transform of each vector in one kernel."""
+"""A transform of vectors in one kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from isojax.transforms import Dense, Identity, Padded, Transform
 
 
 def unsupported(t: Transform, x: Array) -> str:
-    """What the kernel needs of its arguments; empty if they have it."""
+    """The requirement that the arguments do not meet; empty if the kernel supports them."""
     if isinstance(t, Dense | Identity | Padded):
         return f"transforms other than Dense, Identity and Padded, got {type(t).__name__}."
     return unsupported_array(x) or unsupported_transform(t, x.dtype)

@@ -1,6 +1,6 @@
-"""Codes to bytes and back inside of a kernel, in the layout of `quantizers.packing`.
+"""Codes to bytes and back inside a kernel, in the layout of `quantizers.packing`.
 
-A code's fields are written and read one after the other. Lanes are taken in runs that fill whole
+The fields of a code are written and read one after the other, in runs of lanes that fill whole
 bytes of a field: a byte is a sum of shifted fields.
 """
 
@@ -24,12 +24,12 @@ MOST_BITS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """How the codes of `lanes` lie in bytes.
+    """The layout of the codes of `lanes` in bytes.
 
     Attributes:
         lanes: the lanes that hold codes.
-        bits: bits a code, 1 to 4.
-        size: codes a vector.
+        bits: bits per code, 1 to 4.
+        size: codes per vector.
     """
 
     lanes: Lanes
@@ -38,13 +38,13 @@ class Words:
 
     @property
     def unsupported(self) -> str:
-        """What the kernels need of these words; empty if they have it."""
+        """The requirement that these words do not meet; empty if the kernels support them."""
         if self.bits > MOST_BITS:
             return f"codes of at most {MOST_BITS} bits, got {self.bits}."
         if any(low * self.size % 8 for low, _ in fields(self.bits)):
             return f"vectors of a multiple of 4 codes of {self.bits} bits, got {self.size}."
         if any(self._run(width) > self.lanes.count for _, width in fields(self.bits)):
-            return f"packed codes of more than {self.lanes.pitch} numbers."
+            return f"packed codes of more than {self.lanes.pitch} elements."
         return ""
 
     @property
@@ -75,7 +75,7 @@ class Words:
                 write(ref, *self._bytes(span, low, width, i), value)
 
     def write_fields(self, ref: Any, found: list[Any], span: Span, interpret: bool) -> None:
-        """Write the codes whose fields are a t + b for each (t, a, b) of `found`, in fp32."""
+        """Write codes with the fields a t + b for each (t, a, b) of `found`, in fp32."""
         for (low, width), (t, a, b) in zip(fields(self.bits), found, strict=True):
             *rest, byte = parts(t, 8 // width)
             for code in reversed(rest):
@@ -85,12 +85,12 @@ class Words:
             write(ref, *self._bytes(span, low, width, 0), byte)
 
     def load(self, span: Span, tiled: Sequence[Any]) -> tuple[list[Array], Array | None]:
-        """The `load` of `over_rows` for bytes and, where there are any, scales."""
+        """The `load` of `over_rows` for bytes and optional scales."""
         scale = read_raw(tiled[1], *rows_of(span)) if len(tiled) > 1 else None
         return self.read(tiled[0], span), scale
 
     def read(self, ref: Any, span: Span) -> list[Array]:
-        """The bytes of each field, one by one, or for each lane where some hold no code."""
+        """The bytes of each field; or one per lane, where some lanes hold no code."""
         if self.lanes.pitch == self.lanes.width:
             each = fields(self.bits)
             return [read_raw(ref, *self._bytes(span, low, width, 0)) for low, width in each]
@@ -103,7 +103,7 @@ class Words:
         return found
 
     def index(self, found: list[Array], span: Span) -> Array:
-        """The codes [rows, lanes] in what `read` found; any number for lanes without a code."""
+        """The codes [rows, lanes] from the result of `read`; undefined for lanes without a code."""
         index: Any = None
         for (low, width), byte in zip(fields(self.bits), found, strict=True):
             each, mask, byte = 8 // width, 2**width - 1, byte.astype(jnp.int32)
@@ -117,22 +117,22 @@ class Words:
         return index
 
     def _bytes_of_run(self, width: int) -> int:
-        """Bytes of the fewest codes of a field that fill whole groups, of lanes without a code."""
+        """Bytes of the fewest codes of a field that fill whole groups of lanes with gaps."""
         gaps = self.lanes.pitch < self.lanes.width
         return math.lcm(8 // width, self.lanes.pitch) * width // 8 if gaps else 1
 
     def _run(self, width: int) -> int:
-        """The lanes that hold these codes."""
+        """Number of lanes that hold these codes."""
         codes = self._bytes_of_run(width) * 8 // width
         return codes * self.lanes.width // self.lanes.pitch
 
     def _place(self, lane: Array) -> Array:
-        """The code that a lane holds."""
+        """The index of the code in a lane."""
         width, pitch = self.lanes.width, self.lanes.pitch
         return lane if width == pitch else lane // width * pitch + lane % width
 
     def _bytes(self, span: Span, low: int, width: int, i: int) -> tuple[tuple[Array, Array], Any]:
-        """Where byte `i` of each run of a field lies."""
+        """The position of byte `i` of each run of a field."""
         runs, number = self.lanes.count // self._run(width), self._bytes_of_run(width)
         row, run = indices(span.rows, runs)
         column, total = run * number + i, -(-self.size * width // 8)

@@ -1,4 +1,4 @@
-"""What the kernels need of codecs, vectors and packed codes; empty messages if they have it."""
+"""The requirements of kernels on codecs, vectors and packed codes; empty messages if met."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def book_of(codec: Codec) -> Any:
 
 
 def levels_of(codec: Codec) -> Array:
-    """The levels of a supported codec, made symmetric where they are said to be."""
+    """The levels of a supported codec, made symmetric if `symmetric`."""
     return book_of(codec).table
 
 
 def words_of(codec: Codec, dtype: Any) -> Words:
-    """How the codes of vectors in `dtype` lie in a tile, and in bytes."""
+    """The layout of the codes of vectors in `dtype`, in a tile and in bytes."""
     t = codec.transform
     return Words(lanes_of(t, dtype), book_of(codec).bits, t.out_dim)
 
 
 def unsupported_codec(codec: Codec, x: Any) -> str:
-    """What a codec and its vectors, of which shape and dtype suffice, must be."""
+    """The requirement on a codec and its vectors (or their shape and dtype) that is not met."""
     if codec.offset is not None or codec.scale is not None:
         return "codecs without offset and scale."
     return (
@@ -46,16 +46,16 @@ def unsupported_codec(codec: Codec, x: Any) -> str:
 
 
 def unsupported_array(x: Any) -> str:
-    """What vectors must be."""
+    """The requirement on vectors that is not met."""
     if str(x.dtype) in DTYPES and math.prod(x.shape):
         return ""
     return f"non-empty arrays of {', '.join(DTYPES)}, got {x.dtype} {x.shape}."
 
 
 def unsupported_packed(packed: Packed, words: Words) -> str:
-    """What packed codes must be, which are read as `words`."""
+    """The requirement on packed codes, read as `words`, that is not met."""
     if any(a is not None for a in (packed.offset, packed.outliers, packed.tensor_scale)):
-        return "packed codes with one scale a vector and no more."
+        return "packed codes with only one scale per vector."
     if packed.signed or packed.data.size == 0:
         return "non-empty packed codes without sign."
     if packed.scale is not None and packed.scale.shape != (*packed.data.shape[:-1], 1):
@@ -67,5 +67,5 @@ def unsupported_packed(packed: Packed, words: Words) -> str:
 
 
 def unsupported_bytes(size: int) -> str:
-    """How many bytes of codes there may be: to 4 GiB, Triton counts them in signed 32 bits."""
+    """The requirement on the bytes of codes: up to 4 GiB, Triton indexes in signed 32 bits."""
     return f"codes of up to 2 GiB, or over 4, got {size} bytes." if GIB2 < size <= 2 * GIB2 else ""

@@ -1,4 +1,4 @@
-"""Scales, levels and codes of a codebook, inside of a kernel."""
+"""Scales, levels and codes of a codebook inside a kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STEEP = 2.0**100
 
 
 def unsupported_codebook(quantizer: Any) -> str:
-    """What a quantizer must be for the kernels; empty if `quantizer` is."""
+    """The requirement that the quantizer does not meet; empty if the kernels support it."""
     if type(quantizer) is not Codebook:
         return f"a Codebook as quantizer, got {type(quantizer).__name__}."
     if quantizer.granularity != "token":
@@ -28,21 +28,21 @@ def unsupported_codebook(quantizer: Any) -> str:
     if quantizer.normalize == "peak":
         return "normalize 'none', 'rms' or 'norm', got 'peak'."
     if quantizer.levels.ndim != 1 or quantizer.levels.shape[0] > MOST_LEVELS:
-        return f"2 to {MOST_LEVELS} levels for all numbers, got shape {quantizer.levels.shape}."
+        return f"2 to {MOST_LEVELS} levels for all elements, got shape {quantizer.levels.shape}."
     return ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """The levels of a codebook in a kernel, for vectors with a scale each.
+    """The levels of a codebook in a kernel, for one scale per vector.
 
-    The borders of cells are multiplied by a vector's scale, which takes less than to divide the
+    The borders of cells are multiplied by the scale of a vector, which is cheaper than dividing the
     vector. Symmetric levels are searched by magnitude, half of them.
 
     Attributes:
         ref: all levels.
-        values: the levels, or the positive half of symmetric ones; infinite ones follow, up to a
-            power of two.
+        values: the levels, or the positive half of symmetric ones, padded with infinity to a power
+            of two.
         symmetric: see `Codebook`.
     """
 
@@ -52,7 +52,7 @@ class Levels:
 
     @classmethod
     def read(cls, ref: Any, symmetric: bool) -> Levels:
-        """Those in `ref`, as `codecs.levels_of` gives them."""
+        """The levels in `ref`, written by `codecs.levels_of`."""
         (number,) = ref.shape
         first = number // 2 if symmetric else 0
         values: list[Any] = [ref[i].astype(jnp.float32) for i in range(first, number)]
@@ -60,9 +60,9 @@ class Levels:
         return cls(ref, values + [jnp.float32(math.inf)] * infinite, symmetric)
 
     def nearest(self, v: Array, border: Any = 1, value: Any = 1) -> Array:
-        """The level nearest to `v / border`, the lower one of two as near, times `value`.
+        """The level nearest to `v / border`, times `value`; the lower one in a tie.
 
-        Of two as near, symmetric levels below zero take the higher one.
+        Symmetric levels below zero take the higher one in a tie.
         """
         size = jnp.abs(v) if self.symmetric else v
         values = [_times(u, value) for u in self.values]
@@ -74,7 +74,7 @@ class Levels:
         return jnp.where(v > 0, found, -found) if self.symmetric else found
 
     def index(self, v: Array, border: Any = 1) -> Array:
-        """The index of the level that `nearest` takes."""
+        """The index of the level of `nearest`."""
         size = jnp.abs(v) if self.symmetric else v
         index, middles = jnp.zeros(v.shape, jnp.int32), self._middles(size, border)
         for place, middle in zip(reversed(range(self.bits)), middles, strict=True):
@@ -87,13 +87,14 @@ class Levels:
         return jnp.where(v > 0, half + index, half - 1 - index)
 
     def fields(self, v: Array, border: Any, interpret: bool) -> list[tuple[Array, float, float]]:
-        """The fields of the index of the level that `nearest` takes; see `packing.fields`.
+        """The fields of the index of the level of `nearest`; see `packing.fields`.
 
-        Of symmetric levels, a power of two. In fp32, which has twice the rate of comparisons: a
-        comparison is a saturated product, 0 or 1, and a selection of a border a product with it.
+        For symmetric levels, a power of two of them. In fp32, which has twice the rate of
+        comparisons: a comparison is a saturated product, 0 or 1, and the selection of a border is a
+        product with it.
 
         Returns:
-            For each field a tile t and numbers a and b, such that it is a t + b.
+            For each field a tile t and numbers a and b, such that the field is a t + b.
         """
         if not isinstance(border, int):
             v = v * (1 / jnp.where(border == 0, 1, border))
@@ -120,17 +121,17 @@ class Levels:
 
     @property
     def full(self) -> bool:
-        """Whether the levels are a power of two in number."""
+        """Whether the number of levels is a power of two."""
         (number,) = self.ref.shape
         return number == power_of_two(number)
 
     @property
     def bits(self) -> int:
-        """Bits of a place among `values`."""
+        """Bits of an index into `values`."""
         return len(self.values).bit_length() - 1
 
     def _middles(self, v: Array, border: Any) -> Iterator[Array]:
-        """What to compare `v` with, one border of a cell after the other, as in a binary search."""
+        """The borders to compare `v` with, one after the other, in a binary search."""
         pairs = zip(self.values[:-1], self.values[1:], strict=True)
         middles: list[Any] = [_times((a + b) / 2, border) for a, b in pairs]
         while middles:
@@ -146,7 +147,7 @@ def _times(level: Any, by: Any) -> Any:
 
 
 def shared_scale(y: Array, normalize: str, size: int) -> Array | None:
-    """As `granularity.shared_scale` for one scale a row of `size` numbers, [rows, 1]."""
+    """`granularity.shared_scale` for one scale per row of `size` elements, [rows, 1]."""
     if normalize == "none":
         return None
     square = jnp.sum(y * y, axis=-1, keepdims=True)

@@ -24,7 +24,7 @@ from isojax.transforms import identity
 
 
 def unsupported(codec: Codec, packed: Packed, *, dtype: Any, rotated: bool) -> str:
-    """What the kernel needs of its arguments; empty if they have it."""
+    """The requirement that the arguments do not meet; empty if the kernel supports them."""
     codec = _reader(codec, rotated)
     out = jax.ShapeDtypeStruct((*packed.data.shape[:-1], codec.transform.dim), dtype)
     return unsupported_codec(codec, out) or unsupported_packed(packed, words_of(codec, dtype))
@@ -56,5 +56,5 @@ def kernel(codec: Codec, packed: Packed, *, dtype: Any, rotated: bool, interpret
 
 
 def _reader(codec: Codec, rotated: bool) -> Codec:
-    """The codec whose `load` is asked for: the quantizer alone if `rotated`."""
+    """The codec to load with: only the quantizer if `rotated`."""
     return Codec(identity(codec.transform.out_dim), codec.quantizer) if rotated else codec

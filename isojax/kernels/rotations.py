@@ -1,4 +1,4 @@
-"""Transforms as kernels apply them: to a tile [rows, lanes], in both directions."""
+"""Transforms inside kernels: of a tile [rows, lanes], in both directions."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from isojax.transforms.paley import decompose, hadamard_matrix
 from isojax.transforms.quaternion import PRODUCT as QUATERNION
 from isojax.transforms.quaternion import SANDWICH
 
-LANES = (16, 4096)  # fewest and most a vector, before registers spill
-MOST_DENSE = (128, 64)  # of 16 bits and of 32: what shared memory holds
-MOST_BASE = 28  # largest factor of a Hadamard matrix that is no power of two
+LANES = (16, 4096)  # fewest and most per vector, before registers spill
+MOST_DENSE = (128, 64)  # for 16 and for 32 bits: the limit of shared memory
+MOST_BASE = 28  # largest factor of a Hadamard matrix that is not a power of two
 PRODUCT = {"min_rows": 64, "min_warps": 4, "programs": 512}  # tiles of products on tensor cores
 
 Turn = Callable[[Any, Array], Array]  # (state, tile) -> tile
@@ -41,17 +41,16 @@ class Rotation:
     """A transform in a kernel.
 
     Attributes:
-        lanes: how its vectors lie in a tile.
-        size: numbers a vector, before.
-        codes: numbers a vector, after.
+        lanes: layout of its vectors in a tile.
+        size: elements per vector, before.
+        codes: elements per vector, after.
         operands: arrays that the kernel needs whole.
-        prepare: makes of their refs what the two turns take.
+        prepare: computes the state of `forward` and `backward` from their refs.
         forward: the transform of a tile of vectors, divided by `gain`.
         backward: the inverse, divided by `gain`.
-        gain: a factor of all numbers, which is applied to scales instead.
-        isometry: whether norms are taken before it, as it keeps them: a sum over the lanes of its
-            result would send that through shared memory. A Dense one is rounded, and keeps them
-            less well.
+        gain: a common factor, applied to the scales instead.
+        isometry: whether norms may be taken before it: a sum over the lanes of its result would
+            pass through shared memory. Not for Dense ones, which are rounded.
     """
 
     lanes: Lanes
@@ -69,10 +68,10 @@ class Member(NamedTuple):
     """A transform that has a kernel.
 
     Attributes:
-        lanes: `(transform, dtype) -> Lanes`: how vectors in `dtype` lie in a tile.
+        lanes: `(transform, dtype) -> Lanes`: layout of vectors in `dtype` in a tile.
         make: `(transform, lanes, dtype, interpret) -> Rotation`.
-        unsupported: `(transform, dtype) -> str`: what the transform must be, empty if it is.
-        padded: whether it may stand in a `Padded` one.
+        unsupported: `(transform, dtype) -> str`: the requirement not met, empty if supported.
+        padded: whether it may be inside a `Padded`.
     """
 
     lanes: Callable[[Any, Any], Lanes]
@@ -85,12 +84,12 @@ _MEMBERS: dict[type, Member] = {}
 
 
 def register(kind: type, member: Member) -> None:
-    """Give the transforms of class `kind` a kernel; those without one run in plain JAX."""
+    """Register a kernel for transforms of class `kind`; those without one run in plain JAX."""
     _MEMBERS[kind] = member
 
 
 def unsupported_transform(t: Transform, dtype: Any) -> str:
-    """What a transform of vectors in `dtype` must be for the kernels; empty if `t` is."""
+    """The requirement that `t` does not meet for vectors in `dtype`; empty if supported."""
     inner = _inner(t)
     member = _MEMBERS.get(type(inner))
     if member is None or (t is not inner and not member.padded):
@@ -105,14 +104,14 @@ def unsupported_transform(t: Transform, dtype: Any) -> str:
 
 
 def rotation(t: Transform, dtype: Any, interpret: bool) -> Rotation:
-    """A supported transform `t`, for vectors that come in `dtype`."""
+    """The rotation of a supported transform `t`, for vectors in `dtype`."""
     inner = _inner(t)
     turn = _MEMBERS[type(inner)].make(inner, lanes_of(t, dtype), dtype, interpret)
     return dataclasses.replace(turn, size=t.dim)
 
 
 def lanes_of(t: Transform, dtype: Any) -> Lanes:
-    """How vectors of a supported transform lie in a tile."""
+    """The layout of vectors of a supported transform in a tile."""
     inner = _inner(t)
     return _MEMBERS[type(inner)].lanes(inner, dtype)
 
@@ -122,7 +121,7 @@ def _inner(t: Transform) -> Transform:
 
 
 def scales(scale: Array | None, gain: float) -> tuple[Any, Any]:
-    """What the borders and the levels of one scale are multiplied by; see `Rotation.gain`."""
+    """The factors of borders and of levels for a scale; see `Rotation.gain`."""
     if gain == 1:
         return (1, 1) if scale is None else (scale, scale)
     one = jnp.float32(1) if scale is None else scale
@@ -130,7 +129,7 @@ def scales(scale: Array | None, gain: float) -> tuple[Any, Any]:
 
 
 def _neighbours(t: Transform, dtype: Any) -> Lanes:
-    """A lane for each number; as many bytes for each thread, whatever the dtype."""
+    """One lane per element; the same bytes per thread for all dtypes."""
     size = jnp.dtype(dtype).itemsize
     return Lanes(t.dim, elements=64 // size if t.dim <= 1024 else 16)
 
@@ -141,9 +140,9 @@ def _exact(dtype: Any) -> bool:
 
 
 def _base(block: int, dtype: Any) -> int:
-    """The last factor of a Hadamard matrix, which is a product; the others are butterflies.
+    """The order of the last factor of a Hadamard matrix, a product; the others are butterflies.
 
-    For 16 bits it is as large as a tile of shared memory holds, else no more than must be.
+    For 16 bits it is the largest that shared memory holds, else the smallest possible.
     """
     power, base = decompose(block)
     most = MOST_DENSE[0] if base == 1 else MOST_DENSE[1]  # registers spill where lanes have gaps
@@ -153,7 +152,7 @@ def _base(block: int, dtype: Any) -> int:
 
 
 def _blocks(inner: Any, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
-    """A rotation of each block: its matrices come of quaternions or phasors in the kernel."""
+    """A rotation of each block; the kernel computes matrices from quaternions or phasors."""
     width = 2 if isinstance(inner, Planar) else 4
     if isinstance(inner, Planar):
         operands = (inner.phasor,)
@@ -175,7 +174,7 @@ def _blocks(inner: Any, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
         return _matrices(SANDWICH, *sides)
 
     def product(x: list[Array], m: list[list[Any]]) -> list[Any]:
-        """The numbers sum_j x[j] m[j][i]."""
+        """The sums sum_j x[j] m[j][i]."""
         columns = []
         for i in range(len(m)):
             y = x[0] * m[0][i]
@@ -196,12 +195,12 @@ def _blocks(inner: Any, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
 
 
 def _joined(values: list[Any], others: list[Array]) -> Array:
-    """`joined`, with zeros for the lane that a block of three leaves over."""
+    """`joined`, with zeros in the unused lane of a block of three."""
     return joined([*values, *(jnp.zeros_like(v) for v in others[len(values) :])])
 
 
 def _unit(ref: Any, blocks: int) -> list[Array]:
-    """The components, each [1, blocks], of u / |u| for the rows u of `ref`; 1 for rows it lacks."""
+    """The components, each [1, blocks], of u / |u| for the rows u of `ref`; 1 for missing rows."""
     number, size = ref.shape
     _, block = indices(1, blocks)
     mask = None if number == blocks else block < number
@@ -226,7 +225,7 @@ def _matrices(table: np.ndarray, left: list[Array], right: list[Array]) -> list[
 
 
 def _dense(t: Dense, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
-    """A product on tensor cores: in 16 bits where vectors have them, else with 16 bits of bf16."""
+    """A product on tensor cores: in the dtype of 16-bit vectors, else in bf16 terms to 16 bits."""
     half = jnp.dtype(dtype).itemsize == 2
     order = 1 if half else 2
 
@@ -248,7 +247,7 @@ def _dense(t: Dense, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
 
 
 def _square(ref: Any, lanes: int) -> Array:
-    """A matrix, filled up with zeros."""
+    """A matrix, padded with zeros."""
     size = ref.shape[0]
     row, column = indices(lanes, lanes)
     mask = None if size == lanes else (row < size) & (column < size)
@@ -258,9 +257,8 @@ def _square(ref: Any, lanes: int) -> Array:
 def _hadamard(t: Hadamard, lanes: Lanes, dtype: Any, interpret: bool) -> Rotation:
     """A product with the last factor, if there is one, and butterflies for the others.
 
-    The entries of the factor are exact in bf16, and as many terms of bf16 are taken of what is
-    multiplied as make it exact: one of bf16, two of fp16, three of fp32. What goes back is no more
-    exact than `dtype`.
+    The entries of the factor are exact in bf16, and vectors are split into enough bf16 terms to be
+    exact: one for bf16, two for fp16, three for fp32. The way back has the precision of `dtype`.
     """
     base, width = lanes.pitch, lanes.width
     power = t.block // base
@@ -300,10 +298,10 @@ def _hadamard(t: Hadamard, lanes: Lanes, dtype: Any, interpret: bool) -> Rotatio
 
 
 def butterflies(v: Array, order: int) -> Array:
-    """The Sylvester matrix of `order` on the last bits of the lanes of `v`, which become first.
+    """The Sylvester matrix of `order` on the last bits of the lane index, which become first.
 
     One bit at a time, as in Pease (1968): sum and difference of neighbours, then all sums before
-    all differences. After all bits of the lanes they are in their places again.
+    all differences. After all bits the lanes are in their original order.
     """
     rows, count = v.shape
     for _ in range(order.bit_length() - 1):
@@ -321,7 +319,7 @@ def _same(state: Any, v: Array) -> Array:
 
 
 def _hadamard_lanes(t: Hadamard, dtype: Any) -> Lanes:
-    """Groups of as many lanes as the product takes."""
+    """Groups of the lanes of one product."""
     base = _base(t.block, dtype)
     if base == 1:
         return _neighbours(t, dtype)

@@ -18,7 +18,7 @@ from isojax.transforms import Dense
 
 
 def unsupported(codec: Codec, x: Array) -> str:
-    """What the kernel needs of its arguments; empty if they have it."""
+    """The requirement that the arguments do not meet; empty if the kernel supports them."""
     return unsupported_codec(codec, x)
 
 

@@ -21,12 +21,12 @@ MOST_QUERIES = 16
 
 
 def unsupported(codec: Codec, query: Array, keys: Packed) -> str:
-    """What the kernel needs of its arguments; empty if they have it."""
+    """The requirement that the arguments do not meet; empty if the kernel supports them."""
     if why := unsupported_codebook(book_of(codec)):
         return why
     words, number = _words(codec), query.size // query.shape[-1]
     if not LANES[0] <= words.lanes.count <= LANES[1]:
-        return f"keys of {LANES[0] // 2 + 1} to {LANES[1]} numbers, got {words.size}."
+        return f"keys of length {LANES[0] // 2 + 1} to {LANES[1]}, got {words.size}."
     if not 1 <= number <= MOST_QUERIES:
         return f"1 to {MOST_QUERIES} queries, got {number}."
     if keys.data.ndim != 2:
@@ -42,7 +42,7 @@ def _words(codec: Codec) -> Words:
 def kernel(codec: Codec, query: Array, keys: Packed, *, interpret: bool) -> Array:
     """`codec.scores(query, keys)`: the bytes of the keys are read once for all queries.
 
-    Products of levels with all queries on tensor cores, to 16 bits of each factor.
+    Products of levels with all queries on tensor cores, with 16 bits of each factor.
     """
     words, lanes = _words(codec), _words(codec).lanes
     queries = codec.rotate_query(query).reshape(-1, keys.dim).astype(jnp.float32)

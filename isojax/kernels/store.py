@@ -20,7 +20,7 @@ from isojax.quantizers.packing import packed_bytes
 
 
 def unsupported(codec: Codec, x: Array, *, dtype: Any) -> str:
-    """What the kernel needs of its arguments; empty if they have it."""
+    """The requirement that the arguments do not meet; empty if the kernel supports them."""
     del dtype
     if why := unsupported_codec(codec, x):
         return why

@@ -1,7 +1,7 @@
-"""Where the numbers of a vector lie in the lanes of a tile [rows, lanes].
+"""The layout of vectors in the lanes of a tile [rows, lanes].
 
-Values in a Triton kernel have lengths that are powers of two, vectors and blocks do not. So a tile
-takes `width` lanes for every `pitch` numbers of memory, and masks what is in excess.
+Arrays in a Triton kernel have power-of-two lengths, but vectors and blocks need not. So a tile has
+`width` lanes for every `pitch` elements in memory, and masks the others.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def power_of_two(n: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Lanes:
-    """The lanes of vectors: lane `width * g + j` is number `pitch * g + j`, for j below `pitch`.
+    """The lanes of vectors: lane `width * g + j` is element `pitch * g + j`, for j below `pitch`.
 
     Attributes:
-        groups: groups of `pitch` numbers.
-        pitch: numbers a group in memory.
-        min_rows: rows that a tile must have at least.
-        min_warps: warps that it must have at least.
-        elements: numbers a thread.
-        programs: among which many tiles are divided; enough to keep all cores at work several times
-            over, fewer where what tiles share takes long to prepare.
+        groups: number of groups of `pitch` elements.
+        pitch: elements per group in memory.
+        min_rows: minimum of rows per tile.
+        min_warps: minimum of warps per tile.
+        elements: elements per thread.
+        programs: number of programs to divide many tiles among; several times the number of cores,
+            fewer where the shared preparation is expensive.
     """
 
     groups: int
@@ -50,40 +50,40 @@ class Lanes:
 
     @property
     def width(self) -> int:
-        """Lanes a group."""
+        """Lanes per group."""
         return power_of_two(self.pitch)
 
     @property
     def size(self) -> int:
-        """Numbers in all groups."""
+        """Elements in all groups."""
         return self.groups * self.pitch
 
     @property
     def count(self) -> int:
-        """Lanes a vector."""
+        """Lanes per vector."""
         return power_of_two(self.groups) * self.width
 
     @property
     def warps(self) -> int:
-        """Warps a tile: the least, or as many as one row fills."""
+        """Warps per tile: the minimum, or as many as one row fills."""
         return min(max(self.count // (self.elements * THREADS), self.min_warps), 32)
 
     @property
     def rows(self) -> int:
-        """Rows a tile: such that each thread holds `elements` numbers."""
+        """Rows per tile: such that each thread holds `elements` elements."""
         return max(self.min_rows, self.elements * THREADS * self.warps // self.count)
 
     def places(self, span: Span, size: int) -> tuple[tuple[Array, Array], Any]:
-        """Row and column of every lane of a tile, and which of them are there; None if all are.
+        """Row and column of every lane of a tile, and the mask of lanes that exist; None if all do.
 
         Args:
             span: the rows of the tile.
-            size: numbers a vector in memory, at most `size` of the lanes.
+            size: elements per vector in memory, at most `size` of the lanes.
         """
         if self.pitch == self.width:
             row, column = indices(span.rows, self.count)
             return placed(span, row, column, [column < size] if size < self.count else [])
-        # a group on an axis of its own: which of its lanes neighbour in memory is seen like this
+        # groups on a separate axis, so that Triton sees which lanes are adjacent in memory
         shape = (span.rows, power_of_two(self.groups), self.width)
         row, group, lane = (lax.broadcasted_iota(jnp.int32, shape, i) for i in range(3))
         column, masks = group * self.pitch + lane, [lane < self.pitch]
@@ -104,53 +104,53 @@ def indices(rows: int, columns: int) -> tuple[Array, Array]:
 def placed(
     span: Span, row: Array, column: Array, masks: Sequence[Array] = ()
 ) -> tuple[tuple[Array, Array], Any]:
-    """Places in the block of a program, and the conjunction of `masks` and of rows that exist."""
+    """Indices in the block of a program, and the conjunction of `masks` and of rows that exist."""
     row = row if isinstance(span.start, int) and span.start == 0 else row + span.start
     both = [*masks] if span.live is None else [row < span.live, *masks]
     return (row, column), functools.reduce(operator.and_, both) if both else None
 
 
 def read(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0.0) -> Array:
-    """What `ref` holds there, in fp32 if floating; `other` where masked."""
+    """The elements of `ref` at `places`, in fp32 if floating; `other` where masked."""
     return wide(read_raw(ref, places, mask, other))
 
 
 def read_raw(ref: Any, places: tuple[Array, ...], mask: Any, other: float = 0.0) -> Array:
-    """The same in the dtype of `ref`, and in the shape of the places."""
+    """The same in the dtype of `ref`, and in the shape of `places`."""
     at = ref.at[places]
     return load(at) if mask is None else load(at, mask=mask, other=jnp.array(other, ref.dtype))
 
 
 def wide(value: Array) -> Array:
-    """A tile that `read_raw` gave, as [rows, lanes], in fp32 if floating."""
+    """A result of `read_raw` as [rows, lanes], in fp32 if floating."""
     value = value.reshape(value.shape[0], -1)
     return value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
 def vectors(lanes: Lanes, size: int) -> Callable[[Span, Sequence[Any]], Array]:
-    """The `load` of `over_rows` for vectors of `size` numbers, the one tiled operand."""
+    """The `load` of `over_rows` for vectors of length `size`, the only tiled operand."""
     return lambda span, tiled: read_raw(tiled[0], *lanes.places(span, size))
 
 
 def write(ref: Any, places: tuple[Array, ...], mask: Any, value: Array) -> None:
-    """Put `value` [rows, lanes] there, in the dtype of `ref`."""
+    """Write `value` [rows, lanes] at `places`, in the dtype of `ref`."""
     store(ref.at[places], value.reshape(places[0].shape).astype(ref.dtype), mask=mask)
 
 
 def gather(ref: Any, index: Array) -> Array:
-    """`ref[index]` of a small table, which the caches hold."""
+    """`ref[index]` of a small table, which fits the caches."""
     return load(ref.at[index])
 
 
 def rows_of(span: Span) -> tuple[tuple[Array, Array], Any]:
-    """The places of the one column of a tile, [rows, 1]."""
+    """The places of a tile with one column, [rows, 1]."""
     return placed(span, *indices(span.rows, 1))
 
 
 def parts(v: Array, width: int) -> list[Array]:
     """`v[..., i::width]` for each i below `width`, a power of two.
 
-    By halves, since these are what a Triton kernel can take out of registers as they lie.
+    By halves, which a Triton kernel can take from registers without moving data.
     """
     if width == 1:
         return [v]

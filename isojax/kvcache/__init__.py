@@ -1,9 +1,9 @@
 """The KV cache: keys and values of the tokens read so far, exact or in packed codes.
 
-A `Cache` is a stack of `LayerCache`, one a layer, each of two sides, keys and values. A side is
-plain (`PlainSide`, the numbers themselves) or packed (`PackedSide`): its `Store` says by which
-codec, whether keys are kept before or after the rotary embedding, and which tokens stay exact.
-All is functional: `attend` returns the new layer beside its output.
+A `Cache` is a stack of `LayerCache`, one per layer, each with two sides, keys and values. A side
+is plain (`PlainSide`, the vectors themselves) or packed (`PackedSide`). The `Store` of a packed
+side fixes the codec, whether keys are stored before or after the rotary embedding, and which
+tokens stay exact. All is functional: `attend` returns the new layer together with its output.
 """
 
 from isojax.kvcache.attention import Seen, apply_rope, causal_attention

@@ -20,7 +20,7 @@ def apply_rope(
 ) -> Float[Array, "*b t h d"]:
     """Rotate channel i with channel i + d/2 by position times frequency; computed in fp32.
 
-    Positions are one for each token, [t], or [b, t]; negative ones undo it (Su et al. 2021).
+    `positions` are one per token, [t], or [b, t]; negative ones invert it (Su et al. 2021).
     """
     places = positions[..., None, None].astype(frequency.dtype)
     angle = places * to_rank(frequency, places.ndim)
@@ -30,12 +30,12 @@ def apply_rope(
 
 
 class Exact(NamedTuple):
-    """A run of tokens that some queries read as they were before they were stored.
+    """A run of tokens that some queries read exact in place of decoded.
 
     Attributes:
         vectors: [batch * kv_heads, run, dim].
         begin: position of the first of them.
-        fresh: `(query positions [t, 1], positions [run]) -> [t, run]`: who reads them.
+        fresh: `(query positions [t, 1], positions [run]) -> [t, run]`: which queries read them.
     """
 
     vectors: Float[Array, "n r d"]
@@ -43,30 +43,29 @@ class Exact(NamedTuple):
     fresh: Callable[[Int[Array, "t 1"], Int[Array, " r"]], Bool[Array, "t r"]]
 
     def mask(self, at: Int[Array, "t 1"]) -> Bool[Array, "t r"]:
-        """Which of them the queries at these positions read."""
+        """The mask of tokens that the queries at these positions read exact."""
         return self.fresh(at, self.begin + jnp.arange(self.vectors.shape[1]))
 
     def of(self, x: Float[Array, "n t s"]) -> Float[Array, "n t r"]:
-        """Their part of what is known of all slots."""
+        """The part of `x`, an array over all slots, at these tokens."""
         return jax.lax.dynamic_slice_in_dim(x, self.begin, self.vectors.shape[1], axis=-1)
 
     def put(self, x: Float[Array, "n t s"], new: Any, at: Array) -> Float[Array, "n t s"]:
-        """`x` with `new` in their part, for the queries that read them."""
+        """`x` with `new` at these tokens, for the queries that read them exact."""
         new = jnp.where(self.mask(at)[None], new, self.of(x)).astype(x.dtype)
         return jax.lax.dynamic_update_slice_in_dim(x, new, self.begin, axis=-1)
 
 
 class Seen(NamedTuple):
-    """Keys or values as attention reads them; n is batch * kv_heads, heads of a text in a row.
+    """Keys or values in the layout of attention; n is batch * kv_heads, heads of a text adjacent.
 
     Attributes:
-        stored: one vector for each position from 0, [n, slots, dim], or with `columns`
-            [n, dim, slots].
-        columns: see there.
-        scale: what the vectors are multiplied by, [n, slots], or None for one.
-        exact: what some queries read in place of it.
-        scores: inner products of few queries [n, rows, dim] with all slots, where these are quicker
-            had from codes than from `stored`.
+        stored: one vector per position from 0, [n, slots, dim], or with `columns` [n, dim, slots].
+        columns: see `stored`.
+        scale: factors of the vectors, [n, slots], or None for one.
+        exact: runs of tokens that some queries read in place of `stored`.
+        scores: inner products of a few queries [n, rows, dim] with all slots, where computing
+            these from codes is faster than from `stored`.
     """
 
     stored: Float[Array, "n s d"] | Float[Array, "n d s"]
@@ -77,11 +76,11 @@ class Seen(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Positions that there is room for."""
+        """Number of positions."""
         return self.stored.shape[-1 if self.columns else -2]
 
     def cut(self, slots: int) -> Seen:
-        """The first `slots` of them."""
+        """The first `slots` positions."""
         if slots == self.slots:
             return self
         scores = self.scores
@@ -111,16 +110,16 @@ def causal_attention(
 ) -> Float[Array, "b t o"]:
     """Softmax attention in which query i reads keys 0 .. start + i; the softmax is in fp32.
 
-    Queries go by in blocks, so that the logits of a long text are never held at once. With a
-    `start` known to be 0, each quarter of them reads no keys that come after it. What is stored is
-    read as it lies, without a transpose.
+    Queries are processed in blocks, so that the logits of a long text are never held at once. With
+    a `start` known to be 0, each quarter of them reads no keys that come after it. Stored vectors
+    are read in place, without a transpose.
 
     Args:
         q: queries, h heads.
         k: keys, g heads; g divides h, consecutive query heads share one.
         v: values, g heads.
         start: position of the first query among the keys.
-        scale: what logits are multiplied by; d^-1/2 by default.
+        scale: factor of the logits; d^-1/2 by default.
 
     Raises:
         ValueError: keys or values are of another batch, length or number of heads than allowed.
@@ -141,7 +140,7 @@ def causal_attention(
             logits = _scaled(_scores(rows, keys.stored, keys.columns, seen), keys, seen)
         for run in keys.exact:
             logits = run.put(logits, _scores(rows, run.vectors, False), at)
-        # here in fp32, and not the queries, which half precision would round once more
+        # in fp32; scaling the queries would round them once more in half precision
         logits = jnp.where(sees, logits * factor, -jnp.inf)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         total = weights.sum(-1, keepdims=True)
@@ -162,20 +161,20 @@ def causal_attention(
 
 
 def check_heads(q: Array, k: Array, v: Array, start: Any = 0) -> None:
-    """Refuse keys and values that would be read as those of other texts or heads, in silence."""
+    """Raise `ValueError` for keys or values that would be read as those of other texts or heads."""
     batch, tokens, heads, dim = q.shape
     least = start + tokens if isinstance(start, int) else 1
     alike = k.shape[:3] == v.shape[:3] and k.shape[0] == batch and k.shape[3] == dim
     if not alike or k.shape[1] < least or heads % k.shape[2]:
         raise ValueError(
             f"k and v must be of {batch} texts, the same {least} or more tokens and a number of "
-            f"heads that divides {heads}, k with {dim} numbers each; got shapes {k.shape} and "
+            f"heads that divides {heads}, k with {dim} elements each; got shapes {k.shape} and "
             f"{v.shape}."
         )
 
 
 def by_head(x: Float[Array, "b t g d"], columns: bool = False) -> Array:
-    """Vectors of tokens as attention reads them, see `Seen`."""
+    """Vectors of tokens in the layout of attention, see `Seen`."""
     return jax.lax.collapse(x.transpose(0, 2, 3, 1) if columns else x.transpose(0, 2, 1, 3), 0, 2)
 
 
@@ -199,7 +198,7 @@ def _scores(
 def _mixture(
     weights: Float[Array, "n r s"], values: Array, columns: bool, seen: int | None = None
 ) -> Float[Array, "n r d"]:
-    """Sums of the first `seen` values by their weights, in fp32."""
+    """Weighted sums of the first `seen` values, in fp32."""
     if not columns:
         return _product(weights, values[:, :seen], 2, 1)
     values = values[..., :seen]
@@ -209,10 +208,10 @@ def _mixture(
 
 
 def _product_turned(a: Array, few: Array, of_few: int) -> Array:
-    """Sum over the last axes of both, [n, rows of few, rows of a]; `few` turned or not.
+    """Sum over the last axes of both, [n, rows of few, rows of a]; `few` transposed or not.
 
-    XLA's products on a CPU copy their right factor, so that should be the small one. The barriers
-    keep it from turning the product round again.
+    XLA's products on a CPU copy the right factor, so this should be the small one. The barriers
+    keep XLA from swapping the factors back.
     """
     few = few if of_few == 2 else jax.lax.optimization_barrier(few.swapaxes(1, 2))
     return jax.lax.optimization_barrier(_product(a, few, 2, of_few)).swapaxes(1, 2)

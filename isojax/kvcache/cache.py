@@ -24,7 +24,7 @@ class LayerCache:
     """Keys and values of one layer.
 
     Attributes:
-        keys: as attention needs them, or packed.
+        keys: in the layout of attention, or packed.
         values: likewise.
         rotated: attention runs in the coordinates of the codecs.
     """
@@ -42,7 +42,7 @@ class LayerCache:
         frequency: Float[Array, " half"],
         layer: Int[Array, ""] | None = None,
     ) -> tuple[LayerCache, Float[Array, "b t o"]]:
-        """Append keys and values, then attend to all that are stored.
+        """Append keys and values, then attend to all stored tokens.
 
         Where `rotated`, queries are rotated once in place of un-rotating every key, and the
         weighted sum of the values is un-rotated once: (T q) . (T k) = q . k.
@@ -53,15 +53,15 @@ class LayerCache:
             v: values.
             start: tokens stored so far.
             frequency: of the rotary embedding.
-            layer: which one, if the leaves are stacks of all layers: the stacks are returned with
-                this layer written in place.
+            layer: index of the layer, if the leaves are stacks of all layers; the stacks are
+                returned with this layer written in place.
 
         Returns:
-            The layer with the new tokens, and what the queries read; NaN if there was no room.
+            The layer with the new tokens, and the outputs of attention; NaN if there was no room.
 
         Raises:
-            ValueError: keys or values are of another batch or model than the side or the queries,
-                or more than its slots.
+            ValueError: keys or values have another batch or model than the side or the queries, or
+                more tokens than slots.
         """
         self.keys.check("k", k)
         self.values.check("v", v)
@@ -84,7 +84,7 @@ class Cache:
     """Keys and values of the tokens read so far.
 
     Attributes:
-        layers: leaves lead with [layers]; or, `unstack`ed, one for each layer.
+        layers: leaves lead with [layers]; or, `unstack`ed, a tuple with one per layer.
         length: tokens stored.
     """
 
@@ -93,24 +93,24 @@ class Cache:
 
     @property
     def slots(self) -> int:
-        """Tokens that there is room for."""
+        """Number of tokens that fit."""
         return self._parts[0].keys.slots
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept for tokens, all layers; codecs not counted (see `side_bytes`)."""
+        """Bytes stored for tokens, all layers; codecs not counted (see `side_bytes`)."""
         return sum(part.keys.nbytes + part.values.nbytes for part in self._parts)
 
     @property
     def side_bytes(self) -> int:
-        """Bytes of what does not grow with tokens: transforms, codebooks, means."""
+        """Bytes independent of the number of tokens: transforms, codebooks, means."""
         sides = [side for part in self._parts for side in (part.keys, part.values)]
         return nbytes([side.store for side in sides if isinstance(side, PackedSide)])
 
     def unstack(self) -> Cache:
-        """The same with the layers apart, for `models.unstack`ed parameters.
+        """The same cache with separate layers, for `models.unstack`ed parameters.
 
-        A layer is then read where it lies, which a slice of a stack is not on a CPU.
+        A layer is then read in place, while a slice of a stack is copied on a CPU.
         """
         if isinstance(self.layers, tuple):
             return self
@@ -140,18 +140,18 @@ def new_cache(
     Args:
         layers: of the model.
         batch: texts.
-        slots: tokens that there is room for in each text.
+        slots: number of tokens that fit, per text.
         kv_heads: key heads of the model.
         head_dim: of the model.
         dtype: of a side that is not packed.
-        keys: how to store keys, or None to keep them as they are, after the rotary embedding.
-        values: how to store values, or None.
-        rotated: let attention run in the coordinates of the codecs; the same to rounding.
+        keys: store of the keys, or None to keep them exact, after the rotary embedding.
+        values: store of the values, or None.
+        rotated: run attention in the coordinates of the codecs; the same up to rounding.
 
     Raises:
-        ValueError: a store does not fit the model or the slots, or stores values as if they had
-            positions; `rotated` with keys stored before the rotary embedding, which does not
-            commute with the codec's transform.
+        ValueError: a store does not fit the model or the slots, or has a rotary embedding or mean
+            for values; or `rotated` is set for keys stored before the rotary embedding, which does
+            not commute with the codec's transform.
     """
     sizes = {"layers": layers, "batch": batch, "slots": slots}
     for name, value in (sizes | {"kv_heads": kv_heads, "head_dim": head_dim}).items():
@@ -167,7 +167,9 @@ def new_cache(
             sizes = (head_dim, slots) if columns else (slots, head_dim)
             return PlainSide(jnp.zeros((layers, batch * kv_heads, *sizes), dtype), columns)
         _check_store(name, kept, layers, slots, kv_heads, head_dim)
-        kept = jax.tree.map(jnp.copy, kept)  # a cache may be donated; no two leaves are one buffer
+        kept = jax.tree.map(
+            jnp.copy, kept
+        )  # a cache may be donated, so no two leaves may share a buffer
         return jax.vmap(
             lambda kept: PackedSide.empty(kept, batch, slots, kv_heads, head_dim),
             axis_size=layers,  # the codec may have no leaves
@@ -184,7 +186,7 @@ def _check_store(
         raise ValueError(f"{name}: sinks must be at most slots={slots}, got {kept.sinks}.")
     if kept.codec.transform.dim != head_dim:
         raise ValueError(
-            f"{name}: the codec must act on head_dim={head_dim} numbers, "
+            f"{name}: the codec must act on vectors of head_dim={head_dim}, "
             f"got {kept.codec.transform.dim}."
         )
     for leaf in jax.tree.leaves((kept.codec, kept.mean)):

@@ -1,7 +1,7 @@
 """Arrays of one layer, or of all layers in one stack, written in place.
 
-A stack that a loop over layers carries is written where it lies; handed to the loop slice by slice
-and collected again, all of it would be copied at every step.
+A stack carried by a loop over layers is written in place. Passed to the loop slice by slice and
+collected again, all of it would be copied at every step.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from jaxtyping import Array, Int
 def append(
     old: Array, new: Array, start: Int[Array, ""] | int, axis: int, layer: Int[Array, ""] | None
 ) -> Array:
-    """`old` with `new` at index `start` of an axis; the index is moved so that `new` fits.
+    """`old` with `new` at index `start` of an axis; the index is clipped so that `new` fits.
 
     Args:
-        old: of one layer, or of all if there is a `layer`.
+        old: of one layer, or of all if `layer` is set.
         new: of one layer.
-        start: where to begin.
+        start: first index.
         axis: of one layer.
-        layer: which one, or None.
+        layer: index of the layer, or None.
     """
     index: list[Any] = [0] * new.ndim
     index[axis] = start
@@ -32,7 +32,7 @@ def append(
 
 
 def at_layer(tree: Any, layer: Int[Array, ""] | None) -> Any:
-    """The part of a layer in stacks of all layers; all of it if `layer` is None."""
+    """One layer of stacks of all layers; the whole tree if `layer` is None."""
     if layer is None:
         return tree
     return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, 0, keepdims=False), tree)

@@ -1,4 +1,4 @@
-"""A side of the cache in packed codes, a few tokens exact."""
+"""Keys or values of the cache in packed codes, with a few exact tokens."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from isojax.quantizers.codes import Packed, nbytes, stored
 class PackedSide:
     """Keys or values of one layer in packed codes, or of all of them.
 
-    Every token is encoded as soon as its page is full. The first and the last tokens are also
-    kept as they are: a few more bytes in place of moving tokens from one form to the other.
+    Every token is encoded as soon as its page is full. The first and the last tokens are also kept
+    exact: this takes a few more bytes, but no token is ever moved from one form to the other.
 
     Attributes:
         store: of this layer.
         packed: codes, leaves lead with [kv_heads, batch, pages].
         first: the first `store.sinks` tokens, [batch, sinks, kv_heads, head_dim].
         last: the last `store.tail` tokens.
-        slots: tokens that there is room for.
+        slots: number of tokens that fit.
     """
 
     store: Store
@@ -40,7 +40,7 @@ class PackedSide:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept for tokens."""
+        """Bytes stored for tokens."""
         return nbytes((self.packed, self.first, self.last))
 
     @classmethod
@@ -55,11 +55,11 @@ class PackedSide:
         return cls(store, packed, first, jnp.zeros((batch, store.tail, *shape), store.dtype), slots)
 
     def check(self, name: str, x: Float[Array, "b t g d"]) -> None:
-        """Raise `ValueError` unless new keys or values `x` are such as this holds."""
+        """Raise `ValueError` unless new keys or values `x` fit this side."""
         batch, _, heads, dim = self.first.shape[-4:]
         if (x.shape[0], *x.shape[2:]) != (batch, heads, dim) or x.shape[1] > self.slots:
             raise ValueError(
-                f"{name} must be of {batch} texts, {heads} heads, {dim} numbers each, and at most "
+                f"{name} must be of {batch} texts, {heads} heads, {dim} elements each, and at most "
                 f"{self.slots} tokens, got shape {x.shape}."
             )
 
@@ -71,17 +71,17 @@ class PackedSide:
         rotated: bool,
         layer: Int[Array, ""] | None = None,
     ) -> tuple[PackedSide, Seen]:
-        """Append keys or values at position `start`, and read all that are stored.
+        """Append keys or values at position `start`, and read all stored tokens.
 
         Args:
             x: keys after the rotary embedding, or values.
             start: number of tokens stored so far.
             frequency: of the rotary embedding; None for values.
             rotated: read in the codec's coordinates (see `query` and `output`).
-            layer: which one to write and read, of a side of all layers; None for one of one layer.
+            layer: index of the layer, for a side of all layers; None for a side of one layer.
 
         Returns:
-            The side with `x` in it, and all slots as attention reads them.
+            The side with `x` appended, and all slots in the layout of attention.
         """
         here = at_layer(self, layer)
         return here._update(self, x, start, frequency, rotated, layer)
@@ -89,7 +89,7 @@ class PackedSide:
     def _update(
         self, whole: PackedSide, x: Array, start: Any, frequency: Any, rotated: bool, layer: Any
     ) -> tuple[PackedSide, Seen]:
-        """`whole.update`; `self` is the part of the layer."""
+        """The update of `whole`, where `self` is its part for the layer."""
         tokens, page = x.shape[1], self.store.page
         around = jnp.concatenate([self.last.astype(x.dtype), x], axis=1)
         extra = self.store.tail
@@ -99,7 +99,7 @@ class PackedSide:
         due = jax.lax.dynamic_slice_in_dim(room, begin - start + extra, pages * page, axis=1)
         due = self._centre(due, begin + jnp.arange(pages * page), frequency)
         codes = self.store.encode(due.reshape(due.shape[0], pages, page, *due.shape[2:]))
-        # one page a token never begins beyond the end, nor does that of a single token
+        # pages of one token never begin beyond the end, nor does the page of a single token
         sure = page == 1 or tokens == 1
         write = functools.partial(_write, page=start // page, layer=layer, sure=sure)
         packed = jax.tree.map(write, whole.packed, codes)
@@ -119,7 +119,7 @@ class PackedSide:
     def query(
         self, q: Float[Array, "b t h d"], layer: Int[Array, ""] | None = None
     ) -> Float[Array, "b t h e"]:
-        """Queries as they meet the keys of `update(rotated=True)`, in their dtype."""
+        """Queries in the coordinates of the keys of `update(rotated=True)`, in their dtype."""
         rotated = self._by_head("rotate_query", q, layer).astype(q.dtype)
         return rotated if self.store.mean is None else jnp.concatenate([rotated, q], axis=-1)
 
@@ -134,7 +134,7 @@ class PackedSide:
         return store.by_head(name, x, groups=self.first.shape[-2])
 
     def _read(self, around: Array, start: Any, frequency: Array | None, rotated: bool) -> Seen:
-        """All slots from their codes, and what is read exact; `around` ends with new tokens."""
+        """All slots decoded, and the exact runs; `around` ends with new tokens."""
         kept, positions, dtype = self.store, jnp.arange(self.slots), around.dtype
         if rotated:
             seen = kept.decode_rotated(self.packed, dtype).cut(self.slots)
@@ -145,7 +145,7 @@ class PackedSide:
             seen = Seen(by_head(self._uncentre(coded, positions, frequency).astype(dtype)))
         runs = []
         if kept.sinks or kept.tail or kept.deferred:
-            # the slots in which they lie: some may lie before the first or behind the last one
+            # their slots: some may lie before the first or after the last one
             size, first_at = min(around.shape[1], self.slots), start - kept.tail
             begin = jnp.clip(first_at, 0, self.slots - size)
             room = jnp.pad(around, ((0, 0), (0, size), (0, 0), (0, 0)))
@@ -165,14 +165,14 @@ class PackedSide:
         return seen._replace(exact=tuple(exact))
 
     def _dtype(self, around: Array) -> Any:
-        """That in which vectors are read: of the model, unless something is added to them."""
+        """The dtype of decoded vectors: the model's, unless a mean is added to them."""
         plain = self.store.mean is None and self.store.rope == "after"
         return around.dtype if plain else jnp.float32
 
     def _with_mean(
         self, x: Float[Array, "n s d"], positions: Array, frequency: Array | None
     ) -> Float[Array, "n s e"]:
-        """Next to what is stored at these positions, the mean that `query` holds against it."""
+        """`x` with the mean at these positions appended, for products with those of `query`."""
         if self.store.mean is None:
             return x
         mean = self._mean(positions, frequency).swapaxes(0, 1).astype(x.dtype)
@@ -180,7 +180,7 @@ class PackedSide:
         return jnp.concatenate([x, mean], axis=-1)
 
     def _fresh(self, start: Any, asking: Any, positions: Array) -> Array:
-        """Which positions a query at `asking`, in a call from `start` on, reads exact."""
+        """The mask of positions that a query at `asking` reads exact, in a call from `start` on."""
         positions = positions[None]
         asking = jnp.full_like(asking, start - 1) if self.store.deferred else asking
         full = (asking + 1) // self.store.page * self.store.page
@@ -188,7 +188,7 @@ class PackedSide:
         return (positions < self.store.sinks) | recent | (positions >= full)
 
     def _centre(self, x: Array, positions: Array, frequency: Array | None) -> Array:
-        """What the codec sees of keys (or values) at these positions."""
+        """The input of the codec: keys (or values) at these positions, centred."""
         if self.store.rope == "before":
             assert frequency is not None
             x = apply_rope(x, -positions, frequency)
@@ -202,20 +202,20 @@ class PackedSide:
         return x
 
     def _mean(self, positions: Array, frequency: Array | None) -> Array:
-        """The mean as it stands in keys at these positions, [t, kv_heads, head_dim]."""
+        """The mean contained in keys at these positions, [t, kv_heads, head_dim]."""
         assert self.store.mean is not None
         return mean_at(self.store.mean, positions, frequency, self.store.rope)
 
 
 def _write(old: Array, new: Array, page: Any, layer: Any, sure: bool) -> Array:
-    """`new` pages in their place, save for one that begins beyond the end.
+    """`old` with `new` pages written, except for a page that begins beyond the end.
 
     Args:
         old: pages on the third axis of a layer.
         new: pages of one layer.
-        page: number of the first.
+        page: index of the first page.
         layer: as for `append`.
-        sure: there is room for all of them.
+        sure: whether all pages are known to fit.
     """
     pages = old.shape[2 if layer is None else 3]
     if not sure:

@@ -1,4 +1,4 @@
-"""A side of the cache that keeps the numbers themselves."""
+"""Keys or values of the cache, stored exact."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class PlainSide:
     """Keys (after the rotary embedding) or values of one layer, or of all of them.
 
     Attributes:
-        numbers: zero where no token is yet: [batch * kv_heads, slots, head_dim], or with `columns`
-            [batch * kv_heads, head_dim, slots]. XLA on a CPU writes one with split axes twice.
-        columns: slots are the last axis, along which values are added up.
+        numbers: the vectors, zero for empty slots: [batch * kv_heads, slots, head_dim], or with
+            `columns` [batch * kv_heads, head_dim, slots]. XLA on a CPU writes arrays with batch and
+            heads as separate axes twice.
+        columns: whether slots are the last axis, over which values are summed.
     """
 
     numbers: Float[Array, "*layers n s d"] | Float[Array, "*layers n d s"]
@@ -27,21 +28,21 @@ class PlainSide:
 
     @property
     def slots(self) -> int:
-        """Tokens that there is room for."""
+        """Number of tokens that fit."""
         return self.numbers.shape[-1 if self.columns else -2]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what is kept for tokens."""
+        """Bytes stored for tokens."""
         return nbytes(self.numbers)
 
     def check(self, name: str, x: Float[Array, "b t g d"]) -> None:
-        """Raise `ValueError` unless new keys or values `x` are such as this holds."""
+        """Raise `ValueError` unless new keys or values `x` fit this side."""
         heads, dim = self.numbers.shape[-3], self.numbers.shape[-2 if self.columns else -1]
         batch, tokens, groups, own = x.shape
         if (batch * groups, own) != (heads, dim) or tokens > self.slots:
             raise ValueError(
-                f"{name} must be of {heads} texts times heads, {dim} numbers each, and at most "
+                f"{name} must be of {heads} texts times heads, {dim} elements each, and at most "
                 f"{self.slots} tokens, got shape {x.shape}."
             )
 
@@ -62,7 +63,7 @@ class PlainSide:
     def query(
         self, q: Float[Array, "b t h d"], layer: Int[Array, ""] | None = None
     ) -> Float[Array, "b t h d"]:
-        """Queries as they meet the keys of `update(rotated=True)`."""
+        """Queries in the coordinates of the keys of `update(rotated=True)`."""
         return q
 
     def output(

@@ -1,4 +1,4 @@
-"""Recipes of stores: how keys or values are kept, fitted on those of calibration tokens."""
+"""Recipes of stores of keys or values, fitted on calibration tokens."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ ROPE = ("after", "before")
 
 @dataclasses.dataclass(frozen=True)
 class StoreRecipe:
-    """How to store keys or values; prints as it is written, `StoreRecipe.parse(str(r)) == r`.
+    """A store of keys or values to be fitted; `StoreRecipe.parse(str(r)) == r`.
 
         centre@haar/lloyd_max:sphere sinks=4
 
     Attributes:
         recipe: of the codec of each layer and head.
         offset: `pre_rope` subtracts the mean of keys before the rotary embedding (and adds it back,
-            rotated); of values, which have no positions, their mean. Means of what the codec sees,
-            after the embedding, are `centre` in the recipe.
+            rotated), or the mean of values, which have no positions. `centre` in the recipe
+            subtracts the mean of the codec's input, after the embedding.
         rope: whether keys are stored `after` or `before` the rotary embedding.
         page: tokens encoded together; above 1 for levels with a range per channel, and only then.
         sinks: first tokens that stay exact.
@@ -53,7 +53,7 @@ class StoreRecipe:
         if self.rope == "before" and "metric" in self.recipe.needs:
             raise ValueError(
                 f"rope must be after for {self.recipe.coordinates}, whose metric is that of keys "
-                "as queries meet them; got before."
+                "after the rotary embedding; got before."
             )
         granularity = self.recipe.levels.member.arguments.get("granularity", "token")
         if (self.page > 1) != (granularity == "channel"):
@@ -64,7 +64,7 @@ class StoreRecipe:
 
     @classmethod
     def parse(cls, text: str) -> StoreRecipe:
-        """The recipe that `text` writes: that of a codec, then settings as `name=value`.
+        """The recipe written in `text`: that of a codec, then settings as `name=value`.
 
         Raises:
             ValueError: there is no such setting, or it has no such value.
@@ -77,7 +77,7 @@ class StoreRecipe:
 
     @classmethod
     def of(cls, recipe: Recipe, settings: dict[str, str]) -> StoreRecipe:
-        """The same of settings in words."""
+        """The recipe with settings as strings."""
         kinds: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)[1:]}
         for name, value in settings.items():
             check_choice("setting of a cache", name, kinds)
@@ -91,7 +91,7 @@ class StoreRecipe:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Those that differ from the defaults."""
+        """The settings that differ from the defaults."""
         own = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)[1:]}
         return {name: value for name, (value, default) in own.items() if value != default}
 
@@ -112,16 +112,16 @@ class StoreRecipe:
         metric: Float[Array, "layers g d d"] | None = None,
         positions: Any = None,
     ) -> Store:
-        """The store for a model whose keys or values look like `samples`.
+        """The store for a model with keys or values like `samples`.
 
         Args:
-            key: draws what is random, for each layer and head.
+            key: of the random stages, split over layers and heads.
             samples: keys after the rotary embedding, or values, of n texts of t tokens each, for
                 all layers and key heads.
-            bits: bits per element of codes; their mean, where they differ.
+            bits: bits per code; the mean, where codes differ.
             frequency: of the rotary embedding, for keys; None for values.
             metric: in which errors count, see `isojax.recipes.Samples`: the second moment of the
-                queries that read the keys, or that of the rows of o_proj which read the values.
+                queries that read the keys, or of the rows of o_proj that read the values.
             positions: of the t tokens in their texts, concrete; 0 to t - 1 by default.
 
         Raises:
@@ -135,10 +135,10 @@ class StoreRecipe:
             raise ValueError(
                 f"samples must be longer than {self.sinks} sinks, got {samples.shape}."
             )
-        # what is never read from codes is nothing to fit them on
+        # tokens never read from codes are not fitted on
         whole = len(kept) == len(at)
         x = (samples if whole else samples[:, :, kept]).astype(jnp.float32)
-        check_finite("samples", x)  # below, all is traced
+        check_finite("samples", x)  # everything below is traced
         if metric is not None:
             check_finite("metric", metric)
         at, mean, recipe = jnp.asarray(at[kept]), None, self.recipe

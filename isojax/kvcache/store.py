@@ -1,4 +1,4 @@
-"""How one side of a cache is stored: the codec, and which tokens are spared."""
+"""Stores of keys or values: the codec, and the tokens that stay exact."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 @pytree
 class Store:
-    """How keys or values are stored; made by `store`. Leaves lead with [layers, kv_heads].
+    """The storage of keys or values; made by `store`. Leaves lead with [layers, kv_heads].
 
     Attributes:
-        codec: one for each layer and head, acting on [page, head_dim].
+        codec: one per layer and head, acting on [page, head_dim].
         mean: of keys before the rotary embedding, [layers, kv_heads, head_dim], or None.
         rope: whether keys are stored `after` or `before` the rotary embedding.
         page: tokens encoded together.
@@ -52,7 +52,7 @@ class Store:
 
     @property
     def tail(self) -> int:
-        """Last tokens to keep: those that stay exact, or whose page is not full yet."""
+        """Number of last tokens to keep: the `recent` ones, and those whose page is not full."""
         return max(self.recent, self.page - 1)
 
     def encode(self, x: Float[Array, "b n p g d"]) -> Packed:
@@ -62,15 +62,15 @@ class Store:
         return jax.vmap(one)(self.codec, x.transpose(3, 0, 1, 2, 4))
 
     def decode(self, packed: Packed, dtype: Any) -> Float[Array, "b s g d"]:
-        """What `encode` stored, pages joined, in `dtype`."""
+        """The inverse of `encode`, pages joined, in `dtype`."""
         x = self._each(lambda c, p: c.load(p, dtype, self.implementation), packed)
         return jax.lax.collapse(x, 2, 4).transpose(1, 2, 0, 3)
 
     def decode_rotated(self, packed: Packed, dtype: Any) -> Seen:
-        """The same in the codec's coordinates, as attention reads them.
+        """The same in the codec's coordinates, in the layout of attention.
 
-        By default in plain JAX: to decode one token of 8 texts with 8192 slots of 3 bits took 0.39
-        ms on an H100 like this, and 0.59 ms by kernels that load values and score keys.
+        Plain JAX by default: one token of 8 texts with 8192 slots of 3 bits takes 0.39 ms on an
+        H100, and 0.59 ms with kernels that load values and score keys.
         """
         how, joined = self.implementation, jax.tree.map(lambda a: jax.lax.collapse(a, 2, 4), packed)
         kernels = how in ("triton", "interpret")
@@ -101,13 +101,13 @@ class Store:
         return jax.lax.collapse(found.swapaxes(0, 1), 0, 2)
 
     def _each(self, one: Callable[[Codec, Packed], Any], packed: Packed) -> Any:
-        """`one` of each head's codec and each of its pages."""
+        """`one` applied to each head's codec and each of its pages."""
         return jax.vmap(jax.vmap(jax.vmap(one, (None, 0)), (None, 0)))(self.codec, packed)
 
     def by_head(
         self, name: str, x: Float[Array, "b t h d"], groups: int
     ) -> Float[Array, "b t h e"]:
-        """The codec's method `name` on vectors of all heads, query heads next to their key head."""
+        """The codec's method `name` on all heads, query heads by the codec of their key head."""
         batch, tokens, heads, dim = x.shape
         x = x.reshape(batch, tokens, groups, heads // groups, dim)
         y = jax.vmap(lambda c, x: getattr(c, name)(x), (0, 2), 2)(self.codec, x)
@@ -120,7 +120,7 @@ def mean_at(
     frequency: Float[Array, " half"] | None,
     rope: str,
 ) -> Float[Array, "t g d"]:
-    """The mean of keys before the rotary embedding, as keys at `positions` are stored; see `store`.
+    """The mean of keys before the rotary embedding, as contained in stored keys; see `store`.
 
     For values, whose `frequency` is None, it is the same everywhere.
     """
@@ -141,28 +141,28 @@ def store(
     scale_dtype: Any = "float16",
     implementation: str | None = None,
 ) -> Store:
-    """How to store keys or values.
+    """A store of keys or values.
 
     A query at position p reads token j exact, not from its codes, if j < sinks, if j > p - recent,
     or if the page of j is not full once p is appended. With `deferred`, p counts as the last token
     before the call, so that a prompt is read exact and quantized afterwards.
 
     Args:
-        codec: leaves lead with [layers, kv_heads], as `vmap(vmap(make))` of keys gives; a codec
-            sees pages [page, head_dim], so that granularity `channel` is a scale a channel and
+        codec: leaves lead with [layers, kv_heads], as from `vmap(vmap(make))` of keys; a codec acts
+            on pages [page, head_dim], so that granularity `channel` is one scale per channel and
             page (KIVI's keys).
         mean: key means before the rotary embedding. With `rope` "after", the codec sees
-            `k - R_j mean` for the key at position j, and `R_j mean`, known from the position
-            alone, is added back; with "before", `R_j^-1 k - mean`.
+            `k - R_j mean` for the key at position j, and `R_j mean`, which depends only on
+            the position, is added back; with "before", `R_j^-1 k - mean`.
         rope: `after` or `before`: whether the codec sees keys as attention does, or with the
             rotary embedding undone.
-        page: tokens encoded together; 1 for codecs that treat each by itself.
+        page: tokens encoded together; 1 for codecs of single vectors.
         sinks: number of first tokens to keep exact.
         recent: number of last tokens to keep exact.
         deferred: quantize after the call that appends.
         dtype: of tokens kept exact, `float16`, `bfloat16` or `float32`.
         scale_dtype: of scales and offsets in the codes, likewise.
-        implementation: None, or one of `isojax.IMPLEMENTATIONS`, of all that the codec does.
+        implementation: None, or one of `isojax.IMPLEMENTATIONS`, of the codec's operations.
 
     Raises:
         ValueError: an argument is none of the allowed values.

@@ -1,17 +1,17 @@
-"""Learning from calibration data: what of a transform is fitted instead of drawn.
+"""Learning from calibration data: transforms that are fitted instead of drawn.
 
 Permutations before a block rotation: the rotation mixes only within its blocks, so which channels
-share one is a free choice, and none at inference, where the permutation merges into weights.
-`mass_diff` levels the mean l1 mass of the blocks, `co_activation` that of each token; `zigzag` and
-`absmax_order` are what they are compared with.
+share a block is a free choice, without cost at inference, where the permutation merges into
+weights. `mass_diff` evens out the mean l1 mass of the blocks, `co_activation` that per token;
+`zigzag` and `absmax_order` are baselines.
 
 In front of a linear layer, axes or scales are fitted to its inputs and weights together: `wush`,
-`cat` and `kron_wush` in closed form, `balance_scale`, `smooth_scale` and `awq_scale` as diagonals;
-by the error of what the layer returns, `best_balance` chooses and `learned_kronecker` learns.
+`cat` and `kron_wush` in closed form, `balance_scale`, `smooth_scale` and `awq_scale` as diagonals.
+By the error of the layer's output, `best_balance` chooses and `learned_kronecker` learns.
 
 By gradients, `fit` learns any pytree: rotations with free parameters, or dense ones that `stiefel`
-keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes need no descent, nor does
-`low_rank`; `learned_rotation` is their counterpart, axes that flatten.
+keeps orthogonal, by a loss of `isojax.learn.objectives`. `aligned` axes and `low_rank` need no
+descent; `learned_rotation` is their counterpart, axes that flatten.
 """
 
 from isojax.learn import coordinates

@@ -1,11 +1,11 @@
-"""Aligned axes: the Karhunen-Loeve transform, in the metric of what reads the vectors.
+"""Aligned axes: the Karhunen-Loeve transform, in the metric of the queries or weights.
 
-A key k is read by queries q in products q . k. If a code leaves the error e, the logits are off by
-q . e, whose mean square is e S e^T with S the second moment of the queries: that, and not |e|^2, is
-the error to spend bits on. Likewise a value is read by the output projection W, with S = W W^T, and
-a weight by the inputs of its layer. With y = x S^(1/2) U the error is |y - y_hat|^2, and the U that
-gathers most of it in few components holds the eigenvectors of S^(1/2) C S^(1/2), where C is the
-second moment of x (for S = 1 this is PCA).
+A key k enters attention in products q . k with queries q. If its code has the error e, the logits
+are off by q . e, whose mean square is e S e^T with S the second moment of the queries: that error,
+and not |e|^2, should decide where bits go. Likewise values have S = W W^T, W the output projection,
+and weights the second moment of the layer's inputs. With y = x S^(1/2) U the error is
+|y - y_hat|^2, and the U that gathers most of it in few components holds the eigenvectors of
+S^(1/2) C S^(1/2), where C is the second moment of x (for S = 1 this is PCA).
 """
 
 from __future__ import annotations
@@ -34,19 +34,18 @@ def aligned(
     power: float | Float[Array, ""] = 1.0,
     ridge: float | Float[Array, ""] = 1e-3,
 ) -> Oblique:
-    """The axes in which vectors of this second moment have least to code, by descending energy.
+    """The axes with the least rate for vectors of this second moment, by descending energy.
 
     Args:
         moment: C, the second moment of the vectors, see `second_moment`; centre them first.
         metric: S, in which errors count: symmetric, positive semidefinite. None for plain PCA.
-        power: eigenvalues of the metric are raised to this power: 1 takes it as it is, 0 ignores
-            it. In between it lets fewer components starve at low rates (as `log_spectrum` does).
-        ridge: share of the mean eigenvalue that is added to all of the metric, so that nothing is
-            free of charge because calibration never read it. A metric of zeros says nothing, and
-            counts as the identity times this.
+        power: exponent of the eigenvalues of the metric: 1 uses it unchanged, 0 ignores it. Values
+            in between leave fewer components without bits at low rates (as `log_spectrum` does).
+        ridge: share of the mean eigenvalue that is added to all eigenvalues of the metric, so that
+            directions unseen in calibration still count. A metric of zeros counts as the identity.
 
     Returns:
-        The axes, NaN where `moment` or `metric` are traced and refused below.
+        The axes; NaN where `moment` or `metric` is traced and an error below would be raised.
 
     Raises:
         ValueError: the shapes differ; a Python number among `power` and `ridge` is negative or not
@@ -71,7 +70,7 @@ def aligned(
 
 
 def _regular(size: Float[Array, " d"], needed: Array) -> Float[Array, " d"]:
-    """Eigenvalues of a metric that, where that is needed, can be inverted."""
+    """Eigenvalues of a metric, checked to be invertible where `needed`."""
     least = len(size) * jnp.finfo(size.dtype).eps * jnp.max(size)
     good = (jnp.min(size) > least) | ~needed
     if not isinstance(good, Tracer) and not good:
@@ -85,8 +84,8 @@ def _regular(size: Float[Array, " d"], needed: Array) -> Float[Array, " d"]:
 def log_spectrum(metric: Float[Array, "d d"]) -> Float[Array, "d d"]:
     """The metric with log(1 + s) in place of each eigenvalue s, in units of their mean; fp32.
 
-    Directions that are read much then count for less: at low rates the metric itself gathers too
-    many bits in too few components. The logarithm is that of SMAQ, as far as we know it.
+    Large eigenvalues then count for less: at low rates the metric itself gathers too many bits in
+    too few components. The logarithm follows SMAQ, as far as we know it.
 
     Args:
         metric: as for `aligned`; zeros stay zeros.
@@ -110,22 +109,22 @@ def learned_alignment(
     batch: int = 256,
     learning_rate: float | Float[Array, ""] = 3e-3,
 ) -> Dense:
-    """Axes in which an entropy coder spends least: rate plus lambda times distortion, descended.
+    """Axes learned for entropy coding, by descent on rate plus lambda times distortion.
 
     Adam on the orthogonal group (see `stiefel`), from the principal axes, minimises
-    `rate_distortion` at the step with which those take `rate` bits per element.
+    `rate_distortion` at the step at which the principal axes take `rate` bits per element.
 
     Args:
         key: draws the minibatches.
         x: vectors to learn from; centre them first.
         rate: bits per element of the entropy coder.
         steps: of descent.
-        batch: vectors a step, drawn with replacement.
+        batch: vectors per step, drawn with replacement.
         learning_rate: of Adam, above 0.
 
     Raises:
         ValueError: an argument is not allowed, the dtype of `x` is not floating, or `x` is
-            concrete and not finite; else it is NaN.
+            concrete and not finite (where traced, the result is NaN).
     """
     check_above_zero("learning_rate", learning_rate)
     x = x.astype(compute_dtype(x.dtype))

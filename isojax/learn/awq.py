@@ -1,8 +1,8 @@
-"""AWQ: weight rows scaled by the size of the inputs that they meet, as far as that pays.
+"""AWQ: weight rows scaled by a power of the magnitude of their inputs, found by search.
 
 Lin et al. 2024 (arXiv 2306.00978): x @ w = (x / s) @ (s w) with s_j = mean|x_j|^alpha, and alpha
-from a grid by the error of the output when s w alone is rounded. As in the published code alpha
-goes in steps of 1/20 from 0, and s is scaled to sqrt(max s min s) = 1.
+from a grid by the output error when only s w is rounded. As in the published code, alpha goes in
+steps of 1/20 from 0, and s is scaled to sqrt(max s min s) = 1.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def awq_scale(
     *,
     steps: int = 20,
 ) -> Float[Array, " i"]:
-    """s, of the alpha in 0, 1 / steps, ..., 1 - 1 / steps whose output error is least.
+    """The scale s of the alpha in 0, 1 / steps, ..., 1 - 1 / steps with the least output error.
 
-    The error is E|x (w_hat - w)|^2 with s w_hat the rounding of s w, of the second moment of x. A
-    channel that is zero on all of x is left alone.
+    The error is E|x (w_hat - w)|^2 with s w_hat the rounding of s w, from the second moment of x.
+    A channel that is zero on all of x has s_j = 1.
 
     Args:
         x: calibration vectors.
-        weight: all that reads x, side by side.
+        weight: all weights that read x, concatenated.
         quantizer: of the rows of `weight.T`, that act along the input.
         steps: values of alpha to try.
 
@@ -39,8 +39,8 @@ def awq_scale(
         s in fp32, or fp64 for fp64.
 
     Raises:
-        ValueError: a number is not finite (where traced, s is NaN); `weight` has other rows than x
-            has channels, or `steps` is no whole number of at least 1.
+        ValueError: an input is not finite (where traced, s is NaN); `weight` has other rows than x
+            has channels; or `steps` is not a whole number of at least 1.
     """
     check_last_axis("x", x, weight.shape[0])
     grid = jnp.arange(check_positive("steps", steps)) / steps

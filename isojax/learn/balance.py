@@ -1,11 +1,11 @@
-"""Scales that balance the size of inputs with that of the weights that read them.
+"""Scales that balance the magnitude of inputs with that of the weights that read them.
 
-For y = x W in coordinates T, that is x T and T^-1 W, both sides in codes of so many bits, the error
-of the output goes with |x T| |T^-1 W| once both are flattened (see `isojax.learn.wush`). Of all
-diagonals the least has T_j = (rms of weight row j / rms of input j)^(1/2). QuIP's code rescales
-weights and Hessian so, for weights alone (Chee et al. 2023, arXiv 2307.13304). With ranges in place
-of the rms it is SmoothQuant, `isojax.learn.smooth_scale`, which SmoothRot (arXiv 2506.05413) puts
-before a Hadamard matrix.
+For y = x W in coordinates T, that is x T and T^-1 W, both quantized, the error of the output is
+proportional to |x T| |T^-1 W| once both are flattened (see `isojax.learn.wush`). The diagonal T
+with the least error has T_j = (rms of weight row j / rms of input j)^(1/2). QuIP's code rescales
+weights and Hessian so, for weight-only quantization (Chee et al. 2023, arXiv 2307.13304). With
+ranges in place of the rms it is SmoothQuant, `isojax.learn.smooth_scale`, which SmoothRot (arXiv
+2506.05413) puts before a Hadamard matrix.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def balance_scale(
     weight_rms: Float[Array, "*batch i"],
     exponent: float | Float[Array, ""] = 0.5,
 ) -> Float[Array, "*batch i"]:
-    """s_j = (rms of x_j / rms of w_j)^exponent, scaled to a geometric mean of 1: x / s meets s w.
+    """s_j = (rms of x_j / rms of w_j)^exponent, scaled to a geometric mean of 1: for x / s and s w.
 
-    At exponent 0.5 the rms of channel j of x / s is that of row j of s w, up to one factor for all
-    j: x and w are measured in any unit. A channel that is zero on either side is left alone.
+    At exponent 0.5 the rms of channel j of x / s equals that of row j of s w, up to one factor for
+    all j: x and w may have any units. Channels that are zero in x or w have s_j = 1.
 
     Args:
         x_rms: root mean square of each channel of the inputs.
         weight_rms: of each row of the weights that read them.
-        exponent: how much of the ratio to even out, 0 to 1; traced.
+        exponent: of the ratio, 0 to 1; traced.
 
     Returns:
         s in fp32, or fp64 for fp64.

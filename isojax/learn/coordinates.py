@@ -1,4 +1,4 @@
-"""What of `isojax.learn` stands among the coordinates: fitted or learned on samples."""
+"""The transforms of `isojax.learn` registered as coordinates: fitted or learned on samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from isojax.transforms import Dense, Diagonal, Kronecker, Oblique, Permutation, 
 from isojax.transforms.coordinates import Coordinates
 
 SPECTRA = ("power", "log")
-SMALL = 1e-3  # of the channels' root mean square: one below it is taken to be constant
+SMALL = 1e-3  # of the root mean square over channels: a channel with less is taken to be constant
 
 
 @COORDINATES.member("pca", fitted=("x",), random=False)
@@ -77,9 +77,9 @@ def _learned(
     steps: int = 100,
     rate: float = 0.003,
 ) -> Transform:
-    """What was learned for the place, on the loss of the whole model; a matrix is made dense.
+    """The transform learned for the place, on the loss of the whole model; a matrix is made dense.
 
-    The arguments are those of learning, which `isojax.quantize.calibrate` does.
+    The arguments configure the learning, which `isojax.quantize.calibrate` does.
     """
     found = samples.need("learned", "learned coordinates")
     return found if isinstance(found, Transform) else Dense(jnp.asarray(found))
@@ -87,7 +87,7 @@ def _learned(
 
 @COORDINATES.member("standardize", fitted=("x",), random=False, diagonal=True)
 def _standardize(key: Key[Array, ""], samples: Samples) -> Diagonal:
-    """Division by the standard deviation of each channel; a constant one by that of all."""
+    """Division by the standard deviation per channel; of constant channels by that of all."""
     deviation = samples.vectors.std(0)
     whole = jnp.sqrt(jnp.mean(jnp.square(deviation)))
     whole = finite("the deviation of samples", whole)
@@ -99,7 +99,7 @@ def _standardize(key: Key[Array, ""], samples: Samples) -> Diagonal:
 def _smooth(
     key: Key[Array, ""], samples: Samples, alpha: float | Float[Array, ""] = 0.5
 ) -> Diagonal:
-    """SmoothQuant: part of the range of the vectors moved into the weights that read them."""
+    """SmoothQuant: moves part of the range of the vectors into the weights that read them."""
     weight = samples.need("weight", "smooth")
     return Diagonal(1 / smooth_scale(jnp.abs(samples.vectors).max(0), [weight], alpha))
 
@@ -108,7 +108,7 @@ def _smooth(
 def _balance(
     key: Key[Array, ""], samples: Samples, exponent: float | Float[Array, ""] = 0.5
 ) -> Diagonal:
-    """The rms of the vectors evened out with that of the weight rows that they meet."""
+    """Balances the rms of the vectors per channel with that of the weight rows."""
     x = jnp.sqrt(jnp.diagonal(samples.second_moment))
     weight = jnp.sqrt(jnp.diagonal(samples.need("metric", "balance")))
     return Diagonal(1 / balance_scale(x, weight, exponent))
@@ -118,7 +118,7 @@ def _balance(
 def _balance_search(
     key: Key[Array, ""], samples: Samples, bits: int = 0, steps: int = 8
 ) -> Diagonal:
-    """Balance with the exponent whose output error before a Hadamard matrix is least."""
+    """Balance with the exponent of least output error before a Hadamard matrix."""
     weight = samples.need("weight", "balance_search")
     bits = int(bits or samples.bits or 4)
     return Diagonal(1 / best_balance(key, samples.vectors, weight, bits, steps=steps))
@@ -128,7 +128,7 @@ def _balance_search(
 def _awq(
     key: Key[Array, ""], samples: Samples, bits: int = 4, group: int = 0, steps: int = 20
 ) -> Diagonal:
-    """AWQ, for weights in `bits` with a scale for each output channel, or `group` of its inputs."""
+    """AWQ, for weights in `bits` with one scale per output channel, or per `group` of inputs."""
     weight = samples.need("weight", "awq")
     quantizer = absmax(bits, "group", group=group) if group else absmax(bits, "token")
     return Diagonal(1 / awq_scale(samples.vectors, weight, quantizer, steps=steps))
@@ -208,10 +208,10 @@ def _absmax_order(key: Key[Array, ""], samples: Samples) -> Permutation:
 
 
 def _block(samples: Samples, block: int, name: str) -> Any:
-    """Length of the blocks that a permutation shares channels out to: those that follow it."""
+    """Length of the blocks that a permutation distributes channels to: those that follow it."""
     if not (block or samples.block):
         raise ValueError(
-            f"{name} must stand before blocks, as in {name}@block_hadamard:32, or be given "
+            f"{name} must come before blocks, as in {name}@block_hadamard:32, or have "
             f"their length, as in {name}:32."
         )
     return check_positive("block", block or samples.block)

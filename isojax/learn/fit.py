@@ -26,25 +26,25 @@ def fit(
     objective: Callable[[_P], Array] | None = None,
     callback: Callable[[Array, Array], None] | None = None,
 ) -> tuple[_P, Float[Array, "steps"]]:
-    """Minimise `loss` from `init`; return the best parameters met, and the loss of each step.
+    """Minimise `loss` from `init`; return the best parameters seen, and the loss of each step.
 
     Parameters are compared by `objective`, at the start and then `checks` times, evenly spaced,
-    the last time at the end. So the result is never worse on it than `init`, also where the descent
-    diverges; parameters whose objective is NaN are never taken.
+    the last time at the end. So the result is never worse by it than `init`, even where the
+    descent diverges; parameters whose objective is NaN are never returned.
 
-    It is not compiled here: wrap it in `jax.jit`, in `jax.vmap` over keys, starts, learning rates
-    or weights of the loss, or in both.
+    Not compiled here: wrap it in `jax.jit`, in `jax.vmap` over keys, starts, learning rates or
+    weights of the loss, or in both.
 
     Args:
-        loss: `loss(params, key)`, a scalar. What it draws by its key, new in every step, is its own
-            affair: a `minibatch`, noise, or nothing.
-        init: where to start; a pytree of floating arrays. Leave what is not to be learned to the
-            loss.
+        loss: `loss(params, key)`, a scalar. The key is new in every step, for a `minibatch`, noise,
+            or nothing.
+        init: the start; a pytree of floating arrays. Arrays that are not learned belong in the
+            closure of the loss.
         optimizer: of Optax, or `stiefel` of one for the entries of `Dense`.
-        key: of all that is drawn.
+        key: split over the steps.
         steps: gradient steps.
         checks: a divisor of `steps`.
-        objective: what to minimise in the end, such as the loss on all samples; by default the loss
+        objective: criterion for the result, such as the loss on all samples; by default the loss
             with one key, the same for all parameters.
         callback: called on the host with (steps done, objective) at each check, for progress.
 
@@ -70,7 +70,7 @@ def fit(
     def step(carry: Any, number: Array) -> Any:
         params, state = carry
         value, gradient = jax.value_and_grad(loss)(params, jax.random.fold_in(step_key, number))
-        with jax.numpy_dtype_promotion("standard"):  # which optax counts its steps in
+        with jax.numpy_dtype_promotion("standard"):  # for the step counter of optax
             updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
@@ -92,7 +92,7 @@ def fit(
 
 
 def minibatch(key: Key[Array, ""], x: Float[Array, "n *rest"], size: int) -> Array:
-    """`size` rows of `x`, drawn with replacement: a step costs the same however many there are.
+    """`size` rows of `x`, drawn with replacement: the cost does not depend on the number of rows.
 
     Raises:
         ValueError: `size` is not a whole number of at least 1, or `x` is empty.

@@ -1,9 +1,9 @@
-"""GPTQ: weights rounded one input channel after the other, later ones making up for the errors.
+"""GPTQ: weights rounded channel by channel; later channels compensate the errors of earlier ones.
 
 Frantar et al. 2023 (arXiv 2210.17323). For y = x @ w and H = 2 mean(x x^T), the error of the output
-is tr(dw^T H dw) / 2 a token. Of all roundings that correct a channel by a linear function of the
-errors before it, this one is optimal; Chee et al. 2023 (QuIP, arXiv 2307.13304, theorem 6) show
-that it is the one computed here: with H = (F + I) D (F + I)^T and F strictly upper triangular,
+is tr(dw^T H dw) / 2 per token. GPTQ is optimal among roundings that correct a channel by a linear
+function of the errors before it (Chee et al. 2023, QuIP, arXiv 2307.13304, theorem 6). They show
+that it equals the form computed here: with H = (F + I) D (F + I)^T, F strictly upper triangular,
 
     w_hat[i] = round(w[i] + sum_j<i F[j, i] (w[j] - w_hat[j])),    tr(dw^T H dw) = sum_i D_i |r_i|^2
 
@@ -32,7 +32,7 @@ from isojax.quantizers import Codes, Quantizer
 def nearest(
     w: Float[Array, "i o"], hessian: Float[Array, "i i"] | None, quantizer: Quantizer
 ) -> Codes:
-    """Codes of `w.T` [out, in], each to the nearest level."""
+    """Codes of `w.T` [out, in], rounded to the nearest level."""
     return quantizer.encode(w.T)
 
 
@@ -47,33 +47,34 @@ def gptq(
     static_groups: bool = True,
     block: int = 128,
 ) -> Codes:
-    """Codes of `w.T` [out, in] whose error at the output is small; `decode(codes).T` is the weight.
+    """Codes of `w.T` [out, in] with a small error at the output; `decode(codes).T` is the weight.
 
-    The quantizer acts along the input axis: granularity `token` is a scale for each output channel,
-    `group` one for each `group` of its inputs. Scales are those of `encode(w.T)`, save where groups
-    are not static. Any member does that rounds at given scales, `Sparse` does not.
+    The quantizer acts along the input axis: granularity `token` is one scale per output channel,
+    `group` one per `group` of its inputs. Scales are those of `encode(w.T)`, unless groups are not
+    static. Any quantizer with `encode_like` is allowed, except `Sparse` and lattices.
 
-    An input channel that calibration never saw (a zero on the diagonal) is rounded to nearest, and
-    so is all of `w` for a diagonal Hessian. Computed in fp32 (fp64 where `w` is), over layers by
-    `vmap`. Compile it by `jax.jit`, with the last three arguments static.
+    An input channel unseen in calibration (a zero on the diagonal) is rounded to nearest, and so is
+    all of `w` for a diagonal Hessian. Computed in fp32 (fp64 where `w` is), over layers by `vmap`.
+    Compile it by `jax.jit`, with the last three arguments static.
 
     Args:
         w: the weight of `x @ w`.
-        hessian: of the layer's input, see `gram`; any multiple of it does as well.
-        quantizer: of the family; its leaves are traced.
+        hessian: of the layer's input, see `gram`; any positive multiple gives the same codes.
+        quantizer: see above; its leaves are traced.
         damping: added to the diagonal of the Hessian, as a share of its mean.
-        act_order: go through channels by descending diagonal of the Hessian, rather than in order.
-        static_groups: groups have the scales of `w`. If not, those of the group as corrected up to
-            its first channel, as in the paper; without effect on other granularities.
-        block: the most channels that are rounded before their errors reach those beyond; it must
-            divide their number, so it is lowered until it does. Changes only the speed.
+        act_order: round channels by descending diagonal of the Hessian, instead of in order.
+        static_groups: take the scales of a group from `w`; else from the group's weights as
+            corrected when its first channel is reached, as in the paper. No effect on other
+            granularities.
+        block: most channels rounded before their errors are passed to later blocks; it is lowered
+            to a divisor of the number of channels. Changes only the speed.
 
     Raises:
-        ValueError: the Hessian is misshapen; it is not finite or has a negative eigenvalue (where
-            it is traced, scales are NaN then); `damping` is a Python number that is negative or
-            not finite; `block` is below one; `static_groups` is False and groups are not
-            contiguous (`act_order`) or have scales relative to the tensor's own (`nvfp4()`, not
-            `nvfp4(t)`); or the quantizer keeps outliers or rounds numbers together, as lattices do.
+        ValueError: the Hessian has another shape; it is not finite or has a negative eigenvalue
+            (where traced, scales are NaN); `damping` is a Python number that is negative or not
+            finite; `block` is below one; `static_groups` is False and groups are not contiguous
+            (`act_order`) or have scales relative to a tensor scale (`nvfp4()`, not `nvfp4(t)`); or
+            the quantizer keeps outliers or rounds elements together, as lattices do.
     """
     inputs, outputs = w.shape
     if hessian.shape != (inputs, inputs):
@@ -87,7 +88,7 @@ def gptq(
         raise ValueError(f"quantizer must round at given scales, without outliers, got {kind}.")
     if quantizer.together > 1:
         raise ValueError(
-            f"quantizer must round each number by itself, got {kind}, which rounds "
+            f"quantizer must round each element independently, got {kind}, which rounds "
             f"{quantizer.together} together."
         )
     grouped = codes.scale is not None and codes.scale.ndim > w.ndim
@@ -97,7 +98,7 @@ def gptq(
             "static_groups must be True with act_order, which mixes groups; got False."
         )
     if renewed and codes.tensor_scale is not None:
-        raise ValueError("static_groups must be True where a tensor has its own scale; got False.")
+        raise ValueError("static_groups must be True with a stored tensor scale; got False.")
 
     order = jnp.argsort(-jnp.diagonal(hessian)) if act_order else jnp.arange(inputs)
     feedback = _feedback(hessian[order][:, order], damping)
@@ -119,7 +120,7 @@ def gptq(
         moved = jnp.matmul(taken, errors, precision="highest")
         taken = jax.lax.dynamic_slice_in_dim(taken, number * size, size, 1)
         if renewed:
-            # the best place for all of the group, were its errors so far the only ones
+            # the optimum for all of the group, given only the errors so far
             best = solve_triangular(taken, moved, lower=True, unit_diagonal=True)
             codes = _renew(quantizer, codes, rows + best, number)
 
@@ -156,7 +157,7 @@ def _feedback(hessian: Array, damping: Any) -> Array:
 
 
 def _round(quantizer: Quantizer, codes: Codes, row: Array, channel: Array) -> tuple[Array, Array]:
-    """Codes of the weights of one input channel, and what they stand for."""
+    """Codes of the weights of one input channel, and their values."""
 
     def spread(column: Array) -> Array:
         return jnp.broadcast_to(column[:, None], codes.values.shape)
@@ -164,7 +165,7 @@ def _round(quantizer: Quantizer, codes: Codes, row: Array, channel: Array) -> tu
     def pick(array: Array) -> Array:
         return jax.lax.dynamic_index_in_dim(array, channel, 1, keepdims=False)
 
-    # a quantizer takes whole vectors; XLA fuses `pick` with it and computes the one column
+    # a quantizer takes whole vectors; XLA fuses `pick` with it and computes only the column
     code = pick(quantizer.encode_like(spread(row), codes).values)
     return code, pick(quantizer.decode(dataclasses.replace(codes, values=spread(code))))
 

@@ -1,11 +1,11 @@
 """The best Kronecker factors: alignment of inputs with weights at 2 d^1.5 multiply-adds.
 
 The objective of `isojax.learn.wush`, |x T| |T^-1 W|, over T = kron(P1, P2), the form that FlatQuant
-learns (Sun et al. 2025, arXiv 2410.09426). With T T^T = kron(G1, G2) and G2 held fixed it is the
-same problem in G1, of the moments of the places of blocks, C1 = sum_ab G2[a, b] C[(., a), (., b)]
-and M1 likewise of G2^-1, which has the same closed form; and the other way round. The logarithm of
-the objective is convex along geodesics of positive matrices, along which a product of two stays a
-product of two, so that solving for one factor after the other tends to the least of all.
+learns (Sun et al. 2025, arXiv 2410.09426). With T T^T = kron(G1, G2) and G2 fixed, it is the same
+problem in G1, with the moments C1 = sum_ab G2[a, b] C[(., a), (., b)] and M1, likewise from M and
+G2^-1, and has the same closed form; the same holds with G1 fixed. The logarithm of the objective is
+convex along geodesics of positive matrices, and Kronecker products form a geodesically closed set.
+So alternating between the factors converges to the global minimum.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def kron_wush(
     damping: float | Float[Array, ""] = 0.01,
     steps: int = 10,
 ) -> Kronecker:
-    """The Kronecker product T = kron(P1, P2) with the least |x T| |T^-1 W|, in that sense the best.
+    """The Kronecker product T = kron(P1, P2) with the least |x T| |T^-1 W|.
 
-    From the identity each step solves for P1, then for P2. Each factor has one diagonal second
-    moment on both sides, as in `wush`. Computed in fp32, for which ten steps are enough: on
-    correlated inputs of 576 channels the objective is then within 1e-6 of where it ends.
+    Starts from the identity; each step solves for P1, then for P2. Each factor diagonalises both
+    second moments to the same diagonal, as in `wush`. Computed in fp32, where ten steps suffice: on
+    correlated inputs of 576 channels the objective is then within 1e-6 of its limit.
 
     Args:
         moment: C, of the inputs, see `second_moment`.
         metric: M = W W^T, over all weights that read them.
-        left: order of P1, a divisor of d; 0 for the one nearest to sqrt(d) from below.
-        damping: share of the mean eigenvalue that is added to all of C, and to all of M.
+        left: order of P1, a divisor of d; 0 for the largest up to sqrt(d).
+        damping: share of the mean eigenvalue that is added to all eigenvalues, of C and of M.
         steps: of alternation.
 
     Raises:
@@ -57,7 +57,7 @@ def kron_wush(
     c, m = (each.reshape(first, second, first, second) for each in both)
 
     def solve(sum_: str, other: Pair) -> Pair:
-        """One factor, the other given."""
+        """One factor for a fixed other one."""
         outer = product(other.there, other.there.T), product(other.back.T, other.back)
         given = (
             jnp.einsum(sum_, a, g, precision="highest") for a, g in zip((c, m), outer, strict=True)
@@ -75,6 +75,6 @@ def kron_wush(
 
 
 def near_square(dim: int) -> tuple[int, int]:
-    """The two divisors of `dim` that are nearest to its root, the smaller one first."""
+    """The two factors of `dim` nearest to its square root, the smaller one first."""
     first = largest_divisor(dim, math.isqrt(dim))
     return first, dim // first

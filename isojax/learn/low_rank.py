@@ -1,8 +1,8 @@
-"""Low rank and a residual: a vector's part in a few leading axes, and what is left of it.
+"""Low rank and a residual: the part of a vector in a few leading axes, and the rest.
 
-Weights and caches are often said to be a part of few dimensions plus a remainder. Coded, the two
-parts get bits of their own, and within each all components are worth the same: so the leading
-principal axes and the rest are each rotated at random, and the rank is that which costs least.
+Weights and caches are often modelled as a part of few dimensions plus a remainder. The two parts
+are coded with separate bits, and within each part all components count the same. So the leading
+principal axes and the rest are each rotated at random, and the rank minimises the error.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from isojax.transforms import Dense, pca
 
 
 def rank_for_rate(variances: Float[Array, " d"], rate: float | Float[Array, ""]) -> Int[Array, ""]:
-    """How many leading components to code apart from the rest, from 1 to d (all of them).
+    """The number of leading components to code separately from the rest, from 1 to d.
 
-    With r of them apart, both parts are like Gaussian vectors of one variance each, v >= w, and
-    reverse water-filling over two levels says what error they leave at this rate: the weighted
-    geometric mean of v and w times 4^-rate, or where that exceeds w, and the rest gets no bits, w
-    for the rest and v 4^(-rate d / r) for the others (Cover and Thomas 2006, theorem 10.3.3). The
-    least is taken over all r.
+    With r leading components, both parts are modelled as Gaussian vectors of one variance each, v
+    >= w. Their error at this rate follows from reverse water-filling over two levels: the weighted
+    geometric mean of v and w times 4^-rate; or, where that exceeds w, the rest gets no bits and has
+    the error w, the others v 4^(-rate d / r) (Cover and Thomas 2006, theorem 10.3.3). The result
+    minimises the total over r.
 
     Args:
         variances: of the components, in descending order.
-        rate: bits a number.
+        rate: bits per element.
 
     Raises:
         ValueError: `rate` is a Python number below 0 or not finite, or `variances` are concrete
@@ -41,7 +41,7 @@ def rank_for_rate(variances: Float[Array, " d"], rate: float | Float[Array, ""])
     dim = v.shape[-1]
     ranks = jnp.arange(1, dim + 1, dtype=v.dtype)
     share, least = ranks / dim, jnp.finfo(v.dtype).tiny
-    tail = jnp.append(jnp.cumsum(v[::-1])[::-1][1:], 0)  # differences would lose what is small
+    tail = jnp.append(jnp.cumsum(v[::-1])[::-1][1:], 0)  # differences would lose small values
     lead = jnp.maximum(jnp.cumsum(v) / ranks, least)
     rest = jnp.maximum(tail / jnp.maximum(dim - ranks, 1), least)
     rest = jnp.where(ranks == dim, lead, rest)
@@ -53,12 +53,12 @@ def rank_for_rate(variances: Float[Array, " d"], rate: float | Float[Array, ""])
 def low_rank(
     key: Key[Array, ""], samples: Float[Array, "n d"], rate: float | Float[Array, ""]
 ) -> Dense:
-    """Principal axes, the leading `rank_for_rate` of them and the others each rotated at random.
+    """Principal axes: the leading `rank_for_rate` axes and the others, each part rotated at random.
 
     Args:
         key: of the two rotations, uniform on their orthogonal groups.
         samples: to fit the axes on; centre them first.
-        rate: bits a number that the codes are to take.
+        rate: bits per element of the codes.
 
     Raises:
         ValueError: `samples` is not a matrix with at least one row, or not finite, see `pca`; or

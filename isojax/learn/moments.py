@@ -1,4 +1,4 @@
-"""Second moments of calibration vectors: what GPTQ and aligned axes are fitted on."""
+"""Second moments of calibration vectors, for GPTQ and aligned axes."""
 
 from __future__ import annotations
 
@@ -38,11 +38,14 @@ class Gram:
 def gram(x: Float[Array, "*tokens d"]) -> Gram:
     """The sums of `x` over all its vectors; over layers by `vmap`.
 
-    In fp32, fp64 for fp64. For GPTQ fp32 is enough: its rounding lies far below the damping.
+    In fp32, fp64 for fp64. For GPTQ fp32 suffices: its rounding lies far below the damping.
 
     Example:
         >>> total = gram(x[0]) + gram(x[1])
         >>> codes = gptq(w, total.hessian, quantizer)
+
+    Raises:
+        ValueError: `x` is empty or its dtype is not floating.
     """
     check_not_empty("x", x)
     x = x.astype(compute_dtype(x.dtype)).reshape(-1, x.shape[-1])

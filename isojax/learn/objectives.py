@@ -1,8 +1,8 @@
-"""What a learned transform is to minimise: losses of a transform and samples.
+"""Objectives of learned transforms: losses of a transform and samples.
 
-Each is a scalar that `jax.grad` reaches the transform through, computed in fp32 (fp64 for fp64).
-Fixed-rate quantization asks for flat vectors (`quantization_error`, `kurtosis_loss`), entropy
-coding for energy in few coordinates (`log_variance`, `rate_distortion`).
+Each is a scalar, differentiable in the transform, computed in fp32 (fp64 for fp64). Fixed-rate
+quantization needs flat vectors (`quantization_error`, `kurtosis_loss`), entropy coding energy in
+few coordinates (`log_variance`, `rate_distortion`).
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ def quantization_error(
     metric: Float[Array, "d d"] | None = None,
     rounding: str = "exact",
 ) -> Float[Array, ""]:
-    """Mean squared error of `x` quantized in the coordinates of `transform`: mean of e^T S e / d.
+    """Mean squared error of `x` quantized in the coordinates of `transform`: mean of e S e^T / d.
 
-    `x_hat` is `transform.inverse.apply(quantizer.roundtrip(transform.apply(x)))`, of recomputed
-    scales, e = x_hat - x. Without S that is the MSE, taken before the way back: the same for an
-    isometry, and the error in its own metric for others. For keys, S is the second moment of the
-    queries that read them; for a weight `w` [in, out] quantized along its inputs, `x` is `w.T`, S
-    the Hessian H of the layer (`Gram.hessian`) and the loss tr(dw^T H dw) / (in out).
+    `x_hat` is `transform.inverse.apply(quantizer.roundtrip(transform.apply(x)))` with recomputed
+    scales, e = x_hat - x. Without S it is the MSE before the inverse transform: the same for an
+    isometry, and for other transforms the error in their metric. For keys, S is the second moment
+    of the queries; for a weight `w` [in, out] quantized along its inputs, `x` is `w.T`, S the
+    Hessian H of the layer (`Gram.hessian`) and the loss tr(dw^T H dw) / (in out).
 
-    The error is continuous where the nearest level changes, so its own gradient, codes held fixed,
-    is exact; but it is noisy, since errors point anywhere. `straight_through` holds each error
-    relative to its scale (Bengio et al. 2013 applied to the rounding, as in LSQ, Esser et al. 2020)
-    and lets the scale and, with S, the directions learn. It is less noisy and does better where
-    scales follow peaks (`absmax`, `minmax`), and learns nothing where they do not respond (`rms`
-    and `norm` a token), where the shape of the density counts instead.
+    The error is continuous where the nearest level changes, so its gradient at fixed codes is
+    exact; but it is noisy, since errors have random directions. `straight_through` holds each error
+    constant relative to its scale (Bengio et al. 2013 applied to the rounding, as in LSQ, Esser et
+    al. 2020), so that gradients reach the scale and, with S, the directions. It is less noisy and
+    better where scales follow peaks (`absmax`, `minmax`). It learns nothing where scales do not
+    respond (`rms` and `norm` per token) and the shape of the density counts instead.
 
     Args:
-        transform: what learns.
+        transform: to be learned.
         x: samples, or rows of weights.
         quantizer: of any kind.
         metric: S, symmetric and positive semidefinite; None for the identity.
         rounding: `exact` or `straight_through`.
 
     Raises:
-        ValueError: `rounding` is neither, or `straight_through` for a quantizer whose scales are no
-            real numbers, or that has none.
+        ValueError: `rounding` is neither, or `straight_through` for a quantizer without scales, or
+            whose scales are not real numbers.
     """
     (x,) = computed(x)
     y = transform.apply(x)
@@ -78,10 +78,10 @@ def kurtosis_loss(
     2025, arXiv 2503.01483).
 
     Args:
-        transform: what learns.
+        transform: to be learned.
         x: samples.
-        per: kurtosis of each vector (`token`) or coordinate (`channel`), averaged; or of all
-            numbers (`tensor`): those that share a scale.
+        per: elements that share a scale: kurtosis per vector (`token`) or coordinate (`channel`),
+            averaged; or of all elements (`tensor`).
 
     Raises:
         ValueError: `per` is none of these.
@@ -93,17 +93,17 @@ def kurtosis_loss(
 def log_variance(
     transform: Transform, x: Float[Array, "*batch d"], noise: float | Float[Array, ""] = 0.0
 ) -> Float[Array, ""]:
-    """Mean over coordinates of log2(v + noise) / 2, v their mean squares: bits a number.
+    """Mean over coordinates of log2(v + noise) / 2, v their mean squares: bits per element.
 
-    Up to a constant, the rate of a Gaussian at a given error when coordinates are entropy-coded
-    with one step at high rate; the difference of two transforms is the coding gain, 6.02 dB a bit.
-    Its minimum are the axes of PCA (Goyal 2001, Theoretical foundations of transform coding). Only
-    the second moment of `x` counts: give `moment_root(x)` in its place.
+    Up to a constant, the rate of a Gaussian at fixed error when coordinates are entropy-coded with
+    one step at high rate; the difference of two transforms is the coding gain, 6.02 dB per bit. The
+    axes of PCA minimise it (Goyal 2001, Theoretical foundations of transform coding). It depends
+    only on the second moment of `x`, so `moment_root(x)` can replace `x`.
 
     Args:
-        transform: what learns.
+        transform: to be learned.
         x: samples, uncentred.
-        noise: added to variances, to bound what a vanishing one is worth; step^2 / 12 makes it the
+        noise: added to variances, to bound the gain from vanishing ones; step^2 / 12 makes it the
             rate at that step.
     """
     (x,) = computed(x)
@@ -114,8 +114,8 @@ def log_variance(
 def moment_root(x: Float[Array, "*batch d"]) -> Float[Array, "k d"]:
     """At most d vectors with the second moment of all vectors of `x`.
 
-    The triangular factor of `x`, by QR. All that depends on second moments alone is the same for
-    both, and faster.
+    The triangular factor of `x`, by QR. A function of second moments has the same value on both,
+    and is faster on this one.
     """
     (x,) = computed(x)
     rows = x.reshape(-1, x.shape[-1])
@@ -126,19 +126,20 @@ def moment_root(x: Float[Array, "*batch d"]) -> Float[Array, "k d"]:
 def rate_distortion(
     transform: Transform, x: Float[Array, "*batch d"], step: Any, weight: Any
 ) -> Float[Array, ""]:
-    """Bits a number plus `weight` times the MSE, of `x` entropy-coded in other coordinates.
+    """Bits per element plus `weight` times the MSE, of `x` entropy-coded in other coordinates.
 
-    As with `ecsq(step)` and a code for each coordinate, by `laplace_rate` and `laplace_distortion`:
-    the loss of Balle, Laparra and Simoncelli 2017 (arXiv 1611.01704, equation 10) with a density
-    that is fitted in place of learned. Heavier tails than a Gaussian's make it prefer sparse
-    coordinates among those of equal variances, where `log_variance` sees no difference.
+    For `ecsq(step)` with one entropy code per coordinate, by `laplace_rate` and
+    `laplace_distortion`: the loss of Balle, Laparra and Simoncelli 2017 (arXiv 1611.01704, equation
+    10) with a density that is fitted in place of learned. With tails heavier than a Gaussian's it
+    prefers sparse coordinates among those of equal variances, which `log_variance` does not
+    distinguish.
 
     Args:
-        transform: what learns.
+        transform: to be learned.
         x: samples.
-        step: of the quantizer; traced, so that it can learn too.
-        weight: lambda, in bits a squared unit of `x`; at 6 / (ln 2 step^2), `step` is the best one
-            at high rate.
+        step: of the quantizer; traced, so that it can be learned too.
+        weight: lambda, in bits per squared unit of `x`; at 6 / (ln 2 step^2), `step` is optimal at
+            high rate.
     """
     (x,) = computed(x)
     y = transform.apply(x)
@@ -146,12 +147,12 @@ def rate_distortion(
 
 
 def laplace_rate(y: Float[Array, "*batch d"], step: Any) -> Float[Array, ""]:
-    """Smooth stand-in for `code_entropy_bits(round(y / step), "channel")`, in bits a number.
+    """Smooth proxy of `code_entropy_bits(round(y / step), "channel")`, in bits per element.
 
-    The code length of each number under the Laplace density of its coordinate's mean magnitude: of
-    the interval of one step about the number itself, in place of about its level (Balle et al. add
-    noise to the same end). On Laplace numbers within 0.05 bit of the entropy for steps up to their
-    mean magnitude; below it by 0.1 bit at three times that.
+    The code length of each element under the Laplace density with its coordinate's mean magnitude:
+    of the interval of one step about the element itself, in place of its level (Balle et al. add
+    noise to the same end). On Laplace samples it is within 0.05 bit of the entropy for steps up to
+    the mean magnitude, and 0.1 bit below at three times that.
 
     Args:
         y: coefficients.
@@ -165,11 +166,12 @@ def laplace_rate(y: Float[Array, "*batch d"], step: Any) -> Float[Array, ""]:
 
 
 def laplace_distortion(y: Float[Array, "*batch d"], step: Any) -> Float[Array, ""]:
-    """Smooth stand-in for the MSE of rounding `y` to multiples of `step`, in squared units of `y`.
+    """Smooth proxy of the MSE of rounding `y` to multiples of `step`, in squared units of `y`.
 
-    That of Laplace densities with each coordinate's mean magnitude b steps: 2 b^2 - b / sinh(1/2b)
-    squared steps, which is 1/12 at high rate and the variance 2 b^2 at low rate. Rounding itself
-    would let many parameters learn the place of each sample between its levels.
+    The MSE for a Laplace density per coordinate with a mean magnitude of b steps:
+    2 b^2 - b / sinh(1/2b) squared steps, which is 1/12 at high rate and the variance 2 b^2 at low
+    rate. With actual rounding, many parameters could overfit the position of each sample between
+    levels.
 
     Args:
         y: coefficients.
@@ -183,7 +185,7 @@ def laplace_distortion(y: Float[Array, "*batch d"], step: Any) -> Float[Array, "
 
 
 def _in_steps(y: Array, step: Any) -> tuple[Array, Array]:
-    """Magnitudes [n, d] of `y` in steps, and their means [1, d], not quite zero."""
+    """Magnitudes [n, d] of `y` in steps, and their means [1, d], bounded away from zero."""
     (y,) = computed(y)
     z = jnp.abs(y.reshape(-1, y.shape[-1])) / step
     return z, jnp.maximum(jnp.mean(z, 0, keepdims=True), LEAST)

@@ -1,8 +1,8 @@
-"""Transforms learned by the error of what a linear layer returns, both sides quantized.
+"""Transforms learned by the output error of a linear layer, inputs and weights quantized.
 
-FlatQuant (Sun et al. 2025, arXiv 2410.09426) learns Kronecker factors in front of each linear layer
-so. Its learned clips are the quantizers' affair here, its scale of each channel a stage of its own,
-as in `balance@flatquant`.
+So FlatQuant (Sun et al. 2025, arXiv 2410.09426) learns Kronecker factors in front of each linear
+layer. Its learned clipping is left to the quantizers here, and its per-channel scale is a separate
+stage, as in `balance@flatquant`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from isojax.metrics.error import computed
 from isojax.quantizers import Quantizer
 from isojax.transforms import Diagonal, Kronecker, Transform, hadamard, kronecker
 
-JUDGED = 2048  # vectors that learned factors, and exponents, are compared on
+JUDGED = 2048  # vectors on which learned factors and exponents are compared
 
 
 def output_error(
@@ -40,14 +40,17 @@ def output_error(
     inputs: Quantizer,
     weights: Quantizer,
 ) -> Float[Array, ""]:
-    """|Q(x T) Q'(T^-1 W) - x W|^2 / |x W|^2: the NMSE of a layer's output, both sides quantized.
+    """|Q(x T) Q'(T^-1 W) - x W|^2 / |x W|^2: the NMSE of a layer's output, all quantized.
 
     Args:
         transform: T.
         x: inputs.
-        weight: W, of all that read them.
+        weight: W, all weights that read them, concatenated.
         inputs: Q, of the vectors x T.
         weights: Q', of the rows of (T^-1 W)^T, which act along the input.
+
+    Raises:
+        ValueError: the lengths of `x` and `weight` differ, or a dtype is not floating.
     """
     check_last_axis("x", x, weight.shape[0])
     x, weight = computed(x, weight)
@@ -70,17 +73,17 @@ def learned_kronecker(
     batch: int = 256,
     rate: float | Float[Array, ""] = 0.1,
 ) -> Kronecker:
-    """kron(P1, P2) with the least `output_error` met on the way from `start`: FlatQuant's factors.
+    """kron(P1, P2) with the least `output_error` in a descent from `start`: FlatQuant's factors.
 
-    Adam on the entries of both factors, the rate falling to 0 as a cosine. Inputs and weights are
-    integers of a scale per vector from its peak (`quantizers.absmax`), straight through the
-    rounding. Never worse than `start` on the vectors that it is judged on, the first 2048.
+    Adam on the entries of both factors, with a cosine schedule to 0. Inputs and weights are
+    integers with one scale per vector from its peak (`quantizers.absmax`), straight through the
+    rounding. Never worse than `start` on the first 2048 vectors, which decide.
 
     Args:
         key: draws the minibatches.
         x: inputs to learn from.
-        weight: of all that read them, side by side.
-        start: where to begin, square factors.
+        weight: all weights that read them, concatenated.
+        start: the first value, square factors.
         bits: of the integers.
         steps: of descent.
         batch: vectors per step, drawn with replacement.
@@ -90,8 +93,8 @@ def learned_kronecker(
         Dense factors, in fp32 or fp64; NaN where an input is traced and not finite.
 
     Raises:
-        ValueError: `x` or `weight` is empty, not finite or does not fit the other, or a number is
-            not allowed.
+        ValueError: `x` or `weight` is empty, not finite or does not fit the other, or an argument
+            is not allowed.
     """
     check_above_zero("rate", rate)
     check_not_empty("x", x)
@@ -130,13 +133,13 @@ def best_balance(
 ) -> Float[Array, " d"]:
     """`balance_scale` of the exponent with the least `output_error` before a Hadamard matrix.
 
-    Exponents are 0, 1 / steps, ..., 1, as AWQ's search has it, with both sides quantized.
+    Exponents are 0, 1 / steps, ..., 1, as in AWQ's search, with inputs and weights quantized.
 
     Args:
         key: draws the signs of the Hadamard matrix.
-        x: inputs, of which the first 2048 count.
-        weight: of all that read them, side by side.
-        bits: of integers with a scale per vector from its peak.
+        x: inputs, of which the first 2048 are used.
+        weight: all weights that read them, concatenated.
+        bits: of integers with one scale per vector from its peak.
         steps: of the grid.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Permutations that share out the channels over the blocks of a block rotation.
+"""Permutations that distribute channels over the blocks of a block rotation.
 
-Each takes calibration activations and gives a `Permutation`: after `perm.apply(x)`, block j is the
-j-th run of `block` neighbours. They run under `jit`, and under `vmap` over layers.
+Each takes calibration activations and returns a `Permutation`: after `perm.apply(x)`, block j is
+the j-th run of `block` neighbours. They run under `jit`, and under `vmap` over layers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def mass_diff(x: Float[Array, "tokens d"], block: int) -> Permutation:
     """Greedy mass diffusion: blocks of nearly equal l1 mass in the calibration mean.
 
     Channels in descending order of mean |x|; the first n seed the n blocks; each further one goes
-    to the block, of those with fewer than `block` channels, where the sum of means will be least.
+    to the block with the least sum of means among those with fewer than `block` channels.
     Ties go to the lowest index (Sanjeet et al. 2026, MixQuant, arXiv 2601.22347, Algorithm 1).
 
     Args:
-        x: calibration activations, of at least one token; finite. bf16 and fp16 are computed in
-            fp32; nothing of the size of `x` is copied.
+        x: calibration activations of at least one token, finite. bf16 and fp16 are computed in
+            fp32, without a copy of `x`.
         block: channels of a block, a divisor of d.
 
     Raises:
@@ -66,7 +66,7 @@ def zigzag(x: Float[Array, "tokens d"], block: int) -> Permutation:
 
 
 def absmax_order(x: Float[Array, "tokens d"]) -> Permutation:
-    """Channels in descending order of max |x|: the adversary, all outliers in the first blocks.
+    """Channels in descending order of max |x|: the worst case, all outliers in the first blocks.
 
     Args:
         x: calibration activations, as for `mass_diff`.
@@ -78,19 +78,19 @@ def absmax_order(x: Float[Array, "tokens d"]) -> Permutation:
 
 
 def co_activation(x: Float[Array, "tokens d"], block: int, *, passes: int = 4) -> Permutation:
-    """Channels that fire on the same tokens kept apart: blocks of nearly equal mass in each token.
+    """Blocks of nearly equal mass per token: channels that fire together go to different blocks.
 
-    With p_tj the share of block j in the l1 mass of token t, lowers the mean over tokens of
-    sum_j p_tj^2, which is 1/n where every token is level. That is the sum, over pairs of channels
-    in one block, of C = mean_t |x_t| |x_t|^T / ||x_t||_1^2, so tokens are needed no more once C is
-    known. From `mass_diff`, each channel in turn changes places with the one that lowers it most.
+    Minimises the mean over tokens of sum_j p_tj^2, p_tj the share of block j in the l1 mass of
+    token t; it is 1/n where all blocks are equal in every token. It equals the sum, over pairs of
+    channels in one block, of C = mean_t |x_t| |x_t|^T / ||x_t||_1^2, so C is enough. From
+    `mass_diff`, each channel is swapped with the one that lowers it most.
 
-    O(tokens d^2) time for C and O(d^2) a pass; memory for C and two copies of `x`.
+    O(tokens d^2) time for C and O(d^2) per pass; memory for C and two copies of `x`.
 
     Args:
-        x: calibration activations, as for `mass_diff`; some times d tokens do best.
+        x: calibration activations, as for `mass_diff`; use several times d tokens.
         block: channels of a block, a divisor of d.
-        passes: over the channels; each lowers the sum further or leaves it.
+        passes: over the channels; none increases the sum.
 
     Raises:
         ValueError: as `mass_diff`, or `passes` is not a whole number of at least 1.
@@ -110,9 +110,9 @@ def co_activation(x: Float[Array, "tokens d"], block: int, *, passes: int = 4) -
 def _swap(
     c: Float[Array, "d d"], i: Any, load: Float[Array, "n d"], blocks: Int[Array, "d"]
 ) -> tuple[Float[Array, "n d"], Int[Array, "d"]]:
-    """Let channel `i` change places with the best other, if that lowers the sum.
+    """Swap channel `i` with the best other one, if that lowers the sum.
 
-    `load` is the sum of `c` over the channels of each block. Within a block no swap gains anything,
+    `load` is the sum of `c` over the channels of each block. Swaps within a block gain nothing,
     since `c` is positive semidefinite.
     """
     own = load[blocks, jnp.arange(len(c))] - jnp.diagonal(c)
@@ -134,7 +134,7 @@ def _co_activation(x: Float[Array, "tokens d"]) -> Float[Array, "d d"]:
 
 
 def _scores(x: Float[Array, "tokens d"], statistic: Callable[..., Array]) -> Float[Array, "d"]:
-    """The mean or the maximum of |x| over the tokens, of activations that are checked."""
+    """The mean or the maximum of |x| over the tokens, with checks."""
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f"x must be [tokens, d], with at least one token, got shape {x.shape}.")
     scores = _statistic(x, statistic)
@@ -146,7 +146,7 @@ def _scores(x: Float[Array, "tokens d"], statistic: Callable[..., Array]) -> Flo
 
 @functools.partial(jax.jit, static_argnames="statistic")
 def _statistic(x: Float[Array, "tokens d"], statistic: Callable[..., Array]) -> Float[Array, "d"]:
-    """Compiled, so that |x| is not stored."""
+    """The statistic of |x|, compiled so that |x| is not stored."""
     return statistic(jnp.abs(x.astype(compute_dtype(x.dtype))), 0)
 
 

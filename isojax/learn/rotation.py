@@ -1,4 +1,4 @@
-"""Rotations learned to flatten: where a quantizer with one set of levels loses least."""
+"""Rotations learned to flatten vectors, for quantizers with one set of levels."""
 
 from __future__ import annotations
 
@@ -27,21 +27,22 @@ def learned_rotation(
     batch: int = 256,
     rate: float | Float[Array, ""] = 1e-2,
 ) -> transforms.Dense:
-    """The rotation in which vectors like those of `x` have the lowest peaks for their length.
+    """The rotation that minimises the rounding error of integers scaled by the peak.
 
     Adam on the orthogonal group (see `stiefel`), from a random Hadamard transform, minimises the
-    error of integers with a scale a vector from its peak (`quantizers.absmax`), straight through
-    the rounding: the setting of SpinQuant (Liu et al. 2024, arXiv 2405.16406), with the error of
-    the vectors themselves in place of the model's loss. Computed and returned in fp32 for bf16 and
-    fp16. Zeros learn nothing. NaN where the mean square of `x` is traced and not finite.
+    error of integers with one scale per vector from its peak (`quantizers.absmax`), straight
+    through the rounding: the setting of SpinQuant (Liu et al. 2024, arXiv 2405.16406), with the
+    error of the vectors in place of the model's loss. Computed and returned in fp32 for bf16 and
+    fp16. Zeros leave the start unchanged. NaN where the mean square of `x` is traced and not
+    finite.
 
     Args:
         key: draws the start and the minibatches.
-        x: vectors to learn from, centred if what is quantized is.
+        x: vectors to learn from; centred if the quantized vectors are.
         bits: of the integers.
         steps: of descent.
-        batch: vectors a step, drawn with replacement.
-        rate: of Adam, above 0: about as many radians as a plane turns by in a step.
+        batch: vectors per step, drawn with replacement.
+        rate: of Adam, above 0: about the radians by which a plane turns per step.
 
     Raises:
         ValueError: `d` is no order of a Hadamard matrix, the dtype of `x` is not floating, its

@@ -1,8 +1,8 @@
-"""SmoothQuant: part of an activation's range moved into the weights that read it.
+"""SmoothQuant: moves part of an activation's range into the weights that read it.
 
-Xiao et al. 2023 (arXiv 2211.10438): x @ w = (x / s) @ (s w) for any positive s, one number an input
-channel. Outlier channels of x become smaller and their weights larger; the division merges into
-what writes x.
+Xiao et al. 2023 (arXiv 2211.10438): x @ w = (x / s) @ (s w) for any positive s, one factor per
+input channel. Outlier channels of x become smaller and their weights larger; the division merges
+into the weights that write x.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def smooth_scale(
     At alpha 0.5, channel j of x / s and row j of s w both reach sqrt(max|x_j| max|w_j|).
 
     Args:
-        x_absmax: the largest magnitude of each channel on calibration data.
-        weights: all that read x, [in, out] each.
-        alpha: how much of the range to move, 0 to 1; traced.
+        x_absmax: the largest magnitude per channel on calibration data.
+        weights: all weights that read x, [in, out] each.
+        alpha: the part of the range to move, 0 to 1; traced.
 
     Returns:
         s in fp32, or fp64 for fp64; NaN where a maximum is traced and not finite.
@@ -55,7 +55,7 @@ def smooth_scale(
 
 
 def smooth(scale: Float[Array, "*batch i"], written: Any, read: Any) -> tuple[Any, Any]:
-    """What writes x divided by `scale`, and what reads it multiplied; products stay the same.
+    """`written` divided by `scale` and `read` multiplied by it; products stay the same.
 
     Computed in fp32, in the dtype of each array.
 

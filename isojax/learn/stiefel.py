@@ -1,4 +1,4 @@
-"""Optimization on the orthogonal group: dense matrices that stay orthogonal while they learn."""
+"""Optimization on the orthogonal group: dense matrices stay orthogonal while they are learned."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ MOST = 0.5
 
 
 def stiefel(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` for parameters in which each `Dense` is to stay orthogonal.
+    """The optimizer `inner`, changed so that each `Dense` stays orthogonal.
 
     The gradient G of an orthogonal R [..., d, d] goes to `inner` as the skew-symmetric part of
-    R^T G: the coordinates of the tangent in the frame that turns along with R, a linear space in
-    which momentum and Adam's moments need no transport. What `inner` returns, again made skew, is
-    the turn A of a step R exp(A). This is Cayley SGD of Li et al. 2020 (arXiv 2002.01113), by which
-    SpinQuant (Liu et al. 2024, arXiv 2405.16406) learns, with the exponential as retraction: to
-    fourth order, then one Newton-Schulz step to the nearest orthogonal matrix, which also undoes
-    the rounding of the steps before. All in matrix products, fast in a batch; no plane turns by
-    more than half a radian a step. Determinants keep their sign.
+    R^T G: the coordinates of the tangent in the frame that moves with R, a linear space in which
+    momentum and Adam's moments need no transport. The update of `inner`, made skew again, is the A
+    of a step R exp(A). This is Cayley SGD of Li et al. 2020 (arXiv 2002.01113), used by SpinQuant
+    (Liu et al. 2024, arXiv 2405.16406), with the exponential as retraction: to fourth order, then
+    one Newton-Schulz step to the nearest orthogonal matrix, which also removes the rounding of
+    earlier steps. It uses only matrix products, fast in a batch; no plane turns by more than half a
+    radian per step. Determinants keep their sign.
 
-    Parameters that are no `Dense` go through `inner` as they are. `inner` must not decay weights.
+    Parameters that are no `Dense` pass to `inner` unchanged. `inner` must not decay weights.
 
     Example:
         >>> optimizer = stiefel(optax.adam(3e-3))
         >>> fit(loss, haar(key, 128), optimizer, key=key, steps=500)
+
+    Raises:
+        ValueError: on update, no parameters are passed.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -49,7 +52,7 @@ def turn(
 ) -> Float[Array, "*batch d d"]:
     """R exp(A), orthogonal to rounding, for an orthogonal R and a skew-symmetric A.
 
-    A is made shorter where the bound tr(A^4)^(1/4) on its largest angle exceeds half a radian.
+    A is scaled down where the bound tr(A^4)^(1/4) on its largest angle exceeds half a radian.
     """
     eye, square = jnp.eye(r.shape[-1], dtype=r.dtype), _product(a, a)
     bound = jnp.sqrt(jnp.linalg.norm(square, axis=(-2, -1), keepdims=True))

@@ -1,25 +1,26 @@
 """Closed forms that align inputs with the weights that read them: WUSH and CAT.
 
 For y = x W in coordinates T, that is x T and T^-1 W, let C be the second moment of x and M = W W^T.
-Where rotations have flattened both sides, the error of codes of so many bits goes with
-|x T|^2 |T^-1 W|^2 = tr(T^T C T) tr(T^-1 M T^-T), which no rotation changes. It depends on T T^T
-alone, and is least where that is the geometric mean of C^-1 and M,
+Where rotations have flattened both, the error at a number of bits is proportional to
+|x T|^2 |T^-1 W|^2 = tr(T^T C T) tr(T^-1 M T^-T), which no rotation changes. It depends only on
+T T^T, and is least where this is the geometric mean of C^-1 and M,
 
     T T^T = C^(-1/2) (C^(1/2) M C^(1/2))^(1/2) C^(-1/2),
 
-when |x T|_F |T^-1 W|_F is the nuclear norm of X W. Of block-diagonal T the least has this form in
-each block, and of diagonals it is `isojax.learn.balance_scale`. What is left free is a rotation
-behind T, which is to flatten: a stage of its own, as in `wush:32@block_hadamard:32`.
+where |x T|_F |T^-1 W|_F is the nuclear norm of X W. The best block-diagonal T has this form in each
+block, and the best diagonal is `isojax.learn.balance_scale`. A rotation after T remains free; the
+one that flattens is a separate stage, as in `wush:32@block_hadamard:32`.
 
 - WUSH (Chen et al. 2026, arXiv 2512.00956): T = C^(-1/2) U S^(1/2), where C^(1/2) M C^(1/2) =
-  U S^2 U^T. Then x T and T^-1 W both have the second moment S, which is diagonal, and any
-  Hadamard matrix spreads evenly.
-- CAT (Federici et al. 2026, arXiv 2603.04359): the symmetric root of T T^T, the member of least
-  change. The paper has it in blocks.
+  U S^2 U^T. Then x T and T^-1 W both have the diagonal second moment S, which any Hadamard
+  matrix spreads evenly.
+- CAT (Federici et al. 2026, arXiv 2603.04359): the symmetric root of T T^T, the solution
+  nearest to the identity. The paper has it in blocks.
 
-Roots by `eigh` and S by an SVD of C^(1/2) M^(1/2), not an eigenproblem of C^(1/2) M C^(1/2), whose
-condition is the square. In fp32, at a damping of 1%, |x T| |T^-1 W| is then within 1e-5 of its
-least (d up to 1536), and T^-1 T of the identity to 1e-4.
+Roots are computed by `eigh`, and S by an SVD of C^(1/2) M^(1/2), not from the eigenvalues of
+C^(1/2) M C^(1/2), whose condition number is the square. In fp32, at a damping of 1%,
+|x T| |T^-1 W| is then within 1e-5 of its minimum (d up to 1536), and T^-1 T within 1e-4 of the
+identity.
 """
 
 from __future__ import annotations
@@ -55,21 +56,21 @@ def wush(
     block: int = 0,
     damping: float | Float[Array, ""] = 0.01,
 ) -> Transform:
-    """WUSH without its Hadamard matrix: both sides get one diagonal second moment, descending.
+    """WUSH without its Hadamard matrix: x T and T^-1 W get one diagonal second moment, descending.
 
-    Defined for all finite moments, singular ones too: eigenvalues are taken to be at least that of
-    the machine's precision, and a moment of zeros to be the identity. With fewer vectors than
-    dimensions the directions that were not seen get the damping alone.
+    Defined for all finite moments, singular ones too: eigenvalues are at least the largest times
+    the machine precision, and a moment of zeros counts as the identity. With fewer vectors than
+    dimensions, unseen directions have only the damping.
 
     Args:
         moment: C, of the inputs, see `second_moment`.
         metric: M = W W^T, over all weights that read them.
-        block: length of blocks, each aligned on its own; 0 for the full width.
-        damping: share of the mean eigenvalue that is added to all of C, and to all of M.
+        block: length of blocks, each aligned separately; 0 for the full width.
+        damping: share of the mean eigenvalue that is added to all eigenvalues, of C and of M.
 
     Raises:
-        ValueError: the moments are not square and alike; one is not finite (not checked where it is
-            traced); `block` does not divide d; or `damping` is a negative Python number.
+        ValueError: the moments are not square or differ in shape; one is not finite (not checked
+            where traced); `block` does not divide d; or `damping` is a negative Python number.
     """
     return _in_blocks(spectral, moment, metric, block, damping)
 
@@ -81,10 +82,10 @@ def cat(
     block: int = 0,
     damping: float | Float[Array, ""] = 0.01,
 ) -> Transform:
-    """CAT without its Hadamard matrix: the symmetric root of what `wush` has as T T^T.
+    """CAT without its Hadamard matrix: the symmetric root of the T T^T of `wush`.
 
-    Arguments and errors are those of `wush`. Our derivation from the paper's objective, block by
-    block; what its code damps and how is not known to us.
+    Arguments and errors are those of `wush`. Derived here from the paper's objective, block by
+    block; the damping of its code is not known to us.
     """
     return _in_blocks(_symmetric, moment, metric, block, damping)
 
@@ -92,7 +93,7 @@ def cat(
 def damped(
     name: str, moment: Float[Array, "d d"], damping: float | Float[Array, ""]
 ) -> Float[Array, "d d"]:
-    """A moment with a share of its mean eigenvalue added to all; the identity for zeros.
+    """A moment plus `damping` times its mean eigenvalue; the identity for zeros.
 
     Raises:
         ValueError: it is not square or not finite (not checked where it is traced), or `damping` is

@@ -1,8 +1,9 @@
 """Metrics: pure functions of plain arrays, `x` the original and `x_hat` its reconstruction.
 
 Each takes arrays of any shape whose last axis is the vector, returns one scalar, and works under
-`jit` and `vmap`; bf16 and fp16 are computed in fp32. `measure` gives all the distortion metrics
-in one call, for sweeps, at `thresholds` taken once from `x`.
+`jit` and `vmap`; bf16 and fp16 are computed in fp32. Arrays that are empty, not floating or of
+different shapes raise ValueError. `measure` returns all distortion metrics in one call, for sweeps,
+at `thresholds` computed once from `x`.
 """
 
 from isojax.metrics.attention import AttentionErrors, attention_errors

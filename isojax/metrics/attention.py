@@ -1,4 +1,4 @@
-"""What quantized keys and values do to the attention of one layer."""
+"""Errors of the attention of one layer with quantized keys and values."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class AttentionErrors(NamedTuple):
     """Errors of one layer's attention, over all query heads and positions.
 
     Attributes:
-        logit_error: root mean square error of the logits, less the mean error of each query: the
-            mean over the keys that a query sees shifts all its logits alike, which its softmax
-            does not notice. Over all pairs of a query and a key that it sees.
+        logit_error: root mean square error of the logits, minus the mean error of each query. That
+            mean, over the keys that the query sees, shifts all its logits alike and cancels in the
+            softmax. Over all pairs of a query and a key that it sees.
         attention_kl: mean KL divergence of the attention weights, KL(softmax(q k) ||
             softmax(q k_hat)), in nats.
         attention_output_nmse: squared error of the weighted sums of values over their squared norm.
@@ -36,10 +36,10 @@ def attention_errors(
     k_hat: Float[Array, "t g d"],
     v_hat: Float[Array, "t g c"],
 ) -> AttentionErrors:
-    """What reading `k_hat` and `v_hat` in place of `k` and `v` does to causal attention.
+    """Errors of causal attention over `k_hat` and `v_hat` in place of `k` and `v`.
 
-    Logits are q.k / sqrt(d). They exist for a block of queries at a time; over layers,
-    `jax.lax.map` keeps it so, where `jax.vmap` holds those of every layer.
+    Logits are q.k / sqrt(d), in memory for one block of queries at a time. Over layers,
+    `jax.lax.map` keeps it so; `jax.vmap` holds the logits of every layer.
 
     Args:
         q: queries after the rotary embedding, h heads.
@@ -72,7 +72,7 @@ def attention_errors(
         log_p = jax.nn.log_softmax(logits)
         p = jnp.exp(log_p)
         # KL = log E[exp(e - E e)], e the errors of the logits and E the mean under the exact
-        # weights: large logits cost it no digits
+        # weights: precise for large logits too
         log_p_hat = log_p + error - jnp.sum(p * error, -1, keepdims=True)
         kl = jax.nn.logsumexp(log_p_hat, -1) - jax.nn.logsumexp(log_p, -1)
 
@@ -89,5 +89,5 @@ def attention_errors(
 
 
 def _product(a: Float[Array, "g m k"], b: Float[Array, "g k n"]) -> Float[Array, "g m n"]:
-    """In full fp32 on a GPU too."""
+    """The product in full fp32, on a GPU too."""
     return jnp.matmul(a, b, precision="highest")

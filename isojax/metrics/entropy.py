@@ -14,18 +14,18 @@ BINS = 4096
 def code_entropy_bits(
     codes: Integer[Array, "..."], per: str = "tensor", bins: int = BINS
 ) -> Float[Array, ""]:
-    """Plug-in entropy of integer codes, in bits a number: -sum p log2 p of their frequencies.
+    """Plug-in entropy of integer codes, in bits per code: -sum p log2 p of their frequencies.
 
     `per` says which codes share one distribution: all of them (`tensor`), those of one vector
     (`token`) or of one coordinate of the last axis (`channel`); the entropies are then averaged.
-    The estimate is low by about (distinct codes - 1) / (2 ln 2 * codes) bits.
+    The estimate is too low by about (distinct codes - 1) / (2 ln 2 * codes) bits.
 
     Args:
         codes: integers.
         per: `tensor`, `token` or `channel`.
-        bins: codes that differ by a multiple of `bins` are counted as one. So the entropy is that
-            of the codes if they span fewer than `bins`, low by next to nothing if a few far
-            outliers share the bins of others, and at most log2(bins).
+        bins: codes that differ by a multiple of `bins` are counted as one. So the entropy is exact
+            if the codes span fewer than `bins`, hardly lower if a few far outliers share the bins
+            of others, and at most log2(bins).
 
     Raises:
         ValueError: `per` is none of these, `bins` is below one, or `codes` are not integers.
@@ -46,11 +46,11 @@ def cross_entropy_bits(
     bins: int = BINS,
     prior: int | float = 4,
 ) -> Float[Array, ""]:
-    """Bits per element of `codes` in an entropy code with fixed tables, those of `seen`.
+    """Bits per element of `codes` in an entropy code with fixed tables made from `seen`.
 
     The mean of -log2 p, where p are the frequencies of `seen`, coordinate by coordinate: at least
-    the entropy of `codes`, and more where their frequencies differ. Codes that were never seen are
-    possible: all `bins` together count as `prior` codes seen.
+    the entropy of `codes`, and more where their frequencies differ. Unseen codes have a nonzero
+    probability: all `bins` together count as `prior` seen codes.
 
     Args:
         codes: integers to be coded.
@@ -60,16 +60,16 @@ def cross_entropy_bits(
         prior: weight of the uniform distribution over bins, in codes per coordinate; above 0.
 
     Raises:
-        ValueError: the two are no integers or differ in length, or `bins` or `prior` is too small.
+        ValueError: the two are not integers or differ in length, or `bins` or `prior` is too small.
 
     References:
-        Krichevsky and Trofimov, "The performance of universal encoding", 1981, of such estimates.
+        Krichevsky and Trofimov, "The performance of universal encoding", 1981.
     """
     _check_integers("codes", codes)
     _check_integers("seen", seen)
     check_positive("bins", bins)
     if codes.shape[-1] != seen.shape[-1]:
-        raise ValueError(f"codes and seen must be of one length, got {codes.shape}, {seen.shape}.")
+        raise ValueError(f"codes and seen must have one length, got {codes.shape}, {seen.shape}.")
     check_above_zero("prior", prior)
     first = bins * jnp.arange(codes.shape[1])
     places = (jnp.mod(a.astype(jnp.int32), bins) + first[None] for a in (seen, codes))
@@ -79,7 +79,7 @@ def cross_entropy_bits(
 
 
 def entropy_nats(share: Float[Array, "..."]) -> Float[Array, ""]:
-    """-sum p ln p of all frequencies `share`; one of zero adds nothing, and no NaN on the way."""
+    """-sum p ln p of the frequencies `share`; zeros add nothing, and no NaN to gradients."""
     return -jnp.sum(share * jnp.log(jnp.where(share == 0, 1, share)))
 
 

@@ -1,4 +1,4 @@
-"""How far `x_hat` is from `x`, over all numbers."""
+"""Errors of `x_hat` with respect to `x`, over all elements."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def mean_cosine(
 def pair(
     x: Float[Array, "..."], x_hat: Float[Array, "..."]
 ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-    """An array and its reconstruction, in the dtype to compute in.
+    """An array and its reconstruction, in the dtype of the computation.
 
     Raises:
         ValueError: their shapes differ, they are empty, or a dtype is not floating.
@@ -61,5 +61,5 @@ def pair(
 
 
 def computed(*arrays: Float[Array, "..."]) -> tuple[Float[Array, "..."], ...]:
-    """The arrays in the dtype to compute in: fp32 for bf16 and fp16."""
+    """The arrays in the dtype of the computation: fp32 for bf16 and fp16."""
     return tuple(a.astype(compute_dtype(a.dtype)) for a in arrays)

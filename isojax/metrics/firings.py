@@ -1,7 +1,7 @@
-"""Firings: numbers large enough to matter, made or lost by quantization.
+"""Firings: elements above a threshold, gained or lost by quantization.
 
-A number fires if its magnitude is above `fired`, and is silent if it is below `silent`. The two
-error counts leave a margin between the thresholds; precision, recall and F1 use `fired` alone.
+An element fires if its magnitude is above `fired`, and is silent if it is below `silent`. The two
+error counts leave a margin between the thresholds; precision, recall and F1 use only `fired`.
 Thresholds are in the units of x; for units of its root mean square pass `0.5 * rms(x)`.
 """
 
@@ -18,7 +18,7 @@ from isojax.metrics.error import computed, pair
 def false_firings(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
 ) -> Int[Array, ""]:
-    """Number of entries that were silent and now fire: |x| < silent and |x_hat| > fired."""
+    """Number of entries that are silent before and fire after: |x| < silent, |x_hat| > fired."""
     x, x_hat = pair(x, x_hat)
     return jnp.sum((jnp.abs(x) < silent) & (jnp.abs(x_hat) > fired))
 
@@ -26,7 +26,7 @@ def false_firings(
 def missed_firings(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], silent: Any = 0.5, fired: Any = 1.0
 ) -> Int[Array, ""]:
-    """Number of entries that fired and now are silent: |x| > fired and |x_hat| < silent."""
+    """Number of entries that fire before and are silent after: |x| > fired, |x_hat| < silent."""
     x, x_hat = pair(x, x_hat)
     return jnp.sum((jnp.abs(x) > fired) & (jnp.abs(x_hat) < silent))
 
@@ -34,7 +34,7 @@ def missed_firings(
 def firing_precision(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], fired: Any = 1.0
 ) -> Float[Array, ""]:
-    """Share of the firing x_hat whose x fires; 1 if no x_hat fires."""
+    """Share of the entries firing in `x_hat` that fire in `x`; 1 if none fires in `x_hat`."""
     both, _, made = firing_counts(x, x_hat, fired)
     return share(both, made)
 
@@ -42,7 +42,7 @@ def firing_precision(
 def firing_recall(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], fired: Any = 1.0
 ) -> Float[Array, ""]:
-    """Share of the firing x whose x_hat fires; 1 if no x fires."""
+    """Share of the entries firing in `x` that fire in `x_hat`; 1 if none fires in `x`."""
     both, true, _ = firing_counts(x, x_hat, fired)
     return share(both, true)
 
@@ -58,7 +58,7 @@ def firing_f1(
 def firing_counts(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], fired: Any
 ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
-    """How many entries fire in both, in `x`, and in `x_hat`."""
+    """Numbers of entries that fire in both, in `x`, and in `x_hat`."""
     true, made = (jnp.abs(a) > fired for a in pair(x, x_hat))
     return jnp.sum(true & made), jnp.sum(true), jnp.sum(made)
 
@@ -69,5 +69,5 @@ def share(part: Array, whole: Array) -> Float[Array, ""]:
 
 
 def rms(x: Float[Array, "..."]) -> Float[Array, ""]:
-    """Root mean square of all numbers, in the units of `x`."""
+    """Root mean square of all elements, in the units of `x`."""
     return jnp.sqrt(jnp.mean(jnp.square(computed(x)[0])))

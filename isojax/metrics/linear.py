@@ -1,14 +1,14 @@
-"""What decides the error of a linear layer in codes: bits, concentration and alignment, in dB.
+"""The terms of the error of a quantized linear layer: bits, concentration and alignment, in dB.
 
-After CAT (arXiv 2603.04359), whose terms these are; the definitions are derived here, from what its
-abstract says. Let y = x W, each token of x and each output channel of W in levels evenly spaced
-over its range, whose errors are uniform and independent. Then
+The terms are those of CAT (arXiv 2603.04359); the definitions are derived here from its abstract.
+Let y = x W, with x quantized per token and W per output channel to levels evenly spaced over the
+range, whose errors are uniform and independent. Then
 
     SQNR of y = bits + concentration + alignment
 
-for one side in codes, the other exact. With both in codes their noise adds, so that bits and
-concentration of the two combine as resistances do. A rotation of x, undone in W, changes the
-concentration alone; the alignment is for other transforms to improve, see `isojax.learn.wush`.
+if one of x and W is quantized and the other exact. With both quantized their noise adds, so that
+bits and concentration of the two combine like parallel resistances. A rotation of x, undone in W,
+changes only the concentration; other transforms improve the alignment, see `isojax.learn.wush`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def sqnr_db(y: Float[Array, "..."], y_hat: Float[Array, "..."]) -> Float[Array, 
 def concentration_db(x: Float[Array, "*batch d"], group: int = 0) -> Float[Array, ""]:
     """Mean |x|^2 over the mean squared range of a vector, from -max to max, in dB.
 
-    It is highest, 10 log10(d / 4), for vectors of numbers all of one size. Of a weight W take W^T,
-    whose vectors are what an output channel reads.
+    It is highest, 10 log10(d / 4), for vectors of equal magnitudes. For a weight W pass W^T, whose
+    vectors are the output channels.
 
     Args:
-        x: vectors that have a scale each.
-        group: numbers that share a scale instead, 0 for whole vectors.
+        x: vectors, with one scale each.
+        group: elements that share a scale instead, 0 for whole vectors.
 
     Raises:
         ValueError: `group` does not divide d.
@@ -46,7 +46,7 @@ def concentration_db(x: Float[Array, "*batch d"], group: int = 0) -> Float[Array
 
 
 def alignment_db(x: Float[Array, "*batch d"], w: Float[Array, "d o"]) -> Float[Array, ""]:
-    """Mean |x w|^2 over the mean |x|^2 and the |w|^2 of Frobenius, in dB; 0 at most."""
+    """Mean |x w|^2 over mean |x|^2 times the Frobenius norm |w|^2, in dB; at most 0."""
     x, w = computed(x, w)
     y = jnp.matmul(x, w, precision="highest")
     both = jnp.mean(jnp.sum(jnp.square(x), -1)) * jnp.sum(jnp.square(w))
@@ -54,7 +54,7 @@ def alignment_db(x: Float[Array, "*batch d"], w: Float[Array, "d o"]) -> Float[A
 
 
 def bits_db(levels: int) -> Float[Array, ""]:
-    """The part of the bits in the SQNR, 10 log10(12 (levels - 1)^2), in dB.
+    """The contribution of the bits to the SQNR, 10 log10(12 (levels - 1)^2), in dB.
 
     CAT has 2^bits levels over the range; `isojax.quantizers.absmax` has one less by default.
     """
@@ -72,11 +72,11 @@ def expected_sqnr_db(
     """The SQNR of x w in dB by the law above, ranges from -max to max.
 
     Args:
-        x: inputs, a scale for each vector.
-        w: weight, a scale for each output channel.
+        x: inputs, with one scale per vector.
+        w: weight, with one scale per output channel.
         x_levels: of inputs; 0 for exact ones.
         w_levels: of weights; 0 for exact ones.
-        group: numbers along d that share a scale instead, on both sides; 0 for whole vectors.
+        group: elements along d that share a scale instead, in both; 0 for whole vectors.
 
     Raises:
         ValueError: `group` does not divide d.

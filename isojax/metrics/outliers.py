@@ -1,4 +1,4 @@
-"""The error of the largest numbers and of the rest: outliers and the noise floor."""
+"""Errors of the largest elements and of the others: outliers and the noise floor."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def quantile_threshold(x: Float[Array, "*batch d"], q: Any, pooled: bool = True)
     """The `q`-quantile of |x| with linear interpolation, as in `numpy.quantile`.
 
     Args:
-        x: the numbers.
+        x: array of vectors.
         q: in [0, 1]; a Python number is placed exactly, a traced one to within fp32.
-        pooled: one threshold for all numbers, else one for each coordinate of the last axis.
+        pooled: one threshold for all elements, else one per coordinate of the last axis.
 
     Returns:
         A scalar, or `[d]` if not pooled; either broadcasts against `x`.
@@ -29,7 +29,7 @@ def quantile_threshold(x: Float[Array, "*batch d"], q: Any, pooled: bool = True)
 def outlier_mse(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], threshold: Any
 ) -> Float[Array, ""]:
-    """Mean squared error over the numbers with |x| >= `threshold`, in squared units of `x`.
+    """Mean squared error over the elements with |x| >= `threshold`, in squared units of `x`.
 
     The tradeoff's outliers are the top 1%: `threshold = quantile_threshold(x, 0.99)`. 0 if there
     are none.
@@ -41,7 +41,7 @@ def outlier_mse(
 def noise_floor_mse(
     x: Float[Array, "..."], x_hat: Float[Array, "..."], threshold: Any
 ) -> Float[Array, ""]:
-    """Mean squared error over the numbers with |x| <= `threshold`, in squared units of `x`.
+    """Mean squared error over the elements with |x| <= `threshold`, in squared units of `x`.
 
     The tradeoff's noise floor is the bottom 90%: `threshold = quantile_threshold(x, 0.90)`. 0 if
     there are none.

@@ -1,8 +1,8 @@
-"""Rate against distortion: what any code of a Gaussian vector could reach, and with which bits.
+"""Rate and distortion: bounds for codes of Gaussian vectors, and the allocation of bits.
 
-Rates and entropies are in bits a number, distortions mean squared errors a number, variances those
-of independent components: for others, of the coordinates in which they are (the eigenvalues of the
-covariance). All work on one vector of `variances`; `vmap` does many.
+Rates and entropies are in bits per element, distortions mean squared errors per element. Variances
+are those of independent components; for correlated ones, the eigenvalues of the covariance. All
+functions take one vector of `variances`; use `vmap` for many.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from isojax._core.checks import check_choice, check_positive
 from isojax._core.finite import check_finite
 from isojax.metrics.error import computed
 
-# Mean squared error of the Lloyd-Max quantizer of a unit Gaussian at 0 to 8 bits (Max 1960, his
-# table to six digits and continued).
+# Mean squared error of the Lloyd-Max quantizer of a unit Gaussian at 0 to 8 bits (Max 1960,
+# recomputed to six digits and continued).
 LLOYD_MAX_MSE = (
     1.0, 0.3633802, 0.1174818, 0.03454776, 0.009501008,
     0.002504668, 6.442397e-4, 1.634782e-4, 4.118508e-5,
@@ -45,9 +45,9 @@ def gaussian_entropy_bits(spread: Float[Array, "d"] | Float[Array, "d d"]) -> Fl
 def coding_gain_db(variances: Float[Array, "d"]) -> Float[Array, ""]:
     """Arithmetic over geometric mean of the variances, in dB.
 
-    What entropy coding with one step gains at high rate over coordinates with equal variances of
-    the same sum: 0 for those of a rotation that flattens, largest for principal axes; infinite if
-    a variance is zero.
+    The gain at high rate of entropy coding with one step over coordinates with equal variances of
+    the same sum: 0 after a rotation that equalises variances, largest in principal axes, infinite
+    if a variance is zero.
 
     References:
         Goyal, "Theoretical foundations of transform coding", 2001.
@@ -62,9 +62,9 @@ def shannon_distortion(
 ) -> Float[Array, ""]:
     """The least mean squared error at a rate, by reverse water-filling.
 
-    Components above the water level theta keep the error theta, the others their variance. The k
-    largest alone would need the level (product of their variances)^(1/k) 2^(-2 d R / k); theta is
-    the largest of these over k.
+    Components above the water level theta have the error theta, the others their variance. For
+    the k largest variances, the level is (their product)^(1/k) 2^(-2 d R / k); theta is the largest
+    of these over k.
 
     References:
         Cover and Thomas, theorem 10.3.3.
@@ -80,8 +80,8 @@ def shannon_distortion(
 def shannon_rate(variances: Float[Array, "d"], mse: float | Float[Array, ""]) -> Float[Array, ""]:
     """The least rate at a mean squared error above zero: the inverse of `shannon_distortion`.
 
-    With the k smallest variances below the water level, the others share what they leave of the
-    error; the level is the largest of these shares over k. Errors above the mean variance take 0.
+    With the k smallest variances below the water level, the others share the remaining error; the
+    level is the largest of these shares over k. The rate is 0 for errors above the mean variance.
     """
     (variances,) = computed(variances)
     dim = variances.shape[0]
@@ -98,7 +98,7 @@ def distance_to_shannon_db(
     rate_bits: float | Float[Array, ""],
     variances: Float[Array, "d"],
 ) -> Float[Array, ""]:
-    """How far a code is above the bound, in dB of `mse` at its rate.
+    """Distance of a code to the bound: `mse` over the least MSE at `rate_bits`, in dB.
 
     1.53 dB for entropy-coded scalar quantization at high rate (Gish and Pierce 1968).
     """
@@ -108,24 +108,25 @@ def distance_to_shannon_db(
 def differential_entropy_bits(
     x: Float[Array, "..."], per: str = "tensor", window: int | None = None
 ) -> Float[Array, ""]:
-    """Differential entropy of samples, each number by itself, without a guess at their density.
+    """Differential entropy of samples per element, in bits, without a model of their density.
 
-    From the gap between the `window`-th neighbours of each number to its left and right, fewer at
+    From the gap between the `window`-th neighbours of each sample to its left and right, fewer at
     the ends: the mean of log(gap of k steps) - psi(k) + psi(n + 1), which is unbiased for a uniform
-    density. Entropy-coded with a fine step, the numbers take this minus log2(step) bits each.
+    density. Entropy-coded with a fine step, the samples take this minus log2(step) bits each.
 
     Args:
         x: samples. Where more than `window` of them are equal they have no density, and the result
             is -inf.
         per: which of them share one density, as in `code_entropy_bits`; the entropies are averaged.
-        window: neighbours on either side; by default half the root of their number, rounded.
+        window: neighbours on each side; by default half the root of the number of samples, rounded.
 
     Raises:
-        ValueError: `per` is unknown, or `window` not a whole number from 1 to below their number.
+        ValueError: `per` is unknown, or `window` is not a whole number from 1 to below the number
+            of samples.
 
     References:
-        Vasicek, "A test for normality based on sample entropy", 1976; the gaps at the ends as by
-        Ebrahimi et al., "Two measures of sample entropy", 1994; psi as by van Es, 1992.
+        Vasicek, "A test for normality based on sample entropy", 1976; the gaps at the ends as in
+        Ebrahimi et al., "Two measures of sample entropy", 1994; psi as in van Es, 1992.
     """
     check_choice("per", per, SHARED)
     (x,) = computed(x)
@@ -134,7 +135,7 @@ def differential_entropy_bits(
     number = rows.shape[1]
     window = max(1, round(math.sqrt(number) / 2)) if window is None else window
     if check_positive("window", window) >= number:
-        raise ValueError(f"window must be below the {number} numbers of a density, got {window}.")
+        raise ValueError(f"window must be below the {number} samples of a density, got {window}.")
     at = np.arange(number)
     low, high = np.maximum(at - window, 0), np.minimum(at + window, number - 1)
     psi = jax.scipy.special.digamma
@@ -148,25 +149,25 @@ def allocate_bits(
     most: int = 8,
     distortions: Any = LLOYD_MAX_MSE,
 ) -> Integer[Array, "d"]:
-    """Whole bits a component with the least total error: reverse water-filling at fixed rate.
+    """Whole bits per component with the least total error: reverse water-filling at fixed rate.
 
-    Each bit goes where it takes most of the error away, which is best where every further bit
-    takes less than the one before. Traced: `vmap` over layers and heads.
+    Each bit goes where it reduces the error most, which is optimal where every further bit reduces
+    it less than the one before. Traced: `vmap` over layers and heads.
 
     Args:
         variances: the error of each component at a distortion of 1; weights may be multiplied in.
-        mean_bits: bits a component; d of these must be a whole number.
-        most: bits of a component.
+        mean_bits: bits per component; d times this must be a whole number.
+        most: maximum of the bits of a component.
         distortions: error at 0, 1, ... bits over the variance, [most + 1] or more; or [d, most + 1]
-            for components that differ. By default that of Lloyd-Max on a Gaussian, up to 8 bits.
+            for components that differ. By default Lloyd-Max on a Gaussian, up to 8 bits.
 
     Returns:
         Integers from 0 to `most`, of sum d * mean_bits.
 
     Raises:
-        ValueError: `mean_bits` is out of range or d of them no whole number, `distortions` ends
-            before `most`, or `variances` are concrete and not finite. A traced one that is NaN
-            gets no bits before others.
+        ValueError: `mean_bits` is out of range or d times it no whole number, `distortions` ends
+            before `most`, or `variances` are concrete and not finite. Where traced, components of
+            NaN get bits last.
 
     References:
         Fox, "Discrete optimization via marginal analysis", 1966; Segall, "Bit allocation and

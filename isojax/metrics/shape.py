@@ -1,4 +1,4 @@
-"""The shape of a distribution: how far its numbers are from Gaussian and from isotropic."""
+"""The shape of a distribution: its distance from Gaussian and from isotropic."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from isojax.metrics.error import computed
 def kurtosis(x: Float[Array, "*batch d"], per: str = "tensor") -> Float[Array, ""]:
     """Fourth central moment over the squared variance: 3 for a Gaussian, 1.8 for a uniform.
 
-    Of all numbers (`per` "tensor"), or of each vector ("token") or coordinate ("channel") and
-    then averaged. Constant numbers give NaN.
+    Over all elements (`per` "tensor"), or per vector ("token") or coordinate ("channel") and then
+    averaged. Constants give NaN.
     """
     (x,) = computed(x)
     axes = shared_axes(x.ndim, per)
@@ -26,8 +26,8 @@ def kurtosis(x: Float[Array, "*batch d"], per: str = "tensor") -> Float[Array, "
 def peak_to_rms(x: Float[Array, "*batch d"], per: str = "tensor") -> Float[Array, ""]:
     """Largest magnitude over the root mean square: 1 for a constant, sqrt(n) for one spike.
 
-    Of all numbers (`per` "tensor"), or of each vector ("token") or coordinate ("channel") and
-    then averaged. Zeros give NaN.
+    Over all elements (`per` "tensor"), or per vector ("token") or coordinate ("channel") and then
+    averaged. Zeros give NaN.
     """
     (x,) = computed(x)
     axes = shared_axes(x.ndim, per)
@@ -37,8 +37,8 @@ def peak_to_rms(x: Float[Array, "*batch d"], per: str = "tensor") -> Float[Array
 def effective_rank(x: Float[Array, "*batch d"]) -> Float[Array, ""]:
     """Exponential of the entropy of the eigenvalue shares of the second moment x^T x.
 
-    d for isotropic vectors, 1 if all lie on one line (Roy and Vetterli 2007, there of singular
-    values).
+    d for isotropic vectors, 1 if all lie on one line (Roy and Vetterli 2007, with singular values
+    in place of eigenvalues).
     """
     share = _energy_shares(x)
     return jnp.exp(entropy_nats(share))
@@ -56,16 +56,16 @@ def top_k_energy(x: Float[Array, "*batch d"], k: int) -> Float[Array, ""]:
 def effective_coordinates(x: Float[Array, "*batch d"]) -> Float[Array, ""]:
     """Exponential of the entropy of the coordinates' shares of the energy.
 
-    d where all have the same; `effective_rank` in the axes of PCA, where it is least.
+    d where all shares are equal. Least in the axes of PCA, where it equals `effective_rank`.
     """
     share = _coordinate_shares(x)
     return jnp.exp(entropy_nats(share))
 
 
 def top_k_coordinates(x: Float[Array, "*batch d"], k: int) -> Float[Array, ""]:
-    """Share of the energy of `x` in the `k` coordinates that have most of it.
+    """Share of the energy of `x` in the `k` coordinates with the most energy.
 
-    `top_k_energy` in the axes of PCA, where it is largest.
+    Largest in the axes of PCA, where it equals `top_k_energy`.
 
     Raises:
         ValueError: `k` is not a whole number of at least 1.

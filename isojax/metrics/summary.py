@@ -25,13 +25,13 @@ MEASURE_UNITS = {
 
 @pytree
 class Thresholds:
-    """Magnitudes that split the numbers of an array, in its units; made by `thresholds`.
+    """Magnitudes that classify the elements of an array, in its units; made by `thresholds`.
 
     Attributes:
-        outlier: numbers at or above it are outliers.
-        floor: numbers at or below it are the noise floor.
-        silent: numbers below it are silent.
-        fired: numbers above it fire.
+        outlier: elements at or above it are outliers.
+        floor: elements at or below it are the noise floor.
+        silent: elements below it are silent.
+        fired: elements above it fire.
     """
 
     outlier: Float[Array, "..."]
@@ -52,13 +52,13 @@ def thresholds(
     """The thresholds of the Isotropic Tradeoff (Dev 2026) for `x`, to compute once and reuse.
 
     Args:
-        x: the original numbers.
-        top: quantile of |x| from which a number is an outlier, in [0, 1].
-        bottom: quantile of |x| up to which a number belongs to the noise floor, in [0, 1].
-        silent: threshold below which a number is silent.
-        fired: threshold above which a number fires, at least `silent`.
+        x: the original array.
+        top: quantile of |x| from which an element is an outlier, in [0, 1].
+        bottom: quantile of |x| up to which an element belongs to the noise floor, in [0, 1].
+        silent: threshold below which an element is silent.
+        fired: threshold above which an element fires, at least `silent`.
         unit: of `silent` and `fired`: `abs` for the units of x, `rms` for multiples of its rms.
-        pooled: quantiles over all numbers, else for each coordinate of the last axis.
+        pooled: quantiles over all elements, else per coordinate of the last axis.
 
     Raises:
         ValueError: `unit` is neither `abs` nor `rms`, or a Python number is out of its range.
@@ -78,16 +78,16 @@ def thresholds(
 def measure(
     x: Float[Array, "*batch d"], x_hat: Float[Array, "*batch d"], at: Thresholds
 ) -> dict[str, Float[Array, ""]]:
-    """Every metric of `error`, `outliers` and `firings`, under the names of those functions.
+    """Every metric of `error`, `outliers` and `firings`, keyed by function name.
 
     Their units are `MEASURE_UNITS`.
 
-    Equal to calling each of them, but in one pass over blocks of vectors that stay in the cache.
+    Equal to calling each of them, but in one pass over blocks of vectors that fit the CPU cache.
     All are fp32 scalars, the counts too (exact below 2^24).
 
     Args:
-        x: the original numbers.
-        x_hat: their reconstruction.
+        x: the original array.
+        x_hat: its reconstruction.
         at: thresholds of the original, from `thresholds(x)`.
     """
     x, x_hat = (a.reshape(-1, a.shape[-1]) for a in pair(x, x_hat))
@@ -113,7 +113,7 @@ def measure(
 
 
 def _terms(x: Array, x_hat: Array, at: Thresholds) -> dict[str, Array]:
-    """What `measure` sums."""
+    """The terms that `measure` sums."""
     size, size_hat, square = jnp.abs(x), jnp.abs(x_hat), jnp.square(x_hat - x)
     outlier, floor = size >= at.outlier, size <= at.floor
     true, made = size > at.fired, size_hat > at.fired

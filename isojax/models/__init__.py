@@ -1,9 +1,9 @@
 """Language models: one decoder for the Qwen2, Qwen3, Llama and Mistral families, and its loaders.
 
 A decoder is a configuration (`ModelConfig`) and a tree of arrays; `forward` is a pure function of
-that tree. Experiments reach into it by `Hooks`, functions on activations, queries, keys, values
-and weights, and look into it by naming tensors: `hidden:12`, `key:3`, `weight:q_proj:0`.
-`load_model` reads safetensors and GGUF, from a folder, a file or the hub.
+that tree. Experiments change its tensors by `Hooks`, functions on activations, queries, keys,
+values and weights, and read tensors by name: `hidden:12`, `key:3`, `weight:q_proj:0`. `load_model`
+reads safetensors and GGUF, from a folder, a file or the hub.
 """
 
 from isojax.models.checkpoint import load_checkpoint, save_checkpoint

@@ -1,4 +1,4 @@
-"""Tokens that a tokenizer file does not know, but the small files beside it do."""
+"""Tokens that are missing from a tokenizer file but named in the other files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
 class _Named(NamedTuple):
-    """A token, the number that the file gives it, if any, and the file and field it is from."""
+    """A token, its id in the file, if any, and the file and field that name it."""
 
     token: AddedToken
     number: int | None
@@ -30,13 +30,13 @@ class _Named(NamedTuple):
 
 
 def add_named_tokens(tokenizer: Tokenizer, folder: Path) -> None:
-    """Add what the folder's small files name and the tokenizer does not have, as transformers.
+    """Add tokens that only the folder's small files name, as transformers does.
 
     These are `added_tokens_decoder` of tokenizer_config.json or, where it is absent,
     added_tokens.json; then the special tokens by their roles.
 
     Raises:
-        ValueError: a file is damaged, or a number in it is not the one that the token gets.
+        ValueError: a file is damaged, or the id of a token in it is not the next free one.
     """
     config = _read(folder / _CONFIG)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}

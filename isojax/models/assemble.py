@@ -1,4 +1,4 @@
-"""From the tensors of a file to the parameter tree, without a second copy of the model."""
+"""The parameter tree from the tensors of a file, without a second copy of the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from isojax.models.extras import leave_out, refuse_quantized
 from isojax.models.names import leaves, unflatten
 
 DTYPES = ("float32", "bfloat16")
-_ALIGNMENT = 64  # bytes; JAX on CPU adopts host memory so aligned, and copies any other
+_ALIGNMENT = 64  # bytes; JAX on CPU adopts host memory with this alignment, and copies any other
 
 
 def assemble(
@@ -24,20 +24,20 @@ def assemble(
 ) -> Params:
     """Build the tree of `param_shapes(config)` from the tensors of a file.
 
-    All names and shapes are checked before anything is read. Then one stacked host array a leaf
-    is filled tensor by tensor and handed to JAX, so that beside the parameters no more than one
-    leaf (where JAX copies) and one tensor are held.
+    All names and shapes are checked before anything is read. Then one stacked host array per leaf
+    is filled tensor by tensor and passed to JAX, so that memory beyond the parameters is at most
+    one leaf (where JAX copies) and one tensor.
 
     Args:
         config: of the model.
         entries: tensors by name.
         column: `names.HF` or `names.GGUF`.
         dtype: of the parameters, `float32` or `bfloat16`.
-        source: where the tensors come from, for the message about one that is missing.
+        source: origin of the tensors, for messages about missing ones.
 
     Raises:
-        ValueError: a tensor is missing, misshapen, of integers or unexpected; names it and the
-            file.
+        ValueError: a tensor is missing, has another shape, holds integers or is unexpected; the
+            message names it and the file.
     """
     check_choice("dtype", dtype, DTYPES)
     refuse_quantized(entries)

@@ -65,11 +65,11 @@ def save_checkpoint(
         config: of the model.
         params: the tree of `init_params`.
         dtype: of the tensors in the file, `float32` or `bfloat16`.
-        like: the model that this was made of: its tokenizer, its special tokens, generation
-            settings and chat template are written too.
+        like: the original model; its tokenizer, special tokens, generation settings and chat
+            template are written too.
 
     Raises:
-        ValueError: `dtype` is another, or the family has no `config.json` for this model.
+        ValueError: `dtype` is not allowed, or the family has no `config.json` for this model.
     """
     check_choice("dtype", dtype, DTYPES)
     config_to_hf(config)  # before anything is written
@@ -92,7 +92,7 @@ def save_checkpoint(
 def save_description(
     folder: Path, config: ModelConfig, dtype: str, like: LanguageModel | None = None
 ) -> list[str]:
-    """Write all of a checkpoint but its tensors, `config.json` last; see `save_checkpoint`.
+    """Write a checkpoint without its tensors, `config.json` last; see `save_checkpoint`.
 
     Returns:
         The names of the files.
@@ -113,7 +113,7 @@ def save_description(
 
 def save_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write arrays to a safetensors file."""
-    path.write_bytes(b"")  # safetensors makes files for the owner alone
+    path.write_bytes(b"")  # safetensors creates files only for the owner
     mode = path.stat().st_mode
     save_file(
         {name: np.asarray(a, order="C") for name, a in tensors.items()}, path, {"format": "pt"}
@@ -122,7 +122,7 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _with_prefix(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """The names of a causal model, where a file holds its base model alone, without `model.`."""
+    """The names of a causal model, also for a file of the base model, without `model.`."""
     bare = EMBEDDING.removeprefix("model.")
     if EMBEDDING in entries or bare not in entries:
         return entries
@@ -132,10 +132,10 @@ def _with_prefix(entries: dict[str, Entry]) -> dict[str, Entry]:
 def _resolve_tie(
     config: ModelConfig, entries: dict[str, Entry]
 ) -> tuple[ModelConfig, dict[str, Entry]]:
-    """What `tie_word_embeddings` comes to where the file holds a head all the same.
+    """The actual `tie_word_embeddings` of a tied model whose file holds a head.
 
-    As in transformers: a copy of the embedding is dropped, a head of its own is used, and a head
-    alone is the embedding too.
+    As in transformers: a copy of the embedding is dropped, a different head is used, and a head
+    without an embedding is used for both.
     """
     head, embedding = entries.get(HEAD), entries.get(EMBEDDING)
     if not config.tie_word_embeddings or head is None:
@@ -156,7 +156,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _entries(folder: Path, optional: tuple[str, ...]) -> dict[str, Entry]:
-    """The tensors of all files of a checkpoint; of those that an index names, some may lack."""
+    """The tensors of all files of a checkpoint; the `optional` ones may be missing."""
     if (folder / WEIGHTS_FILE).is_file():
         return file_entries(folder / WEIGHTS_FILE)
     index = folder / INDEX_FILE
@@ -178,7 +178,7 @@ def _entries(folder: Path, optional: tuple[str, ...]) -> dict[str, Entry]:
         entries |= shards[shard]
     for name, shard in places.items():
         if name in shards[str(shard)]:
-            entries[name] = shards[str(shard)][name]  # another shard may hold one of this name
+            entries[name] = shards[str(shard)][name]  # another shard may hold a tensor of this name
         elif name in optional:
             entries.pop(name, None)
         else:
@@ -196,7 +196,7 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
         )
     try:
         found = (folder / name).is_file()
-    except OSError as error:  # a name that no file can have
+    except OSError as error:  # an invalid file name
         raise ValueError(
             f"{index}: weight_map must name files, got {short(name)} ({error.strerror})."
         ) from None
@@ -206,7 +206,7 @@ def _shard(folder: Path, index: Path, name: str) -> Path:
 
 
 def file_entries(path: Path) -> dict[str, Entry]:
-    """The tensors of one file, which is mapped anew for each so that read pages are given back."""
+    """The tensors of one file, mapped again for each tensor so that read pages are released."""
 
     def read(name: str) -> np.ndarray:
         with safe_open(path, framework="numpy") as file:
@@ -225,5 +225,5 @@ def file_entries(path: Path) -> dict[str, Entry]:
 
 
 def refuse_pickle(name: str) -> str:
-    """The sentence that says why a pickle is not read."""
+    """The message that refuses a pickle."""
     return f"{name} is a pickle, which can run code: convert it to safetensors first."

@@ -15,23 +15,23 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
 }
-# fields that change what a model computes, with the values that say "as this decoder does"
+# fields that change the computation, with the values that agree with this decoder
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "is_causal": (True, None),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
 }
-# what transformers takes for a field that is not there, where families differ
+# defaults of transformers for a missing field, where families differ
 _KV_HEADS = {"qwen2": 32, "qwen3": 32, "mistral": 8}
 _WINDOW = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that shapes a Qwen, Llama or Mistral decoder; names are Hugging Face's.
+    """The configuration of a Qwen, Llama or Mistral decoder; names are Hugging Face's.
 
-    `max_position_embeddings` is told to other programs and shapes nothing here. Attention is over
+    `max_position_embeddings` is kept for other programs and has no effect here. Attention is over
     the whole text, so texts longer than a `sliding_window` are refused.
     """
 
@@ -72,7 +72,8 @@ def config_from_hf(fields: Mapping[str, Any], source: str = "config.json") -> Mo
         source: name of the file, for messages.
 
     Raises:
-        ValueError: naming the file and the field that is missing, malformed or not supported.
+        ValueError: a field is missing, malformed or not supported; the message names it and the
+            file.
     """
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in ARCHITECTURES:
@@ -140,20 +141,20 @@ def config_from_hf(fields: Mapping[str, Any], source: str = "config.json") -> Mo
 
 
 def _refuse_quantized(value: Any, source: str) -> None:
-    """A checkpoint that says how its weights are quantized holds codes, not weights."""
+    """Refuse a checkpoint with a `quantization_config`: it holds codes, not weights."""
     if value is None:
         return
     method = value.get("quant_method") if isinstance(value, Mapping) else None
     raise ValueError(
         f"{source}: quantization_config: a checkpoint quantized as {short(method)} is not read; "
-        "take the one in floating point, or a GGUF file."
+        "use the one in floating point, or a GGUF file."
     )
 
 
 def _check_windows(
     fields: Mapping[str, Any], use_sliding_window: bool, layers: int, source: str
 ) -> None:
-    """Refuse layers of a Qwen that attend to a window only; which ones do is said in two ways."""
+    """Refuse a Qwen with layers that attend only to a window, which is configured in two ways."""
     types = fields.get("layer_types")
     if types is None:
         first = fields.get("max_window_layers", 28)
@@ -176,10 +177,10 @@ def _check_windows(
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
-    """The `config.json` that transformers reads back as the same model.
+    """The `config.json` from which transformers builds the same model.
 
     Raises:
-        ValueError: the biases are a combination that the family has no field for.
+        ValueError: the family has no fields for this combination of biases.
     """
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     for name in ("architecture", "rope_scaling", "qkv_bias", "o_bias", "mlp_bias", "qk_norm"):

@@ -38,7 +38,7 @@ def empty_cache(
 
 
 class Output(NamedTuple):
-    """What a forward pass gives.
+    """The results of a forward pass.
 
     Attributes:
         hidden: after the final norm, [batch, tokens, hidden_size].
@@ -104,7 +104,7 @@ class DecoderLayer(nn.Module):
         def see(kind: str, x: Array, captured: dict[str, Array]) -> dict[str, Array]:
             if kind not in self.capture:
                 return captured
-            # layers that nobody asked for all land in one spare slot behind the others
+            # layers that are not captured all go into one spare slot after the others
             index = [len(self.capture[kind])] * config.num_hidden_layers
             for slot, wanted in enumerate(self.capture[kind]):
                 if wanted < config.num_hidden_layers:
@@ -145,7 +145,7 @@ class DecoderLayer(nn.Module):
         if cache is None:
             h = causal_attention(q, k, v)
         else:
-            which = layer if self.name == "layers" else None  # of a stack, or apart
+            which = layer if self.name == "layers" else None  # of a stack, or separate
             cache, h = cache.attend(q, k, v, start, frequency, which)
         h = activation("input:o_proj", h)
         captured = see("input:o_proj", h, captured)
@@ -251,11 +251,11 @@ def param_shapes(config: ModelConfig) -> Params:
 
 
 def unstack(params: Params) -> Params:
-    """The same parameters with the layers apart: `layers_0`, `layers_1`, ... in place of `layers`.
+    """The same parameters with separate layers: `layers_0`, `layers_1`, ... in place of `layers`.
 
-    `forward` then runs them one by one, in a program that grows with depth, and not in a loop over
-    the stack, from which XLA on a CPU copies each layer before it reads it. For decoding; a cache
-    must be apart too, see `Cache.unstack`.
+    `forward` then runs them one by one, in a program that grows with depth, not in a loop over the
+    stack, from which XLA on a CPU copies each layer before reading it. For decoding; the cache must
+    be unstacked too, see `Cache.unstack`.
     """
     rest, layers = dict(params), params["layers"]
     del rest["layers"]
@@ -272,24 +272,24 @@ def forward(
     hooks: Hooks = Hooks(),  # noqa: B008
     capture: tuple[Any, ...] = (),
 ) -> Output:
-    """Run the decoder; pure in `params`, `tokens`, `cache` and whatever the hooks close over.
+    """Run the decoder; pure in `params`, `tokens`, `cache` and the closures of the hooks.
 
     Computed in the dtype of `params`, in full fp32 on GPUs too; norms, rotary embedding and softmax
     in fp32.
 
     Args:
-        params: the tree of `init_params`, or what `unstack` made of it.
+        params: the tree of `init_params`, or of `unstack`.
         config: static.
-        tokens: token numbers; where they are traced, a text with one out of range gives NaN.
-        cache: continue after the tokens stored there; what is read where there was no room left
-            is NaN where its length is traced.
+        tokens: token ids; where they are traced, a text with an id out of range gives NaN.
+        cache: continue after the tokens stored there; where its length is traced, tokens without
+            room give NaN.
         hooks: functions applied to activations, queries, keys, values, weights.
-        capture: sites (`parse_site`) to return as they stand after the hooks.
+        capture: sites (`parse_site`) to return, after the hooks.
 
     Raises:
         ValueError: there is no text or an empty one, a token is out of range, the text is longer
             than the window of the model, or the cache is of another model or batch or too small;
-            or layers are apart in one of `params` and `cache`, and stacked in the other.
+            or only one of `params` and `cache` is unstacked.
     """
     if cache is not None and isinstance(cache.layers, tuple) == ("layers" in params):
         raise ValueError("params and cache must both be stacked or both be unstacked.")
@@ -311,19 +311,19 @@ def run_layer(
     Args:
         layer: its parameters, those of `params["layers"]` without the leading axis.
         config: static.
-        x: the residual stream that enters it.
-        number: of the layer, for the hooks.
+        x: the residual stream before it.
+        number: index of the layer, for the hooks.
         hooks: as for `forward`.
         capture: kinds of sites (see `Site`) to return, static.
 
     Returns:
-        The residual stream that leaves it, and what was captured, by kind [b, t, ...].
+        The residual stream after it, and the captured tensors by kind, [b, t, ...].
     """
     one = dataclasses.replace(config, num_hidden_layers=1)
     number = jnp.asarray(number)
 
     def at(function: Any) -> Any:
-        """The hook, with the number of this layer in place of that of a model of one."""
+        """The hook with `number` as the layer index, in place of 0."""
         if function is None:
             return None
         return lambda *args: function(*args[:-2], number, args[-1])
@@ -339,7 +339,7 @@ def run_layer(
 
 
 def logits(params: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
-    """Scores of the next token from final hidden states, in fp32."""
+    """Logits of the next token from final hidden states, in fp32."""
     tied = "head" not in params
     head = params["embedding"] if tied else params["head"]
     # contracting the embedding's last axis: XLA would copy a transposed one in bf16

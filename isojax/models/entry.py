@@ -1,4 +1,4 @@
-"""A tensor of a file, before it is read."""
+"""The entry of a tensor in a file, before it is read."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Entry(NamedTuple):
-    """A tensor of a file, not read yet.
+    """A tensor in a file, not read yet.
 
     Attributes:
-        file: the file it is in, for messages.
-        shape: as the file states it.
-        read: gives the numbers, in any floating dtype.
-        dtype: as safetensors call it; what is dequantized by `read` is `F32`.
+        file: the file that holds it, for messages.
+        shape: as stated in the file.
+        read: returns the array, in any floating dtype.
+        dtype: its name in safetensors; `F32` for tensors that `read` dequantizes.
     """
 
     file: str
@@ -27,5 +27,5 @@ class Entry(NamedTuple):
 
     @property
     def floating(self) -> bool:
-        """Whether it holds floating-point numbers, of whatever width."""
+        """Whether it holds floating-point numbers, of any width."""
         return self.dtype[:1] in ("F", "B") and self.dtype != "BOOL"

@@ -1,4 +1,4 @@
-"""Tensors of a file that a model has no place for: what they may be, and what they may not."""
+"""Tensors of a file that the model does not use: which are ignored and which are refused."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from isojax.models.fields import printed
 from isojax.models.rope import rope_frequencies
 
 _LOG = logging.getLogger("isojax")
-_SHOWN = 4  # names in a message; of more it gives the number
+_SHOWN = 4  # most names in a message, which gives the number of the others
 
-# endings of names that say which format the codes beside them are in
+# endings of tensor names that belong to formats of quantized weights
 _QUANTIZED = {
     r"\.(qweight|qzeros|g_idx)|_proj\.scales": "GPTQ or AWQ",
     r"\.weight_scale_inv": "FP8 with scales of blocks",
@@ -44,17 +44,17 @@ class _Kinds(NamedTuple):
 
 
 def refuse_quantized(entries: Mapping[str, Entry]) -> None:
-    """Refuse what holds codes and scales in place of weights.
+    """Refuse files with codes and scales in place of weights.
 
     Raises:
-        ValueError: names a tensor, its file and the format.
+        ValueError: there are such tensors; the message names one, its file and the format.
     """
     for name, entry in entries.items():
         for ending, form in _QUANTIZED.items():
             if re.fullmatch(rf".*({ending})", name):
                 raise ValueError(
                     f"{entry.file}: tensor {printed(name)} belongs to a checkpoint quantized as "
-                    f"{form}, which is not read; take the one in floating point, or a GGUF file."
+                    f"{form}, which is not read; use the one in floating point, or a GGUF file."
                 )
 
 
@@ -64,10 +64,10 @@ def leave_out(
     """Account for the tensors that are not `used`; one line of warning names them.
 
     Left out are heads of other tasks, scales of a KV cache, tables of positions, integers, and
-    biases that are zero. Rotary frequencies go without a word if they are those of the model.
+    biases that are zero. Rotary frequencies equal to the model's are left out without a warning.
 
     Raises:
-        ValueError: a tensor is none of these, so it would change what the model computes.
+        ValueError: a tensor is none of these, so it would change the computation.
     """
     kinds = _Kinds([], [])
     for name, entry in entries.items():
@@ -81,7 +81,7 @@ def leave_out(
         else:
             raise ValueError(f"{entry.file}: tensor {printed(name)} has no place in this model.")
     if kinds.harmless:
-        _LOG.warning("%s: left out, of no use to this model: %s", source, _list(kinds.harmless))
+        _LOG.warning("%s: left out, not used by this model: %s", source, _list(kinds.harmless))
     if kinds.frequencies:
         _LOG.warning(
             "%s: left out, other rotary frequencies than those of the configuration, which count: "
@@ -98,7 +98,7 @@ def _are_frequencies(config: ModelConfig, entry: Entry) -> bool:
     stored = entry.read().astype(np.float32)
     for scaling in (config.rope_scaling, None):
         want = np.asarray(rope_frequencies(config.head_dim, config.rope_theta, scaling))
-        # as far as fp16, in which the slowest are subnormal, and bf16 tell
+        # within the precision of bf16 and of fp16, in which the slowest are subnormal
         if stored.shape == want.shape and np.allclose(stored, want, rtol=1e-2, atol=6e-8):
             return True
     return False

@@ -33,21 +33,21 @@ def generate(
     Args:
         params: the tree of `init_params`.
         config: of the model.
-        prompt: token numbers, all texts of one length.
+        prompt: token ids, all texts of one length.
         steps: tokens to generate.
         cache: plain or packed, with room for `t + steps - 1` tokens; if it holds some, the
             prompt comes after them.
         hooks: as for `forward`.
-        end: tokens that end a text: those generated after one are the same token.
+        end: tokens that end a text; all tokens after one of these repeat it.
 
     Returns:
-        The tokens, and the cache with all but the last of them. A token is -1 where nothing can
-        be predicted: a traced prompt with a number out of range, or a cache with no room left
-        whose length is traced.
+        The tokens, and the cache with all but the last of them. A token is -1 where there is no
+        prediction: a traced prompt with an id out of range, or a cache of traced length without
+        room.
 
     Raises:
-        ValueError: the prompt is empty or has a token out of range, or the cache has no room for
-            that many tokens or is of another model, or the window of the model has none.
+        ValueError: the prompt is empty or has a token out of range, the cache is of another model,
+            or the cache or the window of the model has no room for that many tokens.
     """
     check_positive("steps", steps)
     check_tokens(config, prompt, least=1)

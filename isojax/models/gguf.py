@@ -1,4 +1,4 @@
-"""GGUF, the form of llama.cpp: configuration, weights and tokenizer in one file or its parts."""
+"""GGUF, the format of llama.cpp: configuration, weights and tokenizer in one file or its parts."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _ENDS = ("eos", "eot", "eom")
 
 
 def load_gguf(path: str | Path, dtype: str = "float32") -> LanguageModel:
-    """Read a .gguf file; quantized weights come out as the numbers they stand for.
+    """Read a .gguf file; quantized weights are dequantized.
 
     Args:
-        path: of the file, or of one part of a split one, beside which the others lie.
+        path: of the file, or of one part of a split one, with the others in the same folder.
         dtype: of the parameters, `float32` or `bfloat16`.
 
     Raises:
-        FileNotFoundError: there is no such file, or a part of it is not there.
+        FileNotFoundError: there is no such file, or a part of it is missing.
         ValueError: the file is damaged, or holds a model, a tensor type or a tokenizer that is
-            not supported; names the file and the field or tensor.
+            not supported; the message names the file and the field or tensor.
     """
     file = GgufFile(path)
     config = config_from_gguf(file)
@@ -62,7 +62,7 @@ def _entry(file: GgufFile, name: str, config: ModelConfig) -> Entry:
 
 
 def _halves(x: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's order of rotary channels (pairs side by side) for the llama family."""
+    """Undo llama.cpp's order of rotary channels (adjacent pairs) for the llama family."""
     pairs = x.reshape(heads, -1, 2, *x.shape[1:])
     return pairs.swapaxes(1, 2).reshape(x.shape)
 
@@ -70,7 +70,7 @@ def _halves(x: np.ndarray, heads: int) -> np.ndarray:
 def _sidecar(file: GgufFile, tokenizer: Tokenizer) -> Sidecar:
     """Special tokens and chat template, in the form of Hugging Face's small files.
 
-    A text may have ended where a turn or a message has, so `eos_token_id` lists these too.
+    The ends of a turn and of a message may end a text too, so `eos_token_id` lists them.
     """
 
     def known(role: str) -> tuple[int, str] | None:

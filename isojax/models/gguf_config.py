@@ -17,7 +17,7 @@ from isojax.models.rope_scaling import (
 )
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama")  # llama.cpp calls Mistral a llama
-# fields that change what a model computes, with the values that say "as this decoder does"
+# fields that change the computation, with the values that agree with this decoder
 _NEUTRAL = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0,),
@@ -39,7 +39,8 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     """Read the configuration.
 
     Raises:
-        ValueError: naming the file and the field that is missing, malformed or not supported.
+        ValueError: a field is missing, malformed or not supported; the message names it and the
+            file.
     """
     source = file.source
     family = file.get("general.architecture")
@@ -101,10 +102,10 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
 def _rope_scaling(
     file: GgufFile, family: str, dim: int, theta: float, context: int | None
 ) -> AnyScaling | None:
-    """The rescaling that fields ask for, or that of Llama 3, which a tensor stands for."""
+    """The rescaling in the fields, or that of Llama 3, which is stored as a tensor."""
     llama3 = _llama3(file, dim, theta)
     prefix = f"{family}.rope.scaling"
-    # llama.cpp takes a factor without a type for linear, and the oldest files name it otherwise
+    # llama.cpp takes a factor without a type as linear, and the oldest files use another name
     kind = file.get(f"{prefix}.type") or "linear"
     if kind not in _KINDS:
         raise ValueError(
@@ -127,7 +128,7 @@ def _rope_scaling(
         return LinearScaling(factor)
     file.require(f"{prefix}.yarn_ext_factor", (1, -1))
     attention_factor = yarn_attention_factor(factor)
-    for name in ("attn_factor", "yarn_attn_factor"):  # what they multiply comes from the factor
+    for name in ("attn_factor", "yarn_attn_factor"):  # multiply the attention factor
         attention_factor *= file.number(f"{prefix}.{name}", 1.0, float)
     return YarnScaling(
         factor,
@@ -139,7 +140,7 @@ def _rope_scaling(
 
 
 def _llama3(file: GgufFile, dim: int, theta: float) -> RopeScaling | None:
-    """Llama 3's scaling, from the divisors of the frequencies that GGUF stores instead."""
+    """Llama 3's scaling, from the divisors of the frequencies that GGUF stores."""
     name = "rope_freqs.weight"
     if name not in file.tensors:
         return None

@@ -26,7 +26,7 @@ class GgufFile:
         """Open a file, and the other parts of it.
 
         Raises:
-            FileNotFoundError: the file or one of its parts is not there.
+            FileNotFoundError: the file or one of its parts is missing.
             ValueError: a file is damaged, or the parts are not of one model.
         """
         given = Path(path)
@@ -56,8 +56,8 @@ class GgufFile:
                 continue
             if len(paths) == 1:
                 raise ValueError(
-                    f"{given}: is one part of a file split in {short(count)}; the parts must lie "
-                    "beside it and be named ...-00001-of-00002.gguf and so on."
+                    f"{given}: is one part of a file split in {short(count)}; the parts must be "
+                    "in its folder and be named ...-00001-of-00002.gguf and so on."
                 )
             if (count, own) != (len(paths), number):
                 raise ValueError(
@@ -88,14 +88,14 @@ class GgufFile:
         return kind(value)
 
     def text(self, key: str) -> str | None:
-        """A field that must be text where it is there."""
+        """An optional field that must be text."""
         value = self.get(key)
         if not isinstance(value, str | None):
             raise ValueError(f"{self.source}: {key} must be text, got {short(value)}.")
         return value
 
     def require(self, key: str, allowed: tuple[Any, ...]) -> None:
-        """Refuse a field that changes the model in a way that is not there."""
+        """Refuse a field with a value that this decoder does not support."""
         require(self.source, key, self.get(key), (*allowed, None))
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ class GgufFile:
         return tuple(int(n) for n in reversed(self.tensors[name][0].shape))
 
     def read(self, name: str) -> np.ndarray:
-        """The numbers of a tensor, which stand for codes where it is quantized."""
+        """The array of a tensor, dequantized where it is quantized."""
         tensor, source = self.tensors[name]
         try:
             return dequantize(tensor.data, tensor.tensor_type)
@@ -115,7 +115,7 @@ class GgufFile:
 
 
 class _Reader(GGUFReader):
-    """Refuses to read behind the end of the file, where its base goes on in empty slices."""
+    """A reader that refuses to read past the end of the file; its base returns empty slices."""
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
         order = self.byte_order if override_order is None else override_order

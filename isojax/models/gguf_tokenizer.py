@@ -17,7 +17,7 @@ from isojax.models.tokenizer_json import refuses_panic
 
 _LOG = logging.getLogger("isojax")
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # types of GGUF
-# llama.cpp takes these for special, whatever type a converter gave them
+# llama.cpp takes these as special, whatever their type in the file
 _ALWAYS_CONTROL = frozenset((
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
     "<|eom_id|>", "<EOT>", "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<|fim_pad|>",
@@ -29,20 +29,20 @@ class Vocabulary(NamedTuple):
     """The tokens of a file.
 
     Attributes:
-        tokens: by number.
-        types: of each, as GGUF counts them.
+        tokens: by id.
+        types: type of each, as a number of GGUF.
     """
 
     tokens: list[str]
     types: list[int]
 
     def of(self, *types: int) -> list[tuple[int, str]]:
-        """The tokens of these types, with their numbers."""
+        """The tokens of these types, with their ids."""
         both = enumerate(zip(self.tokens, self.types, strict=True))
         return [(number, token) for number, (token, kind) in both if kind in types]
 
     def special(self) -> list[AddedToken]:
-        """Those that are found in text before it is cut."""
+        """Special tokens, which are matched in text before it is split."""
         return [
             AddedToken(token, special=kind != _USER_DEFINED, normalized=False)
             for token, kind in zip(self.tokens, self.types, strict=True)
@@ -54,11 +54,12 @@ def build_tokenizer(get: Callable[[str], Any], source: str) -> Tokenizer:
     """Rebuild the tokenizer from `tokenizer.ggml.*`.
 
     Args:
-        get: gives a field of the metadata, None where it is absent.
+        get: returns a field of the metadata, None where it is absent.
         source: name of the file, for messages.
 
     Raises:
-        ValueError: a field is missing, malformed or not supported; names it and the file.
+        ValueError: a field is missing, malformed or not supported; the message names it and the
+            file.
     """
     fields = _Fields(get, source)
     model = check_choice(
@@ -132,7 +133,7 @@ def _vocabulary(fields: _Fields) -> Vocabulary:
                 f"{fields.source}: tokenizer.ggml.tokens has {short(token)} twice, as "
                 f"{seen[token]} and {number}."
             )
-    # an empty token is a gap in the numbers
+    # an empty token is a gap in the ids
     types = [
         _CONTROL if token in _ALWAYS_CONTROL and kind == _NORMAL else kind if token else _UNUSED
         for token, kind in zip(tokens, types, strict=True)

@@ -1,4 +1,4 @@
-"""Explicit hooks: how an experiment reaches into the decoder without patching it."""
+"""Explicit hooks: functions by which an experiment changes the decoder without patching it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from isojax._core.checks import check_choice
 
-# Where activations can be seen and changed. q, k and v share one input, as do gate and up.
+# Inputs that can be captured and changed. q, k and v share one input, as do gate and up.
 INPUTS = {
     "q_proj": "q_proj", "k_proj": "q_proj", "v_proj": "q_proj",
     "o_proj": "o_proj",
@@ -22,17 +22,17 @@ Layer = Int[Array, ""]
 
 
 class Hooks(NamedTuple):
-    """Functions that the decoder calls on what passes by; None leaves it as it is.
+    """Functions that the decoder applies to tensors; None leaves a tensor unchanged.
 
-    The layer is a traced integer, since layers run in one `scan`: pick what belongs to it from a
-    stack, `jax.tree.map(lambda a: a[layer], stack)`. Hooks may close over traced values.
+    The layer is a traced integer, since layers run in one `scan`: index a stack with it,
+    `jax.tree.map(lambda a: a[layer], stack)`. Hooks may close over traced values.
 
     Attributes:
         activation: `(name, layer, x) -> x`, x [batch, tokens, width]. Names: `hidden` (residual
             stream entering a layer), `input:q_proj` (also read by k and v), `input:o_proj`,
             `input:gate_proj` (also read by up), `input:down_proj`.
         query: `(layer, q) -> q` after the rotary embedding, [batch, tokens, heads, head_dim];
-            with YaRN multiplied by what its attention factor makes of the logits.
+            with YaRN already multiplied by the square of its attention factor.
         key: `(layer, k) -> k` after the rotary embedding, [batch, tokens, kv_heads, head_dim].
         value: `(layer, v) -> v`, [batch, tokens, kv_heads, head_dim].
         weight: `(name, layer, w) -> w` for `q_proj` ... `down_proj`; w is [in, out], so that a
@@ -47,7 +47,7 @@ class Hooks(NamedTuple):
 
 
 class Site(NamedTuple):
-    """One tensor of a forward pass: what it is and which layer it belongs to."""
+    """One tensor of a forward pass: its kind and its layer."""
 
     kind: str
     layer: int
@@ -82,7 +82,7 @@ def parse_site(tensor: str, layers: int) -> Site:
 
 
 def slots(sites: Sequence[Site]) -> dict[str, list[int]]:
-    """The layers wanted of each kind, in ascending order without repeats."""
+    """The requested layers of each kind, in ascending order without repeats."""
     wanted: dict[str, set[int]] = {}
     for site in sites:
         wanted.setdefault(site.kind, set()).add(site.layer)

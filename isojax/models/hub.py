@@ -12,7 +12,7 @@ from huggingface_hub import errors
 def fetch(
     name: str, files: Sequence[str], revision: str | None = None, kind: str = "model"
 ) -> Path:
-    """The folder of the files of a repository that match patterns; asks the hub once.
+    """The folder with the files of a repository that match patterns; one request to the hub.
 
     Args:
         name: `owner/name`.
@@ -21,7 +21,7 @@ def fetch(
         kind: `model` or `dataset`.
 
     Raises:
-        OSError: they cannot be fetched; says why in one line.
+        OSError: they cannot be fetched; the message gives the reason in one line.
     """
     # its own errors are of many kinds with no base in common
     own = (e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception))

@@ -1,4 +1,4 @@
-"""What a decoder is given, checked: tokens, and the cache that they are appended to."""
+"""Checks of the inputs of a decoder: tokens, and the cache that they are appended to."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from isojax.models.config import ModelConfig
 def check_inputs(config: ModelConfig, tokens: Any, cache: Cache | None) -> None:
     """Refuse tokens and caches that do not belong to the model.
 
-    Shapes are always known. Numbers are checked where they are concrete; where they are traced,
-    the decoder returns NaN for what is out of range.
+    Shapes are always known. Token ids are checked where they are concrete; where they are traced,
+    the decoder returns NaN for texts with an id out of range.
 
     Raises:
         ValueError: there is no text or an empty one, a token is out of range, the text is longer
@@ -32,7 +32,7 @@ def check_inputs(config: ModelConfig, tokens: Any, cache: Cache | None) -> None:
 
 
 def check_tokens(config: ModelConfig, tokens: Any, least: int) -> None:
-    """Refuse anything but texts of `least` tokens or more, each token below `vocab_size`."""
+    """Raise `ValueError` unless texts have at least `least` tokens, each below `vocab_size`."""
     if not isinstance(tokens, jax.Array | np.ndarray):
         raise ValueError(f"tokens must be an array, got {type(tokens).__name__}.")
     shape = tokens.shape
@@ -57,7 +57,7 @@ def check_tokens(config: ModelConfig, tokens: Any, least: int) -> None:
 def known_tokens(
     tokens: Integer[Array | np.ndarray, "*b"], size: int
 ) -> tuple[Bool[Array, "*b"], Int[Array, "*b"]]:
-    """Which tokens are from 0 to `size` - 1, and the tokens with 0 in place of the others.
+    """The mask of tokens from 0 to `size` - 1, and the tokens with 0 in place of the others.
 
     In 32 bits or more: integers of 8 or 16 do not hold the size of a vocabulary.
     """
@@ -67,7 +67,7 @@ def known_tokens(
 
 
 def check_window(config: ModelConfig, tokens: int, cache: Cache | None) -> None:
-    """Refuse so many tokens more than the window of the model has room for."""
+    """Raise `ValueError` if `tokens` more tokens exceed the window of the model."""
     end = tokens if cache is None else tokens + (stored_tokens(cache) or 0)
     window = config.sliding_window
     if window is not None and end > window:
@@ -78,22 +78,22 @@ def check_window(config: ModelConfig, tokens: int, cache: Cache | None) -> None:
 
 
 def check_room(cache: Cache, tokens: int) -> None:
-    """Refuse a cache that has no room for so many tokens more."""
+    """Raise `ValueError` if the cache has no room for `tokens` more tokens."""
     stored = stored_tokens(cache) or 0
     if stored + tokens > cache.slots:
-        held = f" beside the {stored} that it holds" if stored else ""
+        held = f" after the {stored} that it holds" if stored else ""
         raise ValueError(
             f"the cache must have room for {tokens} tokens{held}, got slots={cache.slots}."
         )
 
 
 def stored_tokens(cache: Cache) -> int | None:
-    """How many tokens a cache holds, None where that is traced."""
+    """Number of tokens that a cache holds, None where it is traced."""
     return None if isinstance(cache.length, Tracer) else int(cache.length)
 
 
 def _check_cache(config: ModelConfig, batch: int, cache: Cache) -> None:
-    """The cache must have the shapes that an empty one of this model and batch has."""
+    """Raise `ValueError` unless the cache has the shapes for this model and batch."""
 
     def stacked(cache: Cache) -> Cache:
         layers = cache.layers

@@ -1,4 +1,4 @@
-"""A decoder together with its tokenizer, and what goes with them into a checkpoint."""
+"""A decoder with its tokenizer, and the other contents of its checkpoint."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from isojax.models.decoder import Params
 
 @dataclasses.dataclass(frozen=True)
 class Sidecar:
-    """What a checkpoint says beside the model itself, kept so that it can be saved again.
+    """The contents of a checkpoint that are not the model, kept to be saved again.
 
     Attributes:
-        fields: of `config.json`: the numbers of special tokens.
+        fields: of `config.json`: the ids of special tokens.
         files: small files by name: generation settings, chat template, special tokens.
     """
 
@@ -30,11 +30,11 @@ class LanguageModel:
     """A decoder with its parameters and its tokenizer.
 
     Attributes:
-        name: base name of what it was loaded from.
+        name: base name of its source.
         config: of the decoder.
         params: the tree of `init_params`.
-        tokenizer: text to token numbers, see `encode`.
-        sidecar: what `save_checkpoint` writes beside them.
+        tokenizer: text to token ids, see `encode`.
+        sidecar: written by `save_checkpoint` in addition.
     """
 
     name: str

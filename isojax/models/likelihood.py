@@ -1,4 +1,4 @@
-"""What a decoder predicts of a text: its likelihood, and its divergence from a reference."""
+"""Scores of a decoder on a text: its likelihood, and its divergence from a reference."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ SUMMARY_UNITS = {
     "kl_p999": "nats per token",
     "same_top1": "share of tokens",
     "rms_dp": "probability",
-}  # of what `summary` returns
+}  # of the results of `summary`
 
 
 class Reference(NamedTuple):
-    """What the unquantized model makes of some texts.
+    """The hidden states of the unquantized model on some texts.
 
     Attributes:
         hidden: after the final norm, as `forward` returns it.
-        params: its parameters. Only the head is read, which need not be that of the other model:
-            a merged rotation of the residual stream turns it.
+        params: its parameters. Only the head is used, which may differ from that of the other
+            model: a merged rotation of the residual stream changes it.
     """
 
     hidden: Float[Array, "b t d"]
@@ -41,29 +41,33 @@ class Reference(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """How well each token of a text but the first was predicted: q by a model, p by a reference.
+    """Scores of each token of a text but the first, predicted by a model, q, and a reference, p.
 
     Attributes:
         nll: negative log-likelihood -log q(token), in nats.
-        kl: divergence KL(p || q) of the whole distributions, in nats. This and what follows is
+        kl: divergence KL(p || q) of the whole distributions, in nats. This and the following are
             None without a reference.
         same_top: whether p and q have the same most likely token; False where they are NaN.
         dp: q(token) - p(token).
     """
 
     nll: Float[Array, "*b t-1"]
+    delta_nll: Float[Array, "*b t-1"] | None = None
     kl: Float[Array, "*b t-1"] | None = None
     same_top: Bool[Array, "*b t-1"] | None = None
     dp: Float[Array, "*b t-1"] | None = None
 
 
 def reference(params: Params, config: ModelConfig, tokens: Integer[Array, "b t"]) -> Reference:
-    """Read texts with the unquantized model, for `token_scores` to compare others with.
+    """Run the unquantized model on texts, as the reference of `token_scores`.
 
     Args:
         params: the tree of `init_params`.
         config: static.
-        tokens: as for `forward`, which raises what it raises.
+        tokens: as for `forward`.
+
+    Raises:
+        ValueError: as `forward`.
     """
     return Reference(forward(params, config, tokens).hidden, params)
 
@@ -78,22 +82,22 @@ def token_scores(
     cache: Cache | None = None,
     chunk: int = 256,
 ) -> Scores:
-    """Likelihood of every token but the first, and the divergence from what a reference predicts.
+    """Likelihood of every token but the first, and the divergence from a reference.
 
-    One forward pass and two products with a head, computed in fp32. Logits are made for `chunk`
-    tokens at once and never held for a whole window, so memory beyond the forward pass is a few
-    arrays [chunk, vocab]; for gradients they are computed again rather than kept.
+    One forward pass and two products with a head, computed in fp32. Logits are computed for
+    `chunk` tokens at a time, so memory beyond the forward pass is a few arrays [chunk, vocab]; for
+    gradients they are computed again, not stored.
 
     Args:
         params: the tree of `init_params`.
         config: static.
-        tokens: texts of at least two tokens; hooks see all of them. Where they are traced, a
-            text with a number out of range gives NaN.
-        reference: of the same tokens, from `reference`; None for the likelihood alone.
+        tokens: texts of at least two tokens; hooks act on all of them. Where they are traced, a
+            text with an id out of range gives NaN.
+        reference: of the same tokens, from `reference`; None for only the likelihood.
         hooks: as for `forward`.
-        cache: read the tokens through it, from an empty one: with a packed cache this is what
-            its codes make of the scores.
-        chunk: tokens a step; static.
+        cache: an empty cache to read the tokens through; a packed one shows the effect of its
+            codes.
+        chunk: tokens per step; static.
 
     Raises:
         ValueError: `chunk` is not a whole number of at least 1, a text has fewer than two tokens
@@ -128,7 +132,7 @@ def reference_nll(
 def _scores(
     own: Reference, tokens: Integer[Array, "b t"], reference: Reference | None, chunk: int
 ) -> Scores:
-    """Scores of texts by the hidden states of a model, and those of a reference."""
+    """Scores of texts from the hidden states of a model and of a reference."""
 
     def score(targets: Array, hidden: Array, exact: Array | None = None) -> Scores:
         read = logits(own.params, hidden)
@@ -150,7 +154,8 @@ def _scores(
         p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(read)
         kl = jnp.where(known, _divergence(p, q), jnp.nan)
         same_top = (exact.argmax(-1) == read.argmax(-1)) & ~jnp.isnan(kl)
-        return Scores(nll, kl, same_top, jnp.exp(-nll) - jnp.exp(at_target(p)))
+        delta = nll + at_target(p)
+        return Scores(nll, delta, kl, same_top, jnp.exp(-nll) - jnp.exp(at_target(p)))
 
     each = (own,) if reference is None else (own, reference)
     return _by_chunks(score, chunk, tokens[:, 1:], *(r.hidden[:, :-1] for r in each))
@@ -166,8 +171,8 @@ def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
     token that is NaN makes all of them NaN.
 
     Args:
-        scores: of any shape, so that those of several windows may be stacked or concatenated.
-            Without a reference only `nll` is returned.
+        scores: of any shape, so that several windows may be stacked or concatenated. Without a
+            reference only `nll` is returned.
     """
     nll, kl, same_top, dp = scores
     means = {"nll": jnp.mean(nll)}
@@ -215,19 +220,19 @@ def token_kl(
     hooks: Hooks = Hooks(),  # noqa: B008
     chunk: int = 256,
 ) -> Float[Array, "b t"]:
-    """Kullback-Leibler divergence of what is predicted with `hooks` from what `hidden` predicts.
+    """Kullback-Leibler divergence of the predictions with `hooks` from those of `hidden`.
 
-    KL(p || q) after every token, in nats, p by `hidden` and q with hooks: the loss of learning a
-    quantized model from itself (Liu et al. 2023, LLM-QAT, arXiv 2305.17888). In fp32. Gradients
-    reach what the hooks close over, and logits are computed again for them rather than kept.
+    KL(p || q) after every token, in nats, p from `hidden` and q with hooks: the loss of
+    self-distillation of a quantized model (Liu et al. 2023, LLM-QAT, arXiv 2305.17888). In fp32.
+    Gradients reach the closures of the hooks; logits are computed again for them, not stored.
 
     Args:
         params: the tree of `init_params`, of both.
         config: static.
-        hidden: what `forward` returns for the tokens without hooks.
+        hidden: of `forward` on the tokens without hooks.
         tokens: texts.
         hooks: as for `forward`.
-        chunk: tokens a step; static.
+        chunk: tokens per step; static.
 
     Raises:
         ValueError: `hidden` is not of these tokens, or `chunk` not a whole number of at least 1.
@@ -245,8 +250,8 @@ def token_kl(
 def _divergence(p: Float[Array, "... v"], q: Float[Array, "... v"]) -> Float[Array, "..."]:
     """KL(p || q) of log-probabilities: the sum of exp(q) - exp(p) - exp(p) (q - p).
 
-    Its first two terms sum to zero, but with them no summand is negative, and an error in the
-    normalization of p or q, which the sum over a vocabulary makes in fp32, enters only squared.
+    Its first two terms sum to zero, but with them no summand is negative, and errors in the
+    normalization of p or q, from fp32 sums over the vocabulary, enter only squared.
     """
     d = q - p
     above = d > 0
@@ -256,7 +261,7 @@ def _divergence(p: Float[Array, "... v"], q: Float[Array, "... v"]) -> Float[Arr
 
 
 def _by_chunks(f: Callable[..., Any], chunk: int, *parts: Array) -> Any:
-    """`f` of rows of the parts [b, t, ...], `chunk` of them at once: arrays [b, t]."""
+    """`f` on rows of the parts [b, t, ...], `chunk` at a time: arrays [b, t]."""
     batch, length = parts[0].shape[:2]
     total = batch * length
     chunk = min(check_positive("chunk", chunk), total)

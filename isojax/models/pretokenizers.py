@@ -1,4 +1,4 @@
-"""How text is cut before byte-level BPE merges it, by the names that GGUF files use."""
+"""Rules that split text before byte-level BPE, by their names in GGUF files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _QWEN2 = rf"{_CONTRACTED}|{_WORDS}|\p{{N}}|{_SIGNS}|{_SPACES}"
 _LLAMA3 = rf"{_CONTRACTED}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
-# words that tell upper case from lower, of other scripts no case at all
+# words that distinguish upper case from lower; letters without case count as both
 _UPPER, _LOWER = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
 _CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
 _SLASHED = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 
 
 class Cut(NamedTuple):
-    """How one kind of tokenizer cuts text.
+    """The splitting rule of one kind of tokenizer.
 
     Attributes:
-        patterns: each cuts what those before it left, at its matches and between them.
-        ignore_merges: a piece that is a token is taken whole even if no merges lead there.
-        nfc: accents are composed first, as the tokenizers of these models do.
+        patterns: each splits the pieces of the ones before, at its matches and between them.
+        ignore_merges: whether a piece that is a token is kept even if no merges lead to it.
+        nfc: whether accents are composed first.
     """
 
     patterns: tuple[str, ...]
@@ -33,14 +33,14 @@ class Cut(NamedTuple):
     nfc: bool = False
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
-        """The same for the tokenizers package."""
+        """The rule as an object of the tokenizers package."""
         return pre_tokenizers.Sequence([
             *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ])  # fmt: skip
 
 
-DEFAULT = "default"  # for a file that names none
+DEFAULT = "default"  # for files without a name
 # the table of llama.cpp (src/llama-vocab.cpp), of the families that are loaded here
 _KINDS: dict[tuple[str, ...], Cut] = {
     (DEFAULT,): Cut((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),

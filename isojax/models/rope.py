@@ -13,7 +13,7 @@ from isojax.models.rope_scaling import AnyScaling, LinearScaling, RopeScaling, Y
 def rope_frequencies(
     head_dim: int, theta: float, scaling: AnyScaling | None = None
 ) -> Float[Array, " half"]:
-    """Angles a position: theta^(-2i/d) (Su et al. 2021), rescaled where asked."""
+    """Radians per position: theta^(-2i/d) (Su et al. 2021), rescaled by `scaling`."""
     frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     match scaling:
         case RopeScaling():
@@ -28,19 +28,19 @@ def rope_frequencies(
 
 
 def query_scale(scaling: AnyScaling | None) -> float:
-    """What queries are multiplied by beside d^-1/2: YaRN's factor, its own and that of the keys."""
+    """The factor of queries besides d^-1/2: the square of YaRN's factor, for queries and keys."""
     return scaling.attention_factor**2 if isinstance(scaling, YarnScaling) else 1.0
 
 
 def _llama3_kept(frequency: Array, scaling: RopeScaling) -> Array:
-    """0 for wavelengths that outgrew the context (slowed down), 1 for short ones (kept)."""
+    """0 for wavelengths beyond the context (divided), 1 for short ones (kept)."""
     turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     return jnp.clip((turns - low) / (high - low), 0.0, 1.0)
 
 
 def _yarn_kept(head_dim: int, theta: float, scaling: YarnScaling) -> Array:
-    """Likewise, by channels: linear between those that make so many turns in the context."""
+    """The same by channel: linear between those with `beta_slow` and `beta_fast` turns."""
 
     def channel(turns: float) -> float:
         context = scaling.original_max_position_embeddings

@@ -1,4 +1,4 @@
-"""How the rotary frequencies of a model are rescaled for texts longer than it was trained on."""
+"""Rescaling of the rotary frequencies of a model for texts longer than its training texts."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class YarnScaling:
     """YaRN (Peng et al. 2023, arXiv 2309.00071): slow frequencies are divided, fast ones kept.
 
     Attributes:
-        factor: that the slow frequencies are divided by.
-        original_max_position_embeddings: tokens of the texts it was trained on first.
-        attention_factor: queries and keys are both multiplied by it, so logits by its square.
+        factor: divisor of the slow frequencies.
+        original_max_position_embeddings: tokens per text in the original training.
+        attention_factor: multiplies queries and keys, so its square multiplies logits.
         beta_fast: turns within the original context from which a frequency is kept.
         beta_slow: turns up to which a frequency is divided by the whole factor.
-        truncate: the band between them is rounded to whole channels.
+        truncate: whether the band between them is rounded to whole channels.
     """
 
     factor: float
@@ -54,12 +54,12 @@ AnyScaling = RopeScaling | YarnScaling | LinearScaling
 
 
 def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
-    """The attention factor that the paper suggests, equation 22: 0.1 ln(factor) + 1."""
+    """The attention factor of the paper, equation 22: 0.1 ln(factor) + 1."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 def read_rope(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The rotary settings, which transformers 5 gathers in one object and 4 keeps apart.
+    """The rotary settings, one object in transformers 5 and separate fields in 4.
 
     Raises:
         ValueError: they are malformed, contradict each other or are not supported.
@@ -70,14 +70,14 @@ def read_rope(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise ValueError(f"{source}: rope_parameters must be an object, got {short(rope)}.")
         for name, value in rope.items():
             if isinstance(value, Mapping):
-                raise ValueError(f"{source}: rope_parameters of {name} alone are not supported.")
+                raise ValueError(f"{source}: rope_parameters with only {name} are not supported.")
     if scaling and parameters and scaling != parameters:
         raise ValueError(f"{source}: rope_scaling and rope_parameters differ.")
     outer = {n: fields[n] for n in ("rope_theta", "partial_rotary_factor") if n in fields}
     rope = {"rope_theta": 10000.0, **outer, **scaling, **parameters}
     context = "original_max_position_embeddings"
     if rope.get(context) is not None:
-        # the outer one of these counts in some versions of transformers
+        # some versions of transformers use the outer one
         require(source, context, fields.get(context), (rope[context], None))
     elif context not in rope or kind_of(rope) == "yarn":
         rope[context] = fields.get(context) or fields.get("max_position_embeddings")
@@ -90,24 +90,24 @@ def read_rope(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def kind_of(rope: Mapping[str, Any]) -> Any:
-    """Which rescaling the settings name; old files call the field `type`."""
+    """The kind of rescaling in the settings; old files call the field `type`."""
     return rope.get("rope_type", rope.get("type", "default"))
 
 
 def _check_named(rope: Mapping[str, Any], source: str) -> None:
-    """Refuse a factor of which nothing says what is rescaled by it."""
+    """Refuse a factor without a kind of rescaling."""
     if not {"rope_type", "type"} & set(rope) and rope.get("factor") not in (None, 1):
         raise ValueError(
-            f"{source}: rope_type must be given beside factor={short(rope['factor'])}, one of "
+            f"{source}: rope_type must be given with factor={short(rope['factor'])}, one of "
             f"{', '.join(KINDS)}."
         )
 
 
 def rope_scaling(rope: Mapping[str, Any], source: str) -> AnyScaling | None:
-    """The rescaling that the settings of `read_rope` ask for, None if there is none.
+    """The rescaling in the settings of `read_rope`, None if there is none.
 
     Raises:
-        ValueError: it is not one of `KINDS`, or a number of it is missing or malformed.
+        ValueError: it is not one of `KINDS`, or a field of it is missing or malformed.
     """
     _check_named(rope, source)
     kind = kind_of(rope)

@@ -1,11 +1,11 @@
-"""The residual stream of a decoder in other coordinates, merged into its weights.
+"""Transforms of the residual stream of a decoder, merged into its weights.
 
-Vectors are rows. Where `x` flows, a transform with matrix M makes it `x M`: the weight that writes
-it becomes `W M` (its bias `b M`), a weight that reads it `M^-1 W`. An RMSNorm commutes with
-isometries alone, and with those only where its scale is one, so `fold_norms` comes first; then all
-of it merges (R1 of SpinQuant, Liu et al. 2024, arXiv 2405.16406; QuaRot, Ashkboos et al. 2024,
-arXiv 2404.00456). A `Permutation` is a transform like others. What stands at other places of a
-model, see `isojax.quantize`.
+Vectors are rows. A transform with matrix M changes the residual stream `x` to `x M`: the weights
+that write it become `W M` (biases `b M`), the weights that read it `M^-1 W`. An RMSNorm commutes
+only with isometries, and only if its scale is one. So `fold_norms` comes first; then the transform
+merges completely (R1 of SpinQuant, Liu et al. 2024, arXiv 2405.16406; QuaRot, Ashkboos et al. 2024,
+arXiv 2404.00456). A `Permutation` is a transform like others. For transforms at other places of a
+model see `isojax.quantize`.
 
 The functions are pure and compile under `jax.jit`, with `config` static. Each computes in fp32 and
 rounds once to the dtype of the parameters, so merge in fp32 and cast last.
@@ -41,19 +41,22 @@ def fold_norms(params: Params, config: ModelConfig) -> tuple[Params, ModelConfig
     """Multiply the scale of each norm into the weights that read it; the scales become one.
 
     `input_norm` goes into q, k and v, `post_norm` into gate and up, `norm` into the head. Biases
-    stay, since they are added after. A tied model is untied, as its head alone takes the scale:
-    the new configuration says so, and parameters grow by [hidden, vocab].
+    stay, since they are added after. A tied model is untied, since only its head takes the scale:
+    the new configuration is untied, and parameters grow by [hidden, vocab].
 
     Args:
         params: the tree of `init_params`.
         config: of the model.
+
+    Returns:
+        The parameters and the configuration.
     """
     folded = fold_ends(params) | {"layers": fold_layer(params["layers"])}
     return folded, dataclasses.replace(config, tie_word_embeddings=False)
 
 
 def fold_ends(params: Params) -> Params:
-    """`fold_norms` of the final norm alone, layers left as they are."""
+    """`fold_norms` only of the final norm; layers are unchanged."""
     scale = params["norm"]["scale"]
     head = params["head"] if "head" in params else params["embedding"].T
     return params | {
@@ -85,8 +88,8 @@ def rotate_residual(params: Params, config: ModelConfig, transform: Transform) -
         transform: of length hidden_size; one, since all layers share the stream.
 
     Raises:
-        ValueError: another length, a batch, no isometry, or a norm whose scale is not one (not
-            checked where it is traced).
+        ValueError: `transform` has another length, is a batch or no isometry, or the scale of a
+            norm is not one (not checked where it is traced).
     """
     layers = dict(params["layers"])
     turned = turn_ends(params, transform)
@@ -98,10 +101,10 @@ def rotate_residual(params: Params, config: ModelConfig, transform: Transform) -
 
 
 def turn_ends(params: Params, transform: Transform) -> Params:
-    """`rotate_residual` of the embedding and the head alone, layers left as they are.
+    """`rotate_residual` only of the embedding and the head; layers are unchanged.
 
     Raises:
-        ValueError: as `rotate_residual`, save for scales of norms, which are not looked at.
+        ValueError: as `rotate_residual`; scales of norms are not checked.
     """
     size = params["embedding"].shape[-1]
     if not transform.dim == transform.out_dim == size or not _is_one(transform):
@@ -136,7 +139,7 @@ def _scale_rows(kernel: Array, scale: Array) -> Array:
 
 
 def _turn_input(linear: Linear, turn: Turn) -> Linear:
-    """The layer for inputs of which `turn` is the dual: rows of W^T meet them in products."""
+    """The linear layer for transformed inputs: `turn`, their dual, acts on the rows of W^T."""
     return linear | {"kernel": turn(linear["kernel"].swapaxes(-1, -2)).swapaxes(-1, -2)}
 
 
@@ -145,7 +148,7 @@ def _turn_output(linear: Linear, turn: Turn) -> Linear:
 
 
 def _is_one(transform: Transform) -> bool:
-    """Whether it takes a vector to a vector: leaves of a batch have ranks too many."""
+    """Whether it is a single transform: a batch does not map one vector to one vector."""
     x = jax.ShapeDtypeStruct((transform.dim,), jnp.float32)
     try:
         return jax.eval_shape(lambda t, x: t.apply(x, "xla"), transform, x).shape == x.shape

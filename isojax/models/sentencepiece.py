@@ -1,4 +1,4 @@
-"""SentencePiece's BPE (Kudo and Richardson 2018), as GGUF files of Llama 2 and Mistral hold it."""
+"""SentencePiece's BPE (Kudo and Richardson 2018) from GGUF files of Llama 2 and Mistral."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def sentencepiece(
     """A tokenizer that merges the two neighbours whose union has the highest score.
 
     Args:
-        vocab: all tokens, with their numbers.
-        scores: of the tokens that merges lead to.
-        unknown: the token for characters without one, where bytes have none either.
-        prefix: a text, and each piece of it after a special token, begins with a space.
+        vocab: ids of all tokens.
+        scores: of the tokens that result from merges.
+        unknown: the token for characters that neither tokens nor bytes cover.
+        prefix: whether a text, and each piece of it after a special token, begins with a space.
 
     Raises:
-        ValueError: there is neither a token for every byte nor an unknown one.
+        ValueError: there are neither tokens for all bytes nor an unknown token.
     """
     bytes_known = all(byte in vocab for byte in _BYTES)
     if not bytes_known and unknown is None:

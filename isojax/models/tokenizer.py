@@ -1,4 +1,4 @@
-"""Tokenizers: text to token numbers."""
+"""Tokenizers: text to token ids."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from isojax.models.tokenizer_json import read_tokenizer, refuses_panic
 
 _SLOW = ("tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model", "vocab.txt")
 
-# what transformers raises on files that it does not check; a package that it lacks
+# raised by transformers on files that it does not check, or for missing packages
 _UNCHECKED = (OSError, ImportError, LookupError, TypeError, AttributeError, RuntimeError)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read the tokenizer of a checkpoint; runs no code that lies there.
+    """Read the tokenizer of a checkpoint; no code from the folder is executed.
 
     Tokens that only `tokenizer_config.json`, `added_tokens.json` or `special_tokens_map.json`
     name are added, as transformers adds them.
 
     Args:
-        folder: holds `tokenizer.json`, or files that transformers makes the same of.
+        folder: holds `tokenizer.json`, or files that transformers converts to it.
 
     Raises:
         FileNotFoundError: the folder holds no tokenizer.
-        ValueError: its files are damaged; names them.
+        ValueError: its files are damaged; the message names them.
     """
     folder = Path(folder)
     path = folder / "tokenizer.json"
@@ -45,7 +45,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, " t"]:
-    """Token numbers of a text as int32, no special tokens added.
+    """Token ids of a text as int32, without special tokens.
 
     Raises:
         ValueError: the tokenizer fails on this text.

@@ -1,4 +1,4 @@
-"""`tokenizer.json`, checked for what the tokenizers package ends the process on."""
+"""`tokenizer.json`, checked for contents on which the tokenizers package aborts the process."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _PROBE = "The 3 caf\u00e9s' \u4e2d\n\t x=12345, $a_b() \U0001f600"
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`, which cuts, pads and leaves out nothing at random.
+    """The tokenizer of a `tokenizer.json`, without truncation, padding and dropout.
 
-    A file can hold a regular expression that takes for ever on some text; that cannot be seen
-    here, nor stopped in this process.
+    A file can hold a regular expression that does not terminate on some text; this cannot be
+    detected here, nor stopped in this process.
 
     Raises:
-        ValueError: the file is damaged, or a field of it makes the tokenizers package panic;
-            names the file.
+        ValueError: the file is damaged, or a field of it makes the tokenizers package panic; the
+            message names the file.
     """
     fields = read_json(path) | {"truncation": None, "padding": None}
     model = fields.get("model")
     if isinstance(model, dict) and "dropout" in model:
-        model["dropout"] = None  # merges left out at random: another perplexity each time
+        model["dropout"] = None  # dropout of merges would change the perplexity at every run
     for part in ("normalizer", "pre_tokenizer"):
         for node in _nodes(fields.get(part)):
             _check_node(node, f"{path}: {part}")
@@ -54,7 +54,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def refuses_panic(message: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turn errors of the tokenizers package, and of other `kinds`, into `ValueError`.
 
-    It raises bare `Exception`, and for a panic a `BaseException` that it does not export.
+    The package raises bare `Exception`, and for a panic a `BaseException` that it does not export.
     """
     try:
         yield
@@ -71,7 +71,7 @@ def _line(error: BaseException) -> str:
 
 
 def _nodes(node: Any) -> Iterator[dict[str, Any]]:
-    """A normalizer or pre-tokenizer and all that it is made of."""
+    """A normalizer or pre-tokenizer and all of its components."""
     todo = [node]
     while todo:
         node = todo.pop()
@@ -92,7 +92,7 @@ def _check_node(node: dict[str, Any], where: str) -> None:
 
 
 def _check_charsmap(value: Any, where: str) -> None:
-    """The size at its start is memory that is asked for before anything is compared."""
+    """Check the size at its start: the package allocates this much memory before its own checks."""
     name = f"{where}: precompiled_charsmap of Precompiled"
     try:
         blob = base64.b64decode(value, validate=True)

@@ -1,4 +1,4 @@
-"""Whole models: a plan says what stands where, and one call makes it so.
+"""Whole models: a plan says what is quantized and how, and one call quantizes the model.
 
 plan = Plan.parse("input: hadamard/absmax bits=4; weight: absmax bits=4 rounding=gptq")
 print(describe(plan, model.config))  # what merges, what runs online, bits; no weights needed

@@ -1,4 +1,4 @@
-"""Statistics of calibration texts: one pass over the model, a layer at a time."""
+"""Statistics of calibration texts: one pass over the model, layer by layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from isojax.quantize.quantized import Quantized, layer_of
 from isojax.quantize.stats import WHOLE, Stats, finish, load_stats, needed, write_layer
 from isojax.quantize.texts import LENGTH, token_windows
 
-SAMPLES = 8192  # tokens to keep vectors of
+SAMPLES = 8192  # tokens whose vectors are kept
 
 
 def calibrate(
@@ -42,26 +42,26 @@ def calibrate(
     samples: int = SAMPLES,
     cache: str | Path | None = None,
 ) -> Stats:
-    """What a plan, or several, are fitted on: sums over all windows, and vectors of some.
+    """The statistics that one or several plans are fitted on: sums over all windows, some vectors.
 
-    Layers are read one after the other, every window through one before the next, and what passes
-    between them lies on disk: memory does not grow with the number of windows. Where a plan asks
-    for it (`inputs=quantized`), each layer is quantized before the next is read. Rotations of
-    `learned` coordinates are learned first, see `isojax.quantize.learned`.
+    All windows pass through one layer before the next, and activations between layers lie on disk:
+    memory does not grow with the number of windows. With `inputs=quantized` in the plan, each layer
+    is quantized before the next one runs. Rotations of `learned` coordinates are learned first, see
+    `isojax.quantize.learned`.
 
     Args:
-        model: the model as it is.
+        model: the unquantized model.
         texts: windows of token ids [n, t], or strings; see `token_windows`.
-        plan: what is to be fitted; nothing else is kept.
+        plan: the plans to be fitted; only their statistics are kept.
         key: that of `quantize`, for a plan that is `keyed`.
-        length: tokens per window, where texts do not come in windows.
+        length: tokens per window, for texts that are not windows.
         samples: tokens whose vectors are kept: those of whole windows, evenly spaced, at least one.
-        cache: a folder in which statistics are kept, by model, windows and what is asked for, and
-            from which they are read where they are there, a part at a time.
+        cache: a folder that keeps statistics by model, windows and requested statistics. Existing
+            ones are read from it, part by part.
 
     Raises:
-        ValueError: there are no windows, a token is out of range, a plan names a layer that
-            there is not, or several plans or no key are given where a plan is `keyed`.
+        ValueError: there are no windows, a token is out of range, a plan names a missing layer,
+            or there are several plans or no key where a plan is `keyed`.
     """
     windows = np.asarray(token_windows(model.tokenizer, texts, length))
     check_tokens(model.config, windows, least=2)
@@ -73,8 +73,8 @@ def calibrate(
     drawn = any(map(keyed, plans))
     if drawn and (key is None or len(plans) > 1):
         raise ValueError(
-            "statistics of a plan with inputs=quantized or learned coordinates depend on what it "
-            f"draws: give that plan alone, and a key; got {len(plans)} plans and key {key}."
+            "statistics of a plan with inputs=quantized or learned coordinates depend on its "
+            f"key: give only that plan, and a key; got {len(plans)} plans and key {key}."
         )
     wanted = [
         tuple(sorted(set().union(*(needed(_parts(p, i, number)) for p in plans))))
@@ -109,12 +109,12 @@ def calibrate(
 
 
 def keyed(plan: Plan) -> bool:
-    """Whether what a plan is fitted on depends on what it draws."""
+    """Whether the statistics of a plan depend on its random key."""
     return _behind(plan) or any(is_learned(p) for parts in plan.parts.values() for p in parts)
 
 
 def _behind(plan: Plan) -> bool:
-    """Whether statistics are those behind quantized layers."""
+    """Whether statistics are taken after quantized layers."""
     every = [part for parts in plan.parts.values() for part in parts]
     return any(isinstance(part, Weight) and part.inputs != "exact" for part in every)
 
@@ -134,7 +134,7 @@ def _layers(
     kept: set[int],
     learned: Stats,
 ) -> Iterator[Mapping[str, Any]]:
-    """The statistics of each layer in turn."""
+    """The statistics of each layer, one after the other."""
     params, config = model.params, model.config
     last = max((i for i, names in enumerate(wanted) if names), default=-1)
     behind = _behind(plan)
@@ -161,7 +161,7 @@ def _layers(
             seen: dict[str, list[np.ndarray]] = {kind: [] for kind in samples}
             for number, path in enumerate(streams):
                 keep = samples if number in kept else ()
-                x = jnp.asarray(np.load(path).view(dtype))  # files do not know bfloat16
+                x = jnp.asarray(np.load(path).view(dtype))  # .npy files lack bfloat16
                 x, totals, captured = _step(layer, config, x, totals, moments, keep)
                 if not behind:
                     np.save(path, np.asarray(x))
@@ -181,7 +181,7 @@ def _layers(
 
 @jax.jit
 def _through(one: Quantized, x: Float[Array, "1 t d"]) -> Float[Array, "1 t d"]:
-    """A window through a quantized layer, in the coordinates of the exact model."""
+    """One window through a quantized layer, in the coordinates of the exact model."""
     turn = one.shared.get("residual")
     x = x if turn is None else turn.apply(x)
     x, _ = run_layer(layer_of(one.params["layers"], 0), one.config, x, hooks=one.hooks)
@@ -197,7 +197,7 @@ def _step(
     moments: tuple[str, ...],
     samples: tuple[str, ...],
 ) -> tuple[Float[Array, "1 t d"], dict[str, Array], dict[str, Array]]:
-    """A window through a layer: the stream behind it, sums so far, and vectors that are kept."""
+    """One window through a layer: the residual stream after it, the sums, and the kept vectors."""
     x, seen = run_layer(layer, config, x, capture=tuple(dict.fromkeys(moments + samples)))
     sums = {kind: _gram(seen[kind], config) for kind in moments}
     totals = {k: totals[k] + v if k in totals else v for k, v in sums.items()}
@@ -205,7 +205,7 @@ def _step(
 
 
 def _gram(x: Array, config: ModelConfig) -> Float[Array, "*g d d"]:
-    """Sums of x^T x; of queries, over those that read each key head, and a mean over these."""
+    """Sums of x^T x; for queries, means over the query heads of each key head."""
     if x.ndim == 3:
         return learn.gram(x).total
     groups = config.num_key_value_heads
@@ -214,13 +214,13 @@ def _gram(x: Array, config: ModelConfig) -> Float[Array, "*g d d"]:
 
 
 def _parts(plan: Plan, layer: int, layers: int) -> dict[str, Any]:
-    """What stands in a layer, and what the residual stream of all is turned by."""
+    """The parts of a plan in one layer, with that of the residual stream."""
     turn = plan.whole("residual")
     return plan.layer(layer, layers) | ({} if turn is None else {"residual": turn})
 
 
 def _fingerprint(params: Any, config: Any, windows: np.ndarray, *rest: Any) -> str:
-    """A name for statistics: model, texts and what is asked for."""
+    """A hash of model, texts and requested statistics."""
     print_ = hashlib.sha256(repr((config, windows.shape, rest)).encode())
     print_.update(windows.tobytes())
     for leaf in jax.tree.leaves(params):

@@ -1,4 +1,4 @@
-"""Plans that cannot stand: by themselves, or on top of what a model has."""
+"""Checks of plans: for contradictions, alone or with an already quantized model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from isojax.quantize.quantized import ByLayer, Quantized
 
 
 def check_plan(plan: Plan, layers: int, turn: ByLayer | None = None) -> None:
-    """Refuse a plan whose parts cannot stand together.
+    """Raise `ValueError` for a plan whose parts contradict each other.
 
     Args:
-        plan: what stands where.
+        plan: to check.
         layers: of the model.
-        turn: what queries and keys are turned by already.
+        turn: the turn of queries and keys that the model has already.
 
     Raises:
-        ValueError: keys are turned and their store undoes the rotary embedding, which comes first.
+        ValueError: keys are turned after the rotary embedding, and their store inverts it.
     """
     parts = plan.at("queries_keys", layers)
     for i, keys in enumerate(plan.at("cache:keys", layers)):
@@ -28,16 +28,17 @@ def check_plan(plan: Plan, layers: int, turn: ByLayer | None = None) -> None:
             if (recipe.offset, recipe.rope) != ("none", "after"):
                 hint = ": add the rule queries_keys: none" if own else ""
                 raise ValueError(
-                    "cache:keys must not undo the rotary embedding behind a turn of queries_keys, "
+                    "cache:keys must not undo the rotary embedding after a turn of queries_keys, "
                     f"got {recipe}{hint}."
                 )
 
 
 def check_added(plan: Plan, base: Quantized) -> None:
-    """Refuse a plan that cannot be added to what a model has.
+    """Raise `ValueError` for a plan that cannot be added to a quantized model.
 
     Raises:
-        ValueError: as `check_plan`; or a place is taken, or comes before one that is taken.
+        ValueError: as `check_plan`; or a place is quantized already, or must come before one that
+            is.
     """
     check_plan(plan, base.config.num_hidden_layers, base.turn)
     taken = {name if name in TABLES else f"weight:{name}" for name in base.codes}

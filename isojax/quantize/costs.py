@@ -1,4 +1,4 @@
-"""What a quantized model costs: bits, bytes, and what runs online."""
+"""Costs of a quantized model: bits, bytes, and online operations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from isojax.quantizers import Codes, rate_bits
 from isojax.quantizers.codes import nbytes
 from isojax.quantizers.lattice import Lattice
 
-EXACT = 16.0  # bits of what is not quantized
+EXACT = 16.0  # bits per element that is not quantized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Costs:
     """Costs of a quantized model; made by `costs`.
 
     Attributes:
-        weight_bits: bits per element of the projections of all layers, scales counted; 16 for what
-            is exact.
-        weight_bytes: of all parameters: projections, embedding and head as they are coded, scales
-            and what is exact (norms and biases too) at 16 bits.
-        decoder_bytes: of weights' own coordinates and codebooks.
+        weight_bits: bits per element of the projections of all layers, scales counted; 16 for exact
+            ones.
+        weight_bytes: of all parameters: projections, embedding and head in their codes, scales and
+            exact parameters (norms and biases too) at 16 bits.
+        decoder_bytes: of coordinates and codebooks of weights.
         online_bytes: of transforms and quantizers of inputs, and of turns of queries and keys.
         store_bytes: of the codecs of keys and values.
-        merged_bytes: of transforms that weights are turned by, kept to go on quantizing.
+        merged_bytes: of transforms merged into weights, kept for further quantization.
         cache_bits: bits per element of keys and values, scales and exact tokens counted, in a cache
             with room for `tokens`.
-        cache_bytes: bytes per token of the same, all layers.
+        cache_bytes: bytes per token of that cache, all layers.
         online_fmas: multiply-adds per token of the transforms that run online, all layers.
-        tokens: see above.
+        tokens: see `cache_bits`.
     """
 
     weight_bits: float
@@ -55,12 +55,12 @@ class Costs:
 
     @property
     def side_bytes(self) -> int:
-        """Bytes beside weights and tokens that a forward pass reads."""
+        """Bytes that a forward pass reads besides weights and tokens."""
         return self.online_bytes + self.store_bytes
 
     @property
     def model_bytes(self) -> float:
-        """Bytes of all but the tokens of the cache."""
+        """Bytes of everything except the tokens of the cache."""
         return self.weight_bytes + self.decoder_bytes + self.side_bytes + self.merged_bytes
 
 
@@ -69,13 +69,13 @@ def costs(
 ) -> Costs:
     """Costs of a quantized model; see `Costs`.
 
-    Shapes suffice, as `jax.eval_shape` of `quantize` gives them.
+    Works on shapes too, from `jax.eval_shape` of `quantize`.
 
     Args:
         quantized: the model.
-        tokens: that the cache has room for.
-        asked: of weights in unbounded codes, the bits per element that stand for their entropy
-            where shapes are all that is known, by name and layer.
+        tokens: number of tokens in the cache.
+        asked: requested bits per element of weights in unbounded codes, by name and layer, used in
+            place of their entropy where only shapes are known.
 
     Raises:
         ValueError: `tokens` is not a whole number of at least 1.
@@ -103,7 +103,7 @@ def costs(
 def weight_costs(
     quantized: Quantized, asked: Mapping[str, Sequence[int | float]] | None = None
 ) -> tuple[float, float]:
-    """`weight_bits` and `weight_bytes` of `costs`, whose arguments these are."""
+    """`weight_bits` and `weight_bytes` of `costs`, with the same arguments."""
     params = quantized.params
 
     def stored(name: str, array: Any) -> float:
@@ -124,15 +124,15 @@ def weight_costs(
 def code_bits(
     codes: Codes | None, asked: int | float = math.nan, codec: Codec | None = None
 ) -> float:
-    """Bits per element of one array, its scales included; the entropy of unbounded codes.
+    """Bits per element of one array, its scales included; the entropy for unbounded codes.
 
-    These are taken to have an entropy code for each channel, its table not counted; those of a
-    lattice as in `Lattice.entropy_bits`.
+    The entropy is that of one entropy code per channel, without its table; for lattices that of
+    `Lattice.entropy_bits`.
 
     Args:
         codes: of the array, or None where it is exact.
-        asked: the rate of unbounded codes of which only the shape is known.
-        codec: that made the codes.
+        asked: the rate of unbounded codes with only a known shape.
+        codec: the codec of the codes.
     """
     if codes is None or jnp.issubdtype(codes.values.dtype, jnp.floating):
         return EXACT
@@ -148,8 +148,8 @@ def code_bits(
 def online_fmas(quantized: Quantized, layer: int) -> dict[str, int]:
     """Multiply-adds per token of the transforms that run online in a layer, by place.
 
-    Queries and keys are turned head by head. A cache turns what it stores, and queries, or what was
-    read of the values, once per token, as attention in the coordinates of the codes does.
+    Queries and keys are turned per head. A cache transforms stored vectors once per token, and
+    queries and the output of attention once per token, as attention in the codec's coordinates.
     """
     config = quantized.config
     heads, groups = config.num_attention_heads, config.num_key_value_heads
@@ -168,6 +168,6 @@ def online_fmas(quantized: Quantized, layer: int) -> dict[str, int]:
 
 
 def _both(transform: Any, heads: int, groups: int) -> int:
-    """Of a transform on key heads, and of its dual (or inverse, which costs as much) on heads."""
+    """Multiply-adds of a transform on key heads, and of its dual or inverse on query heads."""
     dual = jax.eval_shape(lambda t: t.dual, transform)
     return groups * transform.fmas + heads * dual.fmas

@@ -1,4 +1,4 @@
-"""What a plan makes of a model, said without its weights."""
+"""Descriptions of quantized models, from a plan and a configuration without weights."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ from isojax.quantize.stats import Stats
 from isojax.recipes import Coordinates, Samples
 from isojax.transforms import Composed, Identity, Transform
 
-SHARED = ("residual", *TABLES)  # places that all layers share
+SHARED = ("residual", *TABLES)  # places shared by all layers
 COUNTED = (
     "Weights: bits per element of the projections of all layers with their scales, exact ones at "
     "16. Bytes: of all parameters, embedding, head, norms and biases at 16 bits unless quantized. "
-    "Cache: with scales, exact tokens and the side that is not in codes at 16 bits. Multiply-adds: "
-    "of online transforms per vector, queries and what is read of values included; rounding, means "
+    "Cache: with scales, exact tokens and a side that is not in codes at 16 bits. Multiply-adds: "
+    "of online transforms per token, queries and outputs of attention included; rounding, means "
     "and permutations are not counted."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A place of a plan, in layers where it is alike.
+    """One place of a plan, in the layers where it is alike.
 
     Attributes:
         place: one of `PLACES`.
-        layers: their numbers; empty for a place that all layers share.
-        part: what stands there, in the notation.
+        layers: indices of the layers; empty for a place shared by all layers.
+        part: the part of the plan, in the notation.
         merged: the coordinates that merge into weights, "" for none.
-        online: those that run online, "" for none.
-        fmas: multiply-adds per token and layer of the latter.
-        bits: per element of what is quantized there, scales counted; None where nothing is.
+        online: the coordinates that run online, "" for none.
+        fmas: multiply-adds per token and layer of the online ones.
+        bits: bits per quantized element, scales counted; None if nothing is quantized.
     """
 
     place: str
@@ -72,14 +72,14 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a plan makes of a model; prints as a table.
+    """The description of a quantized model; prints as a table.
 
     Attributes:
         entries: by place.
         costs: of the whole model.
-        linear_fmas: multiply-adds per token of the projections, all layers, to compare with.
-        layers: of the model.
-        notes: what follows from the plan and is easily missed.
+        linear_fmas: multiply-adds per token of the projections, all layers, for comparison.
+        layers: number of layers.
+        notes: consequences of the plan that are easily missed.
     """
 
     entries: tuple[Entry, ...]
@@ -94,7 +94,7 @@ class Description:
 
     @property
     def table(self) -> str:
-        """A line per entry, and the costs."""
+        """One line per entry, and the costs."""
         head = ("place", "layers", "merged", "online", "FMAs", "bits", "rule")
         lines = [head, *(self._line(e) for e in self.entries)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -110,7 +110,7 @@ class Description:
             f"; {cost.side_bytes:,} bytes of transforms, means and codebooks",
         ]
         if cost.decoder_bytes:
-            total.insert(1, f"their own coordinates and codebooks: {cost.decoder_bytes:,} bytes")
+            total.insert(1, f"coordinates and codebooks of weights: {cost.decoder_bytes:,} bytes")
         return "\n".join([*table, "", *total])
 
     def _line(self, entry: Entry) -> tuple[str, ...]:
@@ -129,19 +129,19 @@ def describe(
     tokens: int = 1024,
     stats: Stats | None = None,
 ) -> Description:
-    """What `quantize` would make of a model, without its weights: `quantize` itself, on shapes.
+    """Describe the model that `quantize` would return, by running `quantize` on shapes.
 
-    So it raises what `quantize` raises, save for statistics, all of which are taken to be there.
+    It needs no weights and no statistics, and raises the errors of `quantize` except those for
+    missing statistics.
 
     Args:
-        plan: what stands where.
-        model: the configuration of one, or a quantized one to which the plan adds places.
-        tokens: in the cache, to share exact ones out over.
-        stats: for what was learned, whose form decides its cost; else it is taken to be a dense
-            matrix.
+        plan: of the model.
+        model: a configuration, or a quantized model to which the plan adds places.
+        tokens: number of tokens in the cache, among which exact ones are averaged.
+        stats: with learned transforms, whose form decides their cost; by default dense matrices.
 
     Raises:
-        ValueError: as `quantize`, in the same words.
+        ValueError: as `quantize`, with the same messages.
     """
     base = no_weights(model) if isinstance(model, ModelConfig) else model
     number, given = base.config.num_hidden_layers, statistics_shapes(base.config, stats)
@@ -168,7 +168,7 @@ def describe(
 
 
 def _with_codes(made: Quantized, base: Quantized) -> Quantized:
-    """`made`, with the codes that `base` has already, whose entropy no shape tells."""
+    """`made`, with the concrete codes of `base`, whose entropy is not known from shapes."""
     codes = {}
     for name, each in made.codes.items():
         before = base.codes.get(name, each)
@@ -179,7 +179,7 @@ def _with_codes(made: Quantized, base: Quantized) -> Quantized:
 def _entry(
     place: str, layer: int, part: Part, made: Quantized, stats: Mapping[str, Any], tokens: int
 ) -> Entry:
-    """What stands at a place of one layer."""
+    """The entry of a place in one layer."""
     name, coordinates = place.partition(":")[2], recipe_of(part).coordinates
     entry = Entry(place, (), str(part))
     if isinstance(part, Weight):
@@ -204,7 +204,7 @@ def _entry(
 
 
 def _merged(coordinates: Coordinates, codec: Any, samples: Samples) -> int:
-    """How many stages of an input's coordinates merge: those before what is left online."""
+    """Number of stages of an input's coordinates that merge: those before the online ones."""
 
     def factors(stages: int) -> int:
         rest = Coordinates(coordinates.stages[stages:])
@@ -233,7 +233,7 @@ def _side_bits(made: Quantized, side: str, tokens: int) -> float:
 
 
 def _notes(plan: Plan, layers: int, made: Quantized, base: Quantized) -> Iterator[str]:
-    """What follows from a plan and is easily missed."""
+    """The consequences of a plan that are easily missed."""
     last = {
         (place, i): rule
         for rule in plan.rules
@@ -249,17 +249,17 @@ def _notes(plan: Plan, layers: int, made: Quantized, base: Quantized) -> Iterato
         yield "Embedding and head, which are one, become two."
     parts = [(place, rule.part) for (place, _), rule in last.items()]
     if any(isinstance(p, Weight) and p.recipe.coordinates.stages for _, p in parts):
-        yield "Weights rounded in coordinates are turned back when they are read: not counted."
+        yield "Weights rounded in coordinates are transformed back when read: not counted."
     codes = [c for each in made.codes.values() for c in each if c is not None and c.bits is None]
     if any(isinstance(c.values, jax.ShapeDtypeStruct) for c in codes):
-        yield "Weights in unbounded codes count the rate that was asked for."
+        yield "Weights in unbounded codes count the requested rate."
     keys = made.keys
     if keys is not None and keys.rope == "before":
-        yield "Keys before the rotary embedding are turned back on every reading: not counted."
+        yield "Keys stored before the rotary embedding are rotated on every read: not counted."
 
 
 def _ranges(layers: Sequence[int]) -> str:
-    """Numbers with runs shortened: 0-3, 7."""
+    """Numbers as ranges: 0-3, 7."""
     runs: list[list[int]] = []
     for number in layers:
         if runs and number == runs[-1][-1] + 1:

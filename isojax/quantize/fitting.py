@@ -1,4 +1,4 @@
-"""What is fitted for a place: codecs, rounded weights, stores; programs that layers share."""
+"""Fits for one place: codecs, rounded weights, stores; compiled programs that layers share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isojax.quantize.stats import VECTORS
 from isojax.quantizers import Codes
 from isojax.recipes import Recipe
 
-MOST = 2**15  # vectors of the residual stream that coordinates are fitted on
+MOST = 2**15  # vectors of the residual stream to fit coordinates on
 
 
 def rounded(
@@ -26,10 +26,10 @@ def rounded(
     """The codec of the rows of a weight, and their codes; see `decoded`.
 
     Args:
-        key: draws the coordinates.
-        rows: vectors that act along the input.
-        moment: of the input, in which errors count; None to count all alike.
-        part: what is done to them.
+        key: of the coordinates.
+        rows: rows of the weight, along the input.
+        moment: of the input, the metric of errors; None for the identity.
+        part: of the plan.
     """
     return (_rounded if concrete(part) else _round)(key, rows, moment, part)
 
@@ -46,12 +46,12 @@ _rounded = functools.partial(jax.jit, static_argnames="part")(_round)
 
 @jax.jit
 def decoded(codec: Codec, codes: Codes) -> Float[Array, "o i"]:
-    """Rows of a weight as their codes have them; one program, so that bits are always the same."""
+    """The rows of a weight from their codes; one program, so that results are bit-identical."""
     return codec.decode(codes)
 
 
 def fitted(key: Array, samples: Samples, recipe: Recipe, bits: Any, heads: bool = False) -> Codec:
-    """The codec of a recipe, or those of all heads, whose keys and samples lead."""
+    """The codec of a recipe, or of all heads, with keys and samples that lead with heads."""
     return (_fit_compiled if concrete(recipe) else _fit)(key, samples, recipe, bits, heads)
 
 
@@ -87,12 +87,12 @@ conjugated_by = jax.jit(conjugated)
 
 
 def concrete(tree: Any) -> bool:
-    """Whether numbers that may be traced are Python's, so that a program can hold them."""
+    """Whether numbers that may be traced are Python numbers, constants of a program."""
     return all(isinstance(leaf, int | float) for leaf in jax.tree.leaves(tree))
 
 
 def pooled(stats: Any, size: int, needs: frozenset[str]) -> Samples:
-    """Vectors of the residual stream, as norms leave them, of all layers."""
+    """Vectors of the residual stream after the norms, of all layers."""
     if not needs & VECTORS:
         return Samples(None, size=size)
     found = []

@@ -39,13 +39,13 @@ from isojax.transforms.value_scale import gathered
 
 @pytree
 class Past:
-    """What a layer has been through before a plan.
+    """The transforms and codes of a layer before a plan is applied.
 
     Attributes:
-        residual: what the residual stream is turned by.
-        values: what values are turned by, leaves lead with [kv_heads].
-        through: by input, all transforms behind the norm, or behind what writes it.
-        codes: of weights that are rounded, by name.
+        residual: the transform of the residual stream.
+        values: the transforms of values, leaves lead with [kv_heads].
+        through: by input, all transforms after the norm, or after the projection that writes it.
+        codes: of rounded weights, by name.
         turn: of queries and keys.
     """
 
@@ -58,19 +58,19 @@ class Past:
 
 @pytree
 class Made:
-    """What a plan makes of a layer.
+    """A layer with a plan applied.
 
     Attributes:
-        params: those that change, by name.
-        inputs: by input, the codec that it passes through.
-        merged: by input, those of its transforms that merged into what writes it and that neither a
-            norm nor `turned` has; the identity for none.
+        params: changed parameters, by name.
+        inputs: by input, its codec.
+        merged: by input, its transforms that merged into the projection that writes it, without
+            those in a norm or in `turned`; the identity for none.
         codes: of weights, by name.
-        codecs: what these are decoded by.
-        turned: of values, for each key head, merged.
+        codecs: of weights, to decode `codes`.
+        turned: the merged transforms of values, per key head.
         turn: of queries and keys.
-        keys: how they are stored.
-        values: likewise.
+        keys: the store of keys.
+        values: the store of values.
     """
 
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -93,14 +93,14 @@ def make_layer(
     parts: Mapping[str, Part],
     config: ModelConfig,
 ) -> Made:
-    """What the parts make of a layer; each step is a program that layers and plans share.
+    """Apply the parts of a plan to a layer; layers and plans share the programs of the steps.
 
     Args:
-        keys: by place.
-        layer: its parameters; the residual stream is turned already.
+        keys: random keys by place.
+        layer: its parameters; the residual stream is transformed already.
         stats: see `Stats`.
-        past: what it has been through.
-        parts: what stands where.
+        past: earlier transforms and codes.
+        parts: of the plan, by place.
         config: of the decoder.
     """
     maker, at = _Maker(layer, stats, past, config), dict(parts)
@@ -129,7 +129,7 @@ def make_layer(
 
 
 class _Maker:
-    """A layer on its way: its parameters so far, and what its vectors have been through."""
+    """A layer in progress: its parameters so far, and the transforms of its vectors."""
 
     def __init__(self, layer: Any, stats: Any, past: Past, config: ModelConfig) -> None:
         self.layer, self.stats, self.codes, self.config = dict(layer), stats, past.codes, config
@@ -144,7 +144,7 @@ class _Maker:
         self.turned = self.keys = self.stored_values = None
 
     def turn_values(self, key: Array, part: Any) -> None:
-        """Turn the values of each key head, and undo it in what o_proj reads."""
+        """Transform the values of each key head, and undo it in o_proj."""
         needs = part.coordinates.needs
         x = self.samples("value") if needs & VECTORS else None
         metric = self.value_metric() if "metric" in needs else None
@@ -161,7 +161,7 @@ class _Maker:
         self.turned = self.values = turn
 
     def turn_input(self, key: Array, site: str, part: Any) -> None:
-        """Make the transform and quantizer of an input, and merge what merges."""
+        """Fit the transform and quantizer of an input, and merge the stages that merge."""
         readers = [name for name, source in INPUTS.items() if source == site]
         coordinates, needs, before = part.recipe.coordinates, part.recipe.needs, self.before(site)
         heads = (self.groups, self.heads // self.groups) if site == "o_proj" else None
@@ -188,7 +188,7 @@ class _Maker:
             self.refuse_rounded(f"input:{site}", *readers)
             for name in readers:
                 self.read(name, codec.transform)
-        # the scale of the norm, or the turn of the values, already has what merged into it
+        # transforms merged into the norm, or into the turn of the values, are recorded there
         kept = merged if site == "down_proj" else ()
         self.merged[site] = chained(online.dim, kept)
         self.through[site] = chained(online.dim, [*kept, online])
@@ -196,7 +196,7 @@ class _Maker:
             self.inputs[f"input:{site}"] = dataclasses.replace(codec, transform=online)
 
     def merge(self, site: str, transform: Transform) -> None:
-        """Merge a transform in front of an input into what writes it."""
+        """Merge a transform in front of an input into the norm or projection that writes it."""
         scale = gathered(transform)
         check_fp16(f"input:{site}", transform if scale is None else scale)
         if scale is not None:
@@ -229,7 +229,7 @@ class _Maker:
         self.codecs[name], self.rounded[name] = codec, codes
 
     def turn_keys(self, key: Array, part: Any) -> None:
-        """Make the turn of queries and keys, one for all heads; it runs online."""
+        """Fit the turn of queries and keys, one for all heads; it runs online."""
         needs, size = part.coordinates.needs, self.config.head_dim
         x = self.samples("key").reshape(-1, size) if needs & VECTORS else None
         metric = self.statistic("moment:query").mean(0) if "metric" in needs else None
@@ -258,25 +258,25 @@ class _Maker:
         self.stored_values = fitted_store(key, part, x, None, metric)
 
     def value_metric(self) -> Float[Array, "g d d"]:
-        """How o_proj measures an error in the values of each key head: W W^T, a mean over heads."""
+        """The metric of errors in values: W W^T of o_proj per key head, a mean over its heads."""
         kernel = self.kernel("o_proj")
         if "o_proj" in self.through:
             kernel = read_through(self.through["o_proj"].inverse, kernel)
         return output_moment(kernel, self.groups, self.config.head_dim)
 
     def before(self, site: str) -> Transform | None:
-        """What an input has been through on its way from where statistics are taken."""
+        """The transform of an input since the point where its statistics are taken."""
         if site in NORMS:
             scale = Diagonal(self.layer[NORMS[site]]["scale"].astype(jnp.float32))
             return scale if self.residual is None else self.residual @ scale
         return self.for_all_heads(self.values) if site == "o_proj" and self.values else None
 
     def for_all_heads(self, turn: Any) -> Transform:
-        """The turn of values of each key head, as what o_proj reads has it."""
+        """The turn of values of each key head, for the input of o_proj."""
         return BlockDiagonal(repeat(turn, self.heads // self.groups), self.groups)
 
     def samples(self, kind: str, recipe: Any = None) -> Array:
-        """Calibration vectors; for a store that is fitted on none, one of zeros."""
+        """Calibration vectors; for a store that needs none, one vector of zeros."""
         if recipe is None or recipe.recipe.needs & VECTORS or recipe.offset != "none":
             x = self.statistic(f"samples:{kind}")
             return x.reshape(-1, x.shape[-1]) if kind.startswith("input") else x
@@ -286,7 +286,7 @@ class _Maker:
         """One of the statistics.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: it is missing.
         """
         if name not in self.stats:
             raise ValueError(f"stats must hold {name}: calibrate the model for this plan.")
@@ -299,11 +299,11 @@ class _Maker:
         self.layer[name] = self.changed[name] = value
 
     def write(self, name: str, transform: Transform) -> None:
-        """Turn what a projection writes."""
+        """Transform the output of a projection."""
         self.put(name, {n: applied(transform, a) for n, a in self.layer[name].items()})
 
     def read(self, name: str, transform: Transform) -> None:
-        """Undo a transform in what a projection reads."""
+        """Undo a transform in the input of a projection."""
         kernel = read_through(transform, self.layer[name]["kernel"])
         self.put(name, self.layer[name] | {"kernel": kernel})
 

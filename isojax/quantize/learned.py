@@ -1,4 +1,4 @@
-"""Rotations learned by the loss of the whole model, inputs quantized."""
+"""Rotations learned on the loss of the whole model with quantized inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHECKS = 10
 
 
 class Turns(NamedTuple):
-    """What turns the inputs of linear layers.
+    """The transforms of the inputs of linear layers.
 
     Attributes:
         residual: R1, of the residual stream: inputs of q, k, v, gate and up.
@@ -41,7 +41,7 @@ class Turns(NamedTuple):
     down: transforms.Transform
 
     def stats(self, layers: int) -> Stats:
-        """Statistics that hold them, for a plan with `learned` at these three places."""
+        """Statistics with these transforms, for a plan with `learned` at these places."""
         found = (
             {"learned:values": layer_of(self.values, i), "learned:input:down_proj": self.down}
             for i in range(layers)
@@ -52,7 +52,7 @@ class Turns(NamedTuple):
 def start_turns(
     key: Key[Array, ""], config: ModelConfig, coordinates: Coordinates, down: Coordinates
 ) -> Turns:
-    """Turns drawn from coordinates, and from those in front of down_proj, for all layers alike."""
+    """Random turns from coordinates (`down` for down_proj's input), the same for all layers."""
     keys = jax.random.split(key, 3)
     heads = (config.num_hidden_layers, config.num_key_value_heads)
 
@@ -67,7 +67,7 @@ def start_turns(
 
 
 def turned_inputs(config: ModelConfig, turns: Turns, quantizer: quantizers.Quantizer) -> Hooks:
-    """Inputs quantized in their coordinates and turned back: what merging makes of the model."""
+    """Hooks that quantize inputs in their coordinates and transform back, equivalent to merging."""
     groups = config.num_key_value_heads
 
     def activation(name: str, layer: Layer, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -100,8 +100,8 @@ def divergence(
     Args:
         params: the tree of `init_params`, norms folded.
         config: static.
-        windows: token numbers.
-        hidden: what the unquantized model makes of them.
+        windows: token ids.
+        hidden: hidden states of the unquantized model.
         turns: of the inputs.
         quantizer: of the inputs, straight through for gradients.
     """
@@ -126,22 +126,22 @@ def learn_turns(
     rate: float | Float[Array, ""],
     tell: Callable[..., None] | None = None,
 ) -> Turns:
-    """The turns of the residual stream and of values with the least divergence met on the way.
+    """Learn the turns of the residual stream and of values; the best ones of the descent.
 
     SpinQuant (Liu et al. 2024, arXiv 2405.16406), with the divergence from the unquantized model as
-    the loss: Adam on the orthogonal group, one window a step, the rate falling to 0 as a cosine.
-    That of down_proj's input stays as it is.
+    the loss: Adam on the orthogonal group, one window per step, with a cosine schedule to 0. The
+    turn of down_proj's input is not learned.
 
     Args:
         key: draws the windows.
         params: the tree of `init_params`, norms folded.
         config: static.
-        windows: token numbers to learn from.
-        hidden: what the unquantized model makes of them.
-        start: where to begin.
+        windows: token ids to learn from.
+        hidden: hidden states of the unquantized model.
+        start: the first turns.
         quantizer: of the inputs, straight through, scales learned.
         steps: of descent, a multiple of 10.
-        rate: of Adam, in radians a step.
+        rate: of Adam, in radians per step.
         tell: called on the host with (steps done, divergence), ten times.
     """
 
@@ -164,10 +164,10 @@ def learn_turns(
 
 
 def check_learned(plan: Plan, layers: int) -> bool:
-    """Whether a plan has rotations of the residual stream and of values learned.
+    """Whether the rotations of the residual stream and of values in a plan are learned.
 
     Raises:
-        ValueError: one of the two is learned and the other is not, or otherwise; or inputs are not
+        ValueError: only one of the two is learned, or their arguments differ; or inputs are not
             quantized.
     """
     turned = [plan.whole("residual"), *plan.at("values", layers)]
@@ -185,20 +185,20 @@ def check_learned(plan: Plan, layers: int) -> bool:
 
 
 def learned_stats(key: Key[Array, ""], model: LanguageModel, windows: Any, plan: Plan) -> Stats:
-    """The rotations that a plan has learned, of the residual stream and of values.
+    """Learn the rotations of the residual stream and of values in a plan, by `learn_turns`.
 
-    By `learn_turns`. Where they start and how long they are learned, `learned` says; inputs are
-    quantized as that of q, k and v, and that of down_proj is turned as the plan has it.
+    The arguments of `learned` set the start and the number of steps. All inputs are quantized like
+    that of q, k and v in the plan; the transform of the input of down_proj is that of the plan.
 
     Args:
         key: draws the start, and the windows.
-        model: as loaded.
+        model: unquantized.
         windows: token ids [n, t] to learn from.
-        plan: what stands where.
+        plan: with `learned` coordinates.
 
     Raises:
-        ValueError: one of the two is learned and the other is not, or otherwise; inputs are not
-            quantized, or by levels that are fitted; or something else in the plan is learned.
+        ValueError: only one of the two is learned, or their arguments differ; inputs are not
+            quantized, or have fitted levels; or another place in the plan is learned.
     """
     number = model.config.num_hidden_layers
     if not check_learned(plan, number):
@@ -224,6 +224,6 @@ def learned_stats(key: Key[Array, ""], model: LanguageModel, windows: Any, plan:
 def _kl(
     params: Any, config: ModelConfig, ids: Array, exact: Array, turns: Turns, quantizer: Any
 ) -> Float[Array, ""]:
-    """Of one text, by the hooks; gradients reach the turns."""
+    """The divergence on one text, with hooks; gradients reach the turns."""
     hooks = turned_inputs(config, turns, quantizer)
     return token_kl(params, config, exact[None], ids[None], hooks).mean()

@@ -1,4 +1,4 @@
-"""What of a transform merges into the weights around it, and weights in other coordinates."""
+"""Merging of transforms into the surrounding weights, and weights in other coordinates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isojax.transforms.value_scale import gathered
 
 
 def split_merged(transform: Transform, site: str) -> tuple[list[Transform], Transform]:
-    """First factors that merge into what writes the input, and the rest, which runs online."""
+    """The leading factors, which merge into the writer of the input, and the online rest."""
     kinds = (Diagonal, Permutation) if site == "down_proj" else (Diagonal,)
 
     def merges(factor: Transform) -> bool:
@@ -54,7 +54,7 @@ def keeps_length(place: str, coordinates: Any, transform: Transform) -> None:
 
 @jax.jit
 def read_through(transform: Transform, kernel: Float[Array, "i o"]) -> Float[Array, "i o"]:
-    """A kernel that reads what a transform returns."""
+    """The kernel for transformed inputs."""
     return transform.dual.apply(kernel.T).T
 
 
@@ -66,13 +66,13 @@ def applied(transform: Transform | None, x: Array) -> Array:
 
 @jax.jit
 def applied_by_head(turn: Any, x: Float[Array, "w t g d"]) -> Float[Array, "w t g d"]:
-    """The turn of each key head on its vectors; leaves lead with [kv_heads]."""
+    """The turn of each key head applied to its vectors; leaves lead with [kv_heads]."""
     return jax.vmap(lambda t, x: t.apply(x), (0, 2), 2)(turn, x)
 
 
 @functools.partial(jax.jit, static_argnames=("groups", "dim"))
 def output_moment(kernel: Float[Array, "i o"], groups: int, dim: int) -> Float[Array, "g d d"]:
-    """W W^T over the query heads of each key head, a mean: how an output measures their error."""
+    """W W^T of o_proj, a mean over the query heads of each key head: the metric of value errors."""
     by_head = kernel.reshape(groups, -1, dim, kernel.shape[-1])
     return jax.vmap(learn.second_moment)(by_head.swapaxes(-1, -2))
 
@@ -84,7 +84,7 @@ def by_head(x: Float[Array, "w t g d"]) -> Float[Array, "g n d"]:
 
 @jax.jit
 def reordered(codes: Any, permutation: Permutation) -> Any:
-    """Codes of a weight [out, in] whose outputs are permuted."""
+    """Codes of a weight [out, in] with its outputs permuted."""
     number = permutation.dim
     return jax.tree.map(
         lambda a: a[permutation.indices] if a.ndim > 1 and len(a) == number else a, codes

@@ -1,4 +1,4 @@
-"""Places of a decoder, and what may stand at each."""
+"""Places of a decoder, and the parts of a plan allowed at each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from isojax.models.hooks import INPUTS
 from isojax.recipes import Coordinates, Recipe
 
 SITES = tuple(dict.fromkeys(INPUTS.values()))
-"""Projections that name an input: q (k and v read it too), o, gate (up reads it too), down."""
+"""Projections that name an input: q (shared by k and v), o, gate (shared by up), down."""
 NORMS = {"q_proj": "input_norm", "gate_proj": "post_norm"}
-"""Norms that write an input; the statistics of these are taken before their scale."""
+"""Norms that write an input; its statistics are taken before the scale of the norm."""
 TURNS = ("residual", "values", "queries_keys")
 INPUT_PLACES = tuple(f"input:{site}" for site in SITES)
 WEIGHT_PLACES = tuple(f"weight:{name}" for name in INPUTS)
@@ -24,11 +24,11 @@ TABLES = ("embedding", "head")
 CACHES = ("cache:keys", "cache:values")
 PLACES = (*TURNS, *INPUT_PLACES, *WEIGHT_PLACES, *TABLES, *CACHES)
 GROUPS = {"input": INPUT_PLACES, "weight": WEIGHT_PLACES, "cache": CACHES}
-"""Places that may be named together."""
+"""Names of several places together."""
 NEAREST = ROUNDINGS.parse("nearest")
 LEARNED = "learned"  # attribute of `Samples`
 BEHIND = ("exact", "quantized")
-"""Layers that statistics may be taken behind."""
+"""Kinds of layers after which statistics may be taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +47,10 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What the input of a projection passes through.
+    """The transform and quantizer of the input of a projection.
 
     Attributes:
-        recipe: the transform, whose inverse merges into the weights, and the levels behind it.
+        recipe: the transform, whose inverse merges into the weights, and the levels after it.
         bits: per element.
     """
 
@@ -63,14 +63,14 @@ class Input:
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """How a weight is stored.
+    """The codec of a weight.
 
     Attributes:
-        recipe: of the codec of its rows [out, in], that act along the input.
+        recipe: of the codec of its rows [out, in], along the input.
         bits: per element.
-        rounding: to nearest, or so that the error of the output is small.
-        inputs: one of `BEHIND`: statistics are those behind `exact` layers, or behind layers that
-            are `quantized` already, as in the paper of GPTQ.
+        rounding: `nearest`, or one that minimises the error of the output, as `gptq`.
+        inputs: one of `BEHIND`: statistics are taken after `exact` layers, or after `quantized`
+            layers, as in the paper of GPTQ.
     """
 
     recipe: Recipe
@@ -86,11 +86,11 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Cached:
-    """How keys or values are stored.
+    """The store of keys or values.
 
     Attributes:
         recipe: of the store.
-        bits: per element of codes.
+        bits: per code.
     """
 
     recipe: StoreRecipe
@@ -105,14 +105,14 @@ Part = Turn | Input | Weight | Cached
 
 
 def recipe_of(part: Part) -> Recipe:
-    """Its coordinates and levels."""
+    """The coordinates and levels of a part."""
     if isinstance(part, Turn):
         return Recipe(part.coordinates)
     return part.recipe.recipe if isinstance(part, Cached) else part.recipe
 
 
 def is_learned(part: Part | None) -> bool:
-    """Whether it is fitted on what is learned on the loss of the model."""
+    """Whether a part has coordinates learned on the loss of the model."""
     return part is not None and LEARNED in recipe_of(part).needs
 
 
@@ -124,7 +124,7 @@ for _part, _leaves, _fixed in (
 
 
 def parse_part(place: str, text: str) -> Part:
-    """What `text` puts at a place: a recipe, then settings as `name=value`.
+    """The part written in `text` for a place: a recipe, then settings as `name=value`.
 
     Raises:
         ValueError: the recipe or a setting is not allowed there.
@@ -146,7 +146,9 @@ def parse_part(place: str, text: str) -> Part:
     if place in CACHES:
         return Cached(StoreRecipe.of(recipe, settings), bits)
     if recipe.centre:
-        raise ValueError(f"{place} cannot be centred: nothing adds the mean back; got {first!r}.")
+        raise ValueError(
+            f"{place} must not be centred, since nothing adds the mean back; got {first!r}."
+        )
     if place in INPUT_PLACES:
         _only(place, settings, ("bits",))
         return Input(recipe, bits)
@@ -170,7 +172,7 @@ def _only(place: str, settings: dict[str, str], allowed: tuple[str, ...]) -> Non
 
 
 def _bits(place: str, recipe: Recipe, text: str) -> int | float:
-    """Bits per element; those that the levels have, where they have but one number of them."""
+    """Bits per element; by default the only number that the levels allow."""
     member = recipe.levels.member
     allowed = member.member.facts.get("bits")
     if not text:

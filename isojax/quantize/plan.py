@@ -1,4 +1,4 @@
-"""Plans: what stands where in a decoder, as plain data.
+"""Plans: the transforms and quantizers at the places of a decoder, as plain data.
 
     residual: hadamard
     values: hadamard
@@ -8,9 +8,9 @@
     weight: identity/absmax:range=mse bits=4 rounding=gptq
     cache:keys: aligned/lloyd_max:fitted_channel:greedy bits=3 offset=pre_rope sinks=4
 
-A line is a rule: a place, the layers it is meant for (all, unless given in brackets as in Python),
-and what stands there. Of two rules for a place and layer the later one counts. `none` leaves a
-place as it is. What follows a # is a comment; `;` ends a rule as a new line does.
+A line is a rule: a place, its layers (all, unless indexed in brackets as in Python), and the part
+for it. Of two rules for a place and layer the later one counts. `none` leaves a place unchanged.
+`#` starts a comment, and `;` ends a rule as a new line does.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _LAYERS = "as in [0,-1] or [2:5]"
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What stands at a place, in all layers or some.
+    """The part at a place, in all layers or some.
 
     Attributes:
         place: one of `PLACES`, or of `GROUPS`: `input`, `weight`, `cache`.
-        part: what stands there, or None for nothing.
-        layers: indices and slices as in Python, joined by commas; all where empty.
+        part: the part, or None for nothing.
+        layers: indices and slices as in Python, joined by commas; all if empty.
     """
 
     place: str
@@ -47,7 +47,7 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str) -> Rule:
-        """The rule that a line writes.
+        """The rule written in a line.
 
         Raises:
             ValueError: there is no such place, or its part or layers are not allowed.
@@ -58,7 +58,7 @@ class Rule:
         place, layers, rest = match.group(1), match.group(2) or "", match.group(3)
         kind, _, name = place.partition(":")
         if kind == "input" and name in INPUTS:
-            place = f"input:{INPUTS[name]}"  # k reads what q does
+            place = f"input:{INPUTS[name]}"  # k and q share their input
         if place not in PLACES and place not in GROUPS:
             near = ", ".join(nearest(place, (*PLACES, *GROUPS)))
             raise ValueError(f"place must be one of {near}; got {place!r}.")
@@ -68,7 +68,7 @@ class Rule:
             if not layers:
                 raise ValueError(f"layers must be {_LAYERS}, got [].")
         if layers and place in ("residual", *TABLES):
-            raise ValueError(f"{place} is one for all layers, got {place}[{layers}].")
+            raise ValueError(f"{place} must be set for all layers together, got {place}[{layers}].")
         part = None if rest == "none" else parse_part(GROUPS.get(place, (place,))[0], rest)
         return cls(place, part, layers)
 
@@ -77,7 +77,7 @@ class Rule:
         return f"{where}: {'none' if self.part is None else self.part}"
 
     def indices(self, layers: int) -> set[int]:
-        """Numbers of the layers that it is meant for, of so many.
+        """Indices of the layers of the rule, for a model of `layers` layers.
 
         Raises:
             ValueError: a layer is out of range.
@@ -87,7 +87,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Rules; prints as it is written, `Plan.parse(str(p)) == p`.
+    """A plan: rules; `str` returns the notation, `Plan.parse(str(p)) == p`.
 
     Attributes:
         rules: in order; later ones count.
@@ -97,10 +97,10 @@ class Plan:
 
     @classmethod
     def parse(cls, text: str) -> Plan:
-        """The plan that `text` writes.
+        """The plan written in `text`.
 
         Raises:
-            ValueError: a line is no rule; names the line.
+            ValueError: a line is no rule; the message names the line.
         """
         rules = []
         for number, line in enumerate(re.split(r"[\n;]", text), 1):
@@ -117,7 +117,7 @@ class Plan:
         """The plan in a file.
 
         Raises:
-            ValueError: it holds no plan; names the file and the line.
+            ValueError: it holds no plan; the message names the file and the line.
             OSError: it cannot be read.
         """
         try:
@@ -133,10 +133,10 @@ class Plan:
         return Plan(self.rules + other.rules)
 
     def at(self, place: str, layers: int) -> list[Part | None]:
-        """What stands at a place in each of so many layers.
+        """The part at a place in each of `layers` layers.
 
         Raises:
-            ValueError: a rule names a layer that there is not.
+            ValueError: a rule names a missing layer.
         """
         found: list[Part | None] = [None] * layers
         for rule in self.rules:
@@ -146,18 +146,18 @@ class Plan:
         return found
 
     def layer(self, number: int, layers: int) -> dict[str, Part]:
-        """What stands where in one layer; of what all layers share, see `whole`."""
+        """The parts of one layer by place; for places shared by all layers see `whole`."""
         places = [p for p in PLACES if p != "residual" and p not in TABLES]
         found = {place: self.at(place, layers)[number] for place in places}
         return {place: part for place, part in found.items() if part is not None}
 
     def whole(self, place: str) -> Any:
-        """What stands at a place that all layers share, or None."""
+        """The part at a place shared by all layers, or None."""
         return self.at(place, 1)[0]
 
     @property
     def parts(self) -> dict[str, list[Part]]:
-        """What stands at each place in some layer, without what later rules for all replace."""
+        """The parts at each place in any layer, without rules replaced by later ones for all."""
         found: dict[str, list[Part]] = {}
         for rule in self.rules:
             for place in GROUPS.get(rule.place, (rule.place,)):
@@ -174,7 +174,7 @@ class Plan:
 
     @property
     def places(self) -> set[str]:
-        """All places that something stands at."""
+        """All places with a part."""
         return set(self.parts)
 
     def without(self, places: Set[str]) -> Plan:

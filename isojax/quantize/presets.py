@@ -6,9 +6,9 @@
     plan = find_plan("weight: minmax bits=4 rounding=gptq; cache: haar/lloyd_max bits=3")
     plan = find_plan("mypackage.mymodule:name")
 
-A preset says what stands where, as its paper does. What the papers have beside that (clipped
-ranges, order of channels, kernels, group lengths of a family of models) is not in it. The first
-argument of all is the number of bits, of everything that the method quantizes.
+A preset has the transforms and quantizers of its paper. Other details of the papers (clipped
+ranges, order of channels, kernels, group lengths of a family of models) are left out. The first
+argument of all presets is the number of bits of everything that the method quantizes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PLANS = Family("plan", 0)
 """`(bits, ...) -> Plan`."""
 
 GREEDY = "lloyd_max:fitted_channel:greedy"
-"""Levels of each channel, with bits where they lower the error most."""
+"""Levels per channel, with bits where they lower the error most."""
 CACHES: dict[str, tuple[str, ...]] = {
-    # Keys have a range for each channel of 32 tokens, and those whose page is not full stay exact;
-    # values have one for 32 elements of a token, and the last 32 tokens stay exact.
+    # Keys have one range per channel of 32 tokens, and keys of a page that is not full stay exact;
+    # values have one range per 32 elements of a token, and the last 32 tokens stay exact.
     "kivi": ("identity/minmax:channel page=32", "identity/minmax:group:32 recent=32"),
     "kvquant": (
         "identity/lloyd_max:fitted_channel:gain=none@sparse rope=before sinks=1",
@@ -39,15 +39,15 @@ CACHES: dict[str, tuple[str, ...]] = {
     "gtq-like": (
         f"identity/{GREEDY} offset=pre_rope sinks=4", "haar/lloyd_max offset=pre_rope sinks=4",
     ),
-    # Half the power of the metric, and scales without shrinkage; then values flattened, since what
-    # is read in sums wants errors that average out.
+    # Half the power of the metric, and scales without shrinkage; values are flattened, since sums
+    # of them need errors that average out.
     "aligned": (
         f"aligned:0.5/{GREEDY}@unbiased offset=pre_rope sinks=4",
         "haar/lloyd_max@unbiased offset=pre_rope sinks=4",
     ),
     "rotated-cache": ("haar/lloyd_max@unbiased offset=pre_rope sinks=4",),
 }  # fmt: skip
-"""Recipes of keys and of values, or one of both, without bits."""
+"""Recipes of keys and of values, or one for both, without bits."""
 
 
 def preset(name: str, **arguments: Any) -> Plan:
@@ -58,23 +58,22 @@ def preset(name: str, **arguments: Any) -> Plan:
         arguments: of the method, such as `bits`.
 
     Raises:
-        ValueError: there is no such method (the nearest names are given), or it has no such
+        ValueError: there is no such method (the message names the nearest), or it has no such
             argument.
     """
     return _made(PLANS.parse(name).member.stage(**arguments))
 
 
 def find_plan(text: str) -> Plan:
-    """The plan that `text` names, or is.
+    """The plan named by `text` or written in it.
 
     Args:
-        text: rules (see `isojax.quantize.plan`), among which a name stands for the rules of that
-            plan, as in `quarot; cache: none`; or the path of a file of rules; or a name and its
-            arguments, as in `quarot:bits=3`; or `package.module:name`, a function of your own that
-            returns a plan.
+        text: rules (see `isojax.quantize.plan`), where the name of a plan includes its rules, as
+            in `quarot; cache: none`; or the path of a file of rules; or a name and its arguments,
+            as in `quarot:bits=3`; or `package.module:name`, your own function that returns a plan.
 
     Raises:
-        ValueError: it is none of these; in one line, with the nearest names.
+        ValueError: it is none of these; the message, one line, has the nearest names.
         OSError: the file cannot be read.
     """
     text = text.strip()
@@ -89,7 +88,7 @@ def find_plan(text: str) -> Plan:
 
 
 def _with_names(text: str) -> Plan:
-    """The plan of rules, where a name stands for the rules of that plan."""
+    """The plan of rules, with names of plans replaced by their rules."""
     rules: list[str] = []
     for line in re.split(r"[\n;]", text):
         rule = line.partition("#")[0].strip()
@@ -109,9 +108,9 @@ def _made(stage: Any) -> Plan:
 def _quarot(bits: int = 4) -> Plan:
     """QuaRot (Ashkboos et al. 2024, arXiv 2404.00456).
 
-    Random Hadamard matrices, merged into the residual stream and the values of each head, and run
-    online on queries and keys and before o_proj (there across heads; here of the whole width) and
-    down_proj. Weights by GPTQ, inputs with a scale per token, the cache in groups.
+    Random Hadamard matrices, merged into the residual stream and the values of each head, and
+    online on queries and keys and before o_proj (in the paper across heads; here over the whole
+    width) and down_proj. Weights by GPTQ, inputs with one scale per token, the cache in groups.
     """
     return Plan.parse(f"""
         residual: hadamard
@@ -129,8 +128,8 @@ def _quarot(bits: int = 4) -> Plan:
 def _spinquant(bits: int = 4, steps: int = 100) -> Plan:
     """SpinQuant (Liu et al. 2024, arXiv 2405.16406).
 
-    As QuaRot, with rotations of the residual stream and of values that are learned by the loss of
-    the model, which `calibrate` does. Nothing runs before o_proj.
+    As QuaRot, with rotations of the residual stream and of values learned on the loss of the model
+    (by `calibrate`). Nothing runs before o_proj.
     """
     return Plan.parse(f"""
         residual: learned:steps={steps}
@@ -147,8 +146,8 @@ def _spinquant(bits: int = 4, steps: int = 100) -> Plan:
 def _smoothquant(bits: int = 8, alpha: float = 0.5) -> Plan:
     """SmoothQuant (Xiao et al. 2022, arXiv 2211.10438).
 
-    Part of the range of the inputs behind norms is moved into the weights that read them; nothing
-    runs online. Scales per token and per output channel.
+    Part of the range of the inputs after norms is moved into the weights; nothing runs online. One
+    scale per token and per output channel.
     """
     return Plan.parse(f"""
         input: identity/absmax bits={bits}
@@ -162,7 +161,7 @@ def _smoothquant(bits: int = 8, alpha: float = 0.5) -> Plan:
 def _mixquant(bits: int = 4, block: int = 32) -> Plan:
     """MixQuant (arXiv 2601.22347), weights by GPTQ.
 
-    Channels before down_proj are permuted so that all blocks carry equal mass, which merges; then
+    Channels before down_proj are permuted so that all blocks have nearly equal mass (merged); then
     each block is rotated online. The residual stream and values are rotated as in QuaRot.
     """
     return Plan.parse(f"""
@@ -176,9 +175,9 @@ def _mixquant(bits: int = 4, block: int = 32) -> Plan:
 
 @PLANS.member("gptq")
 def _gptq(bits: int = 4, group: int = 0) -> Plan:
-    """GPTQ (Frantar et al. 2022, arXiv 2210.17323): weights alone.
+    """GPTQ (Frantar et al. 2022, arXiv 2210.17323): only weights.
 
-    A range per output channel, or for each `group` of its inputs.
+    One range per output channel, or per `group` of its inputs.
     """
     levels = f"minmax:group:{group}" if group else "minmax"
     return Plan.parse(f"weight: identity/{levels} bits={bits} rounding=gptq")
@@ -186,7 +185,7 @@ def _gptq(bits: int = 4, group: int = 0) -> Plan:
 
 @PLANS.member("kivi")
 def _kivi(bits: int = 2) -> Plan:
-    """KIVI (Liu et al. 2024, arXiv 2402.02750): keys by channel, values by token."""
+    """KIVI (Liu et al. 2024, arXiv 2402.02750): keys per channel, values per token."""
     return _cache("kivi", bits)
 
 
@@ -194,8 +193,9 @@ def _kivi(bits: int = 2) -> Plan:
 def _kvquant(bits: int = 3) -> Plan:
     """KVQuant (Hooper et al. 2024, arXiv 2401.18079).
 
-    Levels fitted offline, of keys for each channel before the rotary embedding; the 1% that fit
-    worst and the first token are exact. Outliers of keys are those of a token, there of a channel.
+    Levels fitted offline, for keys per channel before the rotary embedding; the 1% of elements with
+    the largest error and the first token are exact. Outliers of keys are chosen per token, in the
+    paper per channel.
     """
     return _cache("kvquant", bits)
 
@@ -208,9 +208,9 @@ def _isoquant(bits: int = 3) -> Plan:
 
 @PLANS.member("kvtc-like")
 def _kvtc_like(bits: int = 3) -> Plan:
-    """After KVTC (arXiv 2511.01815), as far as codes of one head and whole bits go.
+    """After KVTC (arXiv 2511.01815), with codes of single heads and whole bits.
 
-    Principal axes before the rotary embedding, bits where they matter, no norm; there across heads,
+    Principal axes before the rotary embedding, greedy bits, no norm; in the paper across heads,
     deflated, and with 128 recent tokens exact.
     """
     return _cache("kvtc-like", bits)
@@ -220,7 +220,7 @@ def _kvtc_like(bits: int = 3) -> Plan:
 def _smaq_like(bits: int = 3) -> Plan:
     """After SMAQ (Spectral Metric-Aware Quantization, 2026): the logarithm of the metric.
 
-    Scalar levels with bits where they matter; there codebooks of vectors.
+    Scalar levels with greedy bits; in the original vector codebooks.
     """
     return _cache("smaq-like", bits)
 
@@ -229,7 +229,7 @@ def _smaq_like(bits: int = 3) -> Plan:
 def _gtq_like(bits: int = 3) -> Plan:
     """After Block-GTQ (arXiv 2606.24033): keys with bits by channel, values rotated.
 
-    Bits by the variance of each channel after the rotary embedding; there of each pair.
+    Bits by the variance per channel after the rotary embedding; in the paper per pair.
     """
     return _cache("gtq-like", bits)
 
@@ -238,7 +238,7 @@ def _gtq_like(bits: int = 3) -> Plan:
 def _aligned(bits: int = 3) -> Plan:
     """Keys in the metric of their queries at half its power, values rotated.
 
-    The best of `isojax kv-cache` at 2 bits, there `aligned+haar`; see docs/findings.md.
+    The best method of `isojax kv-cache` at 2 bits, `aligned+haar`; see docs/findings.md.
     Unbiased scales are those of EDEN (Vargaftik et al. 2022, arXiv 2108.08842).
     """
     return _cache("aligned", bits)

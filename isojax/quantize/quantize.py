@@ -1,4 +1,4 @@
-"""A plan carried out: what merges is merged, weights are rounded, what runs online is made."""
+"""Application of a plan: transforms are merged, weights rounded, online parts fitted."""
 
 from __future__ import annotations
 
@@ -45,27 +45,26 @@ def quantize(
     *,
     progress: bool = True,
 ) -> Quantized:
-    """The model as the plan has it.
+    """Quantize a model by a plan.
 
     Pure: works under `jit` and under `vmap` over keys and numbers of the plan that may be traced.
-    Layers are made one after the other, by compiled steps that they share; GPTQ takes a second or
-    so per layer of 4 million weights on 2 cores. Beside the model and what becomes of it, one
-    layer is held. In this order:
-    the residual stream is turned (which folds the scales of norms into weights), then in each layer
-    values, the inputs of projections, weights, queries and keys, and the cache, each fitted on what
-    those before it leave.
+    Layers are processed one after the other, by compiled steps that they share; GPTQ takes about a
+    second per layer of 4 million weights on 2 cores. Memory beyond the model and the result is one
+    layer. The order is: the residual stream is transformed (which folds the scales of norms into
+    weights); then in each layer values, the inputs of projections, weights, queries and keys, and
+    the cache, each fitted on the results of those before it.
 
     Args:
-        key: draws what is random; that of a place depends on the place and layer alone.
-        model: as loaded; or a quantized one, to which the plan adds places that it leaves free.
-        plan: what stands where.
+        key: random key; the key of a place depends only on the place and the layer.
+        model: a loaded model; or a quantized one, to which the plan adds free places.
+        plan: the plan.
         stats: of `calibrate` for this plan; None where nothing is fitted.
-        progress: show a bar; there is none where something is traced.
+        progress: show a progress bar, unless something is traced.
 
     Raises:
-        ValueError: the residual stream would be turned by what is no isometry, something that is
-            fitted lacks its statistics, a transform changes a length, or a place is taken or was
-            read by weights that are rounded already.
+        ValueError: the transform of the residual stream is no isometry, statistics for a fit are
+            missing, a transform changes a length, or a place is quantized already or was read by
+            weights that are rounded already.
     """
     keys, base = begin(key, model, plan, stats)
     number = base.config.num_hidden_layers
@@ -83,13 +82,13 @@ def quantize(
                     layers[name] = jax.tree.map(jnp.copy, base.params["layers"][name])
                 layers[name] = put(layers[name], params, i)
             made.append(dataclasses.replace(one, params={}))
-            if not traced:  # layers that wait for their turn would hold what they are made of
+            if not traced:  # pending layers would keep their inputs in memory
                 jax.block_until_ready((layers, one))
     layers = base.params["layers"] | layers
     base = dataclasses.replace(base, params=base.params | {"layers": layers})
     done = _tables(keys, joined(base, made), plan)
     whole = base.origin.plan
-    if whole is not None:  # what it has stays, where the plan says none
+    if whole is not None:  # its places stay, where the plan has none
         whole += plan.without(whole.places - plan.places)
     whole = whole if concrete(plan) else None
     return dataclasses.replace(done, origin=dataclasses.replace(base.origin, plan=whole))
@@ -98,10 +97,11 @@ def quantize(
 def begin(
     key: Key[Array, ""], model: LanguageModel | Quantized, plan: Plan, stats: Stats | None
 ) -> tuple[dict[str, Key[Array, ""]], Quantized]:
-    """Keys by place, and the model as its layers are made of; see `quantize`.
+    """Keys by place, and the model from which layers are made; see `quantize`.
 
-    Where the plan turns the residual stream, embedding and head are turned, and it is told by what;
-    `one_layer` turns the layers, so that no second model is held.
+    If the plan transforms the residual stream, embedding and head are transformed here, and
+    `shared` holds the transform; `one_layer` transforms the layers, so that no second model is
+    held.
     """
     base = model if isinstance(model, Quantized) else unquantized(model)
     check_added(plan, base)
@@ -117,7 +117,7 @@ def one_layer(
     number: int,
     stats: Mapping[str, Any],
 ) -> Made:
-    """What the plan makes of one layer of a model that has begun."""
+    """Apply the plan to one layer of the result of `begin`."""
     layers = base.config.num_hidden_layers
     parts, turns = plan.layer(number, layers), plan.whole("residual") is not None
     if not parts and not turns:
@@ -130,7 +130,7 @@ def one_layer(
 
 
 def unquantized(model: LanguageModel) -> Quantized:
-    """The model as it is: that of an empty plan."""
+    """The unquantized model as a `Quantized`, with an empty plan."""
     origin = Origin(Plan(), model.tokenizer, model.sidecar)
     return dataclasses.replace(unquantized_of(model.params, model.config), origin=origin)
 
@@ -141,7 +141,7 @@ def unquantized_of(params: Params, config: ModelConfig) -> Quantized:
 
 
 def _past(base: Quantized, number: int) -> Past:
-    """What a layer has been through."""
+    """The transforms and codes of a layer so far."""
     each = {name: found[number] for name, found in base.shared.items() if name != "residual"}
     through = {
         place.partition(":")[2]: _through(each[place], base.inputs.get(place), number)
@@ -184,18 +184,18 @@ def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Qua
 
 @jax.jit
 def _turned_ends(params: Params, transform: Transform) -> Params:
-    """Embedding and head with the norm folded and the residual stream turned."""
+    """Embedding and head with the norm folded and the residual stream transformed."""
     return turn_ends(fold_ends(params), transform)
 
 
 @jax.jit
 def _turned_layer(layer: Params, transform: Transform) -> Params:
-    """A layer with norms folded and the residual stream turned."""
+    """A layer with norms folded and the residual stream transformed."""
     return turn_layer(fold_layer(layer), transform)
 
 
 def single(base: Quantized, number: int, made: Made) -> Quantized:
-    """A model of one layer of `base`, as it was made."""
+    """A model of one layer of `base`, with the plan applied."""
     layers = stacked([layer_of(base.params["layers"], number) | made.params])
     config = dataclasses.replace(base.config, num_hidden_layers=1)
     one = unquantized_of({"layers": layers}, config)
@@ -205,7 +205,7 @@ def single(base: Quantized, number: int, made: Made) -> Quantized:
 
 
 def joined(base: Quantized, made: list[Made]) -> Quantized:
-    """The model with what was made of its layers, their parameters aside."""
+    """The model with the results of its layers, except their parameters."""
     inputs = dict(base.inputs)
     for site in sorted(set().union(*(m.inputs for m in made))):
         joined = by_layer([m.inputs.get(site) for m in made])
@@ -242,12 +242,12 @@ def _stores(place: str, each: list[Any]) -> Any:
         ValueError: layers differ in more than the values of their arrays.
     """
     if len(set(map(kind_of, each))) > 1:
-        raise ValueError(f"{place} must be alike in all layers, which one cache holds.")
+        raise ValueError(f"{place} must be alike in all layers, which share one cache.")
     return stacked(each)
 
 
 def _tables(keys: Any, model: Quantized, plan: Plan) -> Quantized:
-    """The model with its embedding and head as the plan has them."""
+    """The model with its embedding and head quantized by the plan."""
     params, codes, codecs = dict(model.params), dict(model.codes), dict(model.codecs)
     for place in TABLES:
         part = plan.whole(place)

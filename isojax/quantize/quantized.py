@@ -1,4 +1,4 @@
-"""A quantized model: parameters, what runs online, and how the cache is stored."""
+"""A quantized model: parameters, online transforms and quantizers, and stores of the cache."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from isojax.quantizers import Codes, none
 
 @pytree
 class ByLayer:
-    """What differs by layer: stacks of what is alike, and which layer has which.
+    """Trees that differ by layer, in stacks of trees that are alike.
 
     Attributes:
         stacks: trees whose leaves lead with the layers of a group.
-        group: for each layer the number of its stack, -1 for none.
-        place: for each layer its place in the stack.
+        group: for each layer the index of its stack, -1 for none.
+        place: for each layer its index in the stack.
     """
 
     stacks: tuple[Any, ...]
@@ -34,13 +34,13 @@ class ByLayer:
     place: tuple[int, ...] = static()
 
     def of(self, number: int) -> Any:
-        """What a layer has, or None."""
+        """The tree of a layer, or None."""
         if self.group[number] < 0:
             return None
         return layer_of(self.stacks[self.group[number]], self.place[number])
 
     def apply(self, layer: Layer, x: Array, do: Callable[[Any, Array], Array]) -> Array:
-        """`do(what the layer has, x)`, or `x` where it has nothing; `layer` may be traced."""
+        """`do(tree of the layer, x)`, or `x` where it has none; `layer` may be traced."""
 
         def one(stack: Any) -> Callable[[Array], Array]:
             def run(x: Array) -> Array:
@@ -57,7 +57,7 @@ class ByLayer:
 
 
 def by_layer(items: Sequence[Any]) -> ByLayer | None:
-    """Trees of all layers, None for a layer that has none; None where no layer has any."""
+    """Stack the trees of all layers, None for a layer without one; None where no layer has one."""
     kinds: list[Any] = []
     members: list[list[Any]] = []
     group, place = [], []
@@ -81,19 +81,19 @@ def by_layer(items: Sequence[Any]) -> ByLayer | None:
 
 
 def kind_of(tree: Any) -> Any:
-    """What trees that can be stacked have in common: structure, shapes and dtypes."""
+    """The key of trees that can be stacked: structure, shapes and dtypes."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a quantized model was made of, for `save`, `load_quantized` and texts as strings.
+    """The origin of a quantized model, for `save`, `load_quantized` and texts as strings.
 
     Attributes:
-        plan: what it was made by, one after the other; None where numbers of it were traced.
-        tokenizer: of the model as loaded, or None.
-        sidecar: what `save_checkpoint` writes beside it.
+        plan: all applied plans, concatenated; None where numbers of it were traced.
+        tokenizer: of the loaded model, or None.
+        sidecar: written by `save_checkpoint` in addition.
     """
 
     plan: Plan | None = Plan()
@@ -103,24 +103,24 @@ class Origin:
 
 @pytree
 class Quantized:
-    """A model as a plan has it; made by `quantize`.
+    """A model with a plan applied; made by `quantize`.
 
-    A pytree. All that computes leaves `origin` out, so that models of one structure share compiled
+    A pytree. Computations leave `origin` out, so that models of one structure share compiled
     programs.
 
     Attributes:
-        params: the tree of `init_params`, transforms merged and weights as their codes have them.
-        inputs: by input of a projection, the codec whose transform and quantizer it passes through.
+        params: the tree of `init_params`, with transforms merged and weights decoded.
+        inputs: by input of a projection, its codec: transform and quantizer.
         turn: of queries and keys.
-        keys: how keys are stored, or None to keep them as they are.
-        values: how values are stored.
-        codes: of the weights that are quantized, by name, [layers] each.
-        codecs: what these are decoded by, likewise.
-        shared: transforms that weights are turned by and that nothing else holds: `residual`, and
-            of each layer `values` and, for each input, what merged into the projection that writes
-            it, the identity for nothing.
+        keys: the store of keys, or None to keep them exact.
+        values: the store of values, or None.
+        codes: of the quantized weights, by name, [layers] each.
+        codecs: of the quantized weights, likewise.
+        shared: transforms merged into weights and stored nowhere else: `residual`, and per layer
+            `values` and, for each input, the transform merged into the projection that writes it,
+            or the identity.
         config: of the decoder.
-        origin: what it was made of.
+        origin: plan and files of the original model.
     """
 
     params: Any
@@ -136,7 +136,7 @@ class Quantized:
 
     @property
     def hooks(self) -> Hooks:
-        """What runs online."""
+        """The online transforms and quantizers as hooks."""
 
         def activation(name: str, layer: Layer, x: Array) -> Array:
             return self.inputs[name].apply(layer, x, _through) if name in self.inputs else x
@@ -161,7 +161,7 @@ class Quantized:
         )
 
     def weights_only(self) -> Quantized:
-        """The same with inputs and cache left exact: transforms and weights alone."""
+        """The same with exact inputs and cache: only transforms and weights."""
 
         def exact(codec: Codec) -> Codec:
             return dataclasses.replace(codec, quantizer=none())
@@ -179,12 +179,12 @@ class Quantized:
 
 
 def _through(codec: Codec, x: Array) -> Array:
-    """The input in its coordinates, after its quantizer, in its dtype."""
+    """The transformed and quantized input, in its dtype."""
     return codec.quantizer.roundtrip(codec.rotate(x)).astype(x.dtype)
 
 
 def layer_of(stacked: Any, number: int | Layer) -> Any:
-    """The part of one layer of a tree whose leaves lead with layers."""
+    """One layer of a tree whose leaves lead with layers."""
     return jax.tree.map(lambda a: a[number], stacked)
 
 
@@ -201,4 +201,4 @@ def put_layer(stacked: Any, layer: Any, number: int | Layer) -> Any:
 
 
 put_layer_in_place = jax.jit(put_layer, donate_argnums=0)
-"""The same; `stacked` is gone then."""
+"""The same, with `stacked` donated."""

@@ -2,10 +2,10 @@
 
 A packed folder holds
 
-- `quantized.safetensors`: codes of weights as their quantizers pack them, scales in fp32, and all
-  that is not in codes: other parameters, transforms and quantizers of inputs, stores of the cache;
-- `structure.json`: which array stands where, see `isojax.quantize.tree_json`;
-- `config.json`, the tokenizer and what else belongs to a checkpoint, and `plan.txt`;
+- `quantized.safetensors`: packed codes of weights, scales in fp32, and everything that is not in
+  codes: other parameters, transforms and quantizers of inputs, stores of the cache;
+- `structure.json`: the tree of these arrays, see `isojax.quantize.tree_json`;
+- `config.json`, the tokenizer and the other files of a checkpoint, and `plan.txt`;
 - `quantized.json`: format, version, and a checksum of each of these files.
 """
 
@@ -55,14 +55,14 @@ TENSORS = "quantized.safetensors"
 STRUCTURE = "structure.json"
 PLAN = "plan.txt"
 FORMS = ("packed", "dequantized")
-LARGE = 1.1  # times the bytes that the bits of weights count: there a folder says what is in it
+LARGE = 1.1  # warn above this multiple of the bytes of weight codes
 KINDS = {
     "data": "codes and scales of weights", "codec": "coordinates and codebooks of weights",
     "params": "parameters that are not in codes", "weights": "parameters that are not in codes",
     "inputs": "online transforms of inputs", "turn": "online turns of queries and keys",
     "keys": "stores of keys", "values": "stores of values", "shared": "merged transforms",
 }  # fmt: skip
-"""What arrays are, by where they stand in the tree that a folder holds."""
+"""Kinds of arrays, by their path in the tree of a folder."""
 
 
 def save(
@@ -72,25 +72,25 @@ def save(
     form: str = "packed",
     plan: Plan | None = None,
 ) -> None:
-    """Write a quantized model; makes the folder.
+    """Write a quantized model; creates the folder.
 
-    Transforms are stored by their parameters, in fp32: drawn Hadamards as signs, dense ones as
-    matrices. Warns where a packed folder is larger than the bits of the weights, exact ones in
-    their dtype, by more than a tenth, and says what takes the space.
+    Transforms are stored by their parameters, in fp32: random Hadamards as signs, dense ones as
+    matrices. Warns if a packed folder exceeds the bytes of the weights (exact ones in their dtype)
+    by more than a tenth, with the contents that take the space.
 
     Args:
         quantized: the model.
         folder: an earlier model of the same form is overwritten.
-        form: `packed`, for `load_quantized`. Or `dequantized`, a checkpoint that transformers and
-            `load_model` read: weights as their codes have them, times the inverse of what inputs
-            pass through online. It computes what `quantized.weights_only()` does; quantizers of
-            inputs and of the cache have no place in it.
-        plan: written as `plan.txt`; what it was made by, where that is known.
+        form: `packed`, for `load_quantized`; or `dequantized`, a checkpoint that transformers and
+            `load_model` read: decoded weights, times the inverse of the online transforms of
+            inputs. It is equivalent to `quantized.weights_only()`, without quantizers of inputs
+            and of the cache.
+        plan: written as `plan.txt`; by default the plan of the model, if known.
 
     Raises:
-        ValueError: another form, or a folder that holds a model in another; no plan, where numbers
-            of it were traced; a weight is not what its codes decode to, bit for bit, as when
-            `quantize` was compiled into a larger program; or something is neither an array nor a
+        ValueError: `form` is not allowed, or the folder holds a model in another form; `plan` is
+            missing where numbers of it were traced; a weight differs from its decoded codes, as
+            when `quantize` was compiled into a larger program; or a node is neither an array nor a
             dataclass.
     """
     check_choice("form", form, FORMS)
@@ -119,14 +119,14 @@ def save(
 
 
 def load_quantized(folder: str | Path) -> Quantized:
-    """The model that `save` packed: bit for bit on the kind of device that it was saved on.
+    """The model packed by `save`, bit for bit on the kind of device that saved it.
 
-    On others a weight with dense coordinates of its own is as near as they multiply matrices.
-    Classes from outside are found where their module is imported. `origin` has the plan and the
-    tokenizer.
+    On other devices, weights in dense coordinates differ by the rounding of matrix products.
+    Classes from outside must be imported before. `origin` has the plan and the tokenizer.
 
     Raises:
-        ValueError: a file is missing, cut, altered or of another version; names it.
+        ValueError: a file is missing, truncated, altered or of another version; the message names
+            it.
     """
     folder = Path(folder)
     check_sealed(folder, ("config.json", TENSORS, STRUCTURE, PLAN))
@@ -160,7 +160,7 @@ def load_quantized(folder: str | Path) -> Quantized:
 
 
 def _refuse_other_form(folder: Path, *names: str) -> None:
-    """Raise `ValueError` where a model would lie beside an older one that others would read."""
+    """Raise `ValueError` if the folder holds an older model in another form."""
     for name in names:
         if (folder / name).exists():
             raise ValueError(
@@ -170,7 +170,7 @@ def _refuse_other_form(folder: Path, *names: str) -> None:
 
 
 def _warn_of_size(folder: Path, quantized: Quantized, arrays: Mapping[str, np.ndarray]) -> None:
-    """Say what takes the space, where it is more than the bits of weights count."""
+    """Warn of the contents that take the space, if the folder is larger than expected."""
     taken: dict[str, int] = {}
     counted = weight_costs(quantized)[1]
     for name, array in arrays.items():
@@ -185,14 +185,14 @@ def _warn_of_size(folder: Path, quantized: Quantized, arrays: Mapping[str, np.nd
     most = sorted(taken.items(), key=lambda item: -item[1])
     told = ", ".join(f"{size / 1e6:.3g} MB {kind}" for kind, size in most if size > total / 20)
     warnings.warn(
-        f"{folder}: {total / 1e6:.3g} MB, {total / counted:.2f} times what the bits of its weights "
-        f"count: {told}.",
+        f"{folder}: {total / 1e6:.3g} MB, {total / counted:.2f} times the bits of its weights: "
+        f"{told}.",
         stacklevel=3,
     )
 
 
 def _like(quantized: Quantized) -> LanguageModel | None:
-    """What it was made of, for the files beside the tensors."""
+    """The original model, for the files besides the tensors."""
     origin = quantized.origin
     if origin.tokenizer is None:
         return None
@@ -200,7 +200,7 @@ def _like(quantized: Quantized) -> LanguageModel | None:
 
 
 def _packed(quantized: Quantized) -> dict[str, Any]:
-    """The tree that a folder holds: `quantized`, with bytes in place of codes and weights."""
+    """The tree of a folder: `quantized`, with bytes in place of codes and weights."""
     q = quantized
     params = q.params | {"layers": dict(q.params["layers"])}
     dtype = str(jnp.result_type(q.params["embedding"]))
@@ -214,8 +214,8 @@ def _packed(quantized: Quantized) -> dict[str, Any]:
                 again = _kernel(name, codec, weight.codes, dtype)
                 if not np.array_equal(_bits(again), _bits(kernel)):
                     raise ValueError(
-                        f"weight {name} of layer {i} must be what its codes decode to, got other "
-                        "numbers: quantize outside of jit."
+                        f"weight {name} of layer {i} must equal its decoded codes, got other "
+                        "values: quantize outside of jit."
                     )
             each.append(weight)
         weights[name] = tuple(each)
@@ -230,7 +230,7 @@ def _packed(quantized: Quantized) -> dict[str, Any]:
 
 
 def _kernel(name: str, codec: Any, codes: Any, dtype: str) -> jax.Array:
-    """A weight as the model has it."""
+    """A weight in the form of the model."""
     rows = decoded(codec, codes)
     return (rows if name == "embedding" else rows.T).astype(dtype)
 
@@ -240,7 +240,7 @@ def _bits(x: Any) -> np.ndarray:
 
 
 def _without_online(quantized: Quantized) -> Params:
-    """Parameters that read inputs as they are: transforms of these multiplied back."""
+    """Parameters for untransformed inputs: online transforms multiplied back."""
     layers = dict(quantized.params["layers"])
     for place, inputs in quantized.inputs.items():
         for name in (n for n, site in INPUTS.items() if f"input:{site}" == place):

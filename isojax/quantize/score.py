@@ -1,4 +1,4 @@
-"""What a quantized model predicts: scores of texts, and text of its own."""
+"""Scores of texts by quantized models."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from isojax.quantize.texts import LENGTH, token_windows
 
 
 def reference(model: LanguageModel, texts: Any, *, length: int = LENGTH) -> Reference:
-    """What the unquantized model makes of some texts, for `score` to compare others with.
+    """The reference of `score`: hidden states of the unquantized model on texts.
 
     Args:
-        model: as loaded.
-        texts: those that `score` is to be given; see `token_windows`.
-        length: tokens per window, where texts do not come in windows.
+        model: unquantized.
+        texts: the texts of `score`; see `token_windows`.
+        length: tokens per window, for texts that are not windows.
 
     Raises:
         ValueError: as `forward` and `token_windows`.
@@ -48,20 +48,20 @@ def score(
     length: int = LENGTH,
     chunk: int = 256,
 ) -> Scores:
-    """How a model predicts each token but the first of some texts; see `token_scores`.
+    """Scores of each token but the first of texts; see `token_scores`.
 
-    A cache in codes is read by every token, from the first of its window on. Each window is read by
-    one program, compiled once for all models of one structure.
+    With a cache in codes, every token reads the codes, from the first token of its window on. Each
+    window runs through one program, compiled once for all models of one structure.
 
     Args:
-        model: a quantized model, or one as loaded.
-        texts: windows of token ids [n, t], each read by itself, or strings; see `token_windows`.
-        reference: of the same texts; None for the likelihood alone.
-        length: tokens per window, where texts do not come in windows.
+        model: a quantized model, or a loaded one.
+        texts: independent windows of token ids [n, t], or strings; see `token_windows`.
+        reference: of the same texts; None for only the likelihood.
+        length: tokens per window, for texts that are not windows.
         chunk: tokens whose logits are held at once.
 
     Returns:
-        Arrays [n, t - 1]; `summary` makes scalars of them.
+        Arrays [n, t - 1]; `summary` reduces them to scalars.
 
     Raises:
         ValueError: as `token_scores` and `token_windows`.
@@ -94,7 +94,7 @@ def tokenizer_of(model: LanguageModel | Quantized) -> Any:
 
 
 def running(model: LanguageModel | Quantized) -> Quantized:
-    """What a forward pass needs of a model."""
+    """The model without `origin`, for forward passes."""
     quantized = unquantized(model) if isinstance(model, LanguageModel) else model
     return dataclasses.replace(quantized, codes={}, codecs={}, shared={}, origin=Origin())
 

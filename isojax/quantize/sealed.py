@@ -1,4 +1,4 @@
-"""Folders whose files are known by their checksums, so that what is cut or altered is refused."""
+"""Folders with checksums of their files, so that truncated or altered files are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 MANIFEST = "quantized.json"
 FORMAT = "isojax.quantized"
 VERSION = 3
-"""Of the layout of the folder, and of the classes that its structure names."""
+"""Version of the layout of the folder, and of the classes in its structure."""
 
 
 def seal(folder: Path, files: Iterable[str]) -> None:
@@ -25,23 +25,23 @@ def seal(folder: Path, files: Iterable[str]) -> None:
 
 
 def unseal(folder: Path) -> None:
-    """Take the manifest away, before files are changed."""
+    """Delete the manifest, before files are changed."""
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def check_sealed(folder: Path, needed: Iterable[str]) -> None:
-    """Refuse a folder whose files are not those that were sealed.
+    """Raise `ValueError` unless all files match their checksums.
 
     Raises:
-        ValueError: there is no manifest or one of another version, or a file is missing, cut or
-            altered; names the file, what was got and what is allowed.
+        ValueError: there is no manifest or one of another version, or a file is missing, truncated
+            or altered; the message names the file.
     """
     path = folder / MANIFEST
     try:
         about: Any = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(
-            f"{path}: must be there in a packed quantized model, got no file; a checkpoint is "
+            f"{path}: must exist in a packed quantized model, got no file; a checkpoint is "
             "read by isojax.models.load_model."
         ) from None
     except (ValueError, RecursionError) as error:
@@ -61,11 +61,11 @@ def check_sealed(folder: Path, needed: Iterable[str]) -> None:
         if Path(name).name != name or "\\" in name:
             raise ValueError(f"{path}: files must be of this folder, got {name[:80]!r}.")
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name}: must be there as {MANIFEST} says, got no file.")
+            raise ValueError(f"{folder / name}: must exist, as in {MANIFEST}, got no file.")
         got = _print_of(folder / name)
         if got != want:
             raise ValueError(
-                f"{folder / name}: must be as {MANIFEST} says, {_short(want)}; got {_short(got)}: "
+                f"{folder / name}: must be as in {MANIFEST}, {_short(want)}; got {_short(got)}: "
                 "the file was cut or altered."
             )
 

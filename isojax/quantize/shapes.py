@@ -1,4 +1,4 @@
-"""`quantize` on shapes: no weights, no statistics, nothing computed."""
+"""`quantize` on shapes: without weights, statistics and computation."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from isojax.quantize.stats import Stats
 from isojax.recipes import Samples
 from isojax.transforms import Dense
 
-SAMPLES = 1024  # vectors, of which only the shape counts
+SAMPLES = 1024  # vectors; only the shape is used
 
 
 def no_weights(config: ModelConfig) -> Quantized:
-    """The model as it is, of shapes."""
+    """The unquantized model, with shapes as leaves."""
     return unquantized_of(param_shapes(config), config)
 
 
 def quantized_shapes(plan: Plan, model: ModelConfig | Quantized, stats: Stats) -> Quantized:
-    """What `quantize` makes of a model, its leaves shapes.
+    """The result of `quantize`, with shapes as leaves.
 
-    Layers of a configuration that are alike are made once.
+    Equal layers of a configuration are processed once.
 
     Args:
-        plan: what stands where.
+        plan: of the model.
         model: a configuration, or a quantized model, of arrays or shapes, to add to.
         stats: of `statistics_shapes`.
 
     Raises:
-        ValueError: as `quantize`, save for statistics.
+        ValueError: as `quantize`, except for missing statistics.
     """
     if isinstance(model, Quantized):
         return _shapes(plan, model, stats)
@@ -97,9 +97,9 @@ def _expanded(made: Quantized, like: Sequence[int]) -> Quantized:
 
 
 def statistics_shapes(config: ModelConfig, stats: Stats | None = None) -> Stats:
-    """Shapes of all statistics that there may be; what is given in place of those.
+    """Shapes of all possible statistics, replaced by those in `stats`.
 
-    What was learned is taken to be a dense matrix.
+    Learned transforms are dense matrices by default.
     """
     width, dim, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
     sizes = dict.fromkeys(SITES, width)
@@ -120,7 +120,7 @@ def statistics_shapes(config: ModelConfig, stats: Stats | None = None) -> Stats:
 
 
 def input_samples(site: str, made: Quantized, stats: Mapping[str, Any]) -> Samples:
-    """Shapes of what the coordinates of an input are fitted on."""
+    """Shapes of the samples for the coordinates of an input."""
     layers = made.params["layers"]
     shapes = [layers[name]["kernel"].shape for name, read in INPUTS.items() if read == site]
     width, outputs = shapes[0][1], sum(shape[2] for shape in shapes)

@@ -1,4 +1,4 @@
-"""What a plan is fitted on, layer by layer, in memory or on disk."""
+"""Statistics that a plan is fitted on, layer by layer, in memory or on disk."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from isojax.quantize.parts import NORMS, Cached, Input, Part, Turn, Weight
 
 WHOLE = "whole"
 VECTORS = frozenset({"x", "moment"})
-"""What of `Samples` is taken from vectors, where no moment is streamed."""
+"""Attributes of `Samples` that need vectors, not only moments."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Files(Mapping[str, Any]):
-    """Arrays in files by name, mapped anew each time that one is asked for, and never kept."""
+    """Arrays in files by name, mapped again at every access and never kept."""
 
     paths: Mapping[str, Path]
 
@@ -52,9 +52,9 @@ class Stats:
         layers: for each layer by name: `samples:input:SITE` [windows, t, d], `samples:key` and
             `samples:value` [windows, t, kv_heads, head_dim]; `moment:input:SITE` [d, d], the mean
             of x^T x, and `moment:query` [kv_heads, head_dim, head_dim]. Inputs of q and gate are
-            those before the scale of the norm. NumPy or JAX arrays; those of a folder are read
-            where they are used. What was learned for a place is `learned:PLACE`, a transform.
-        whole: the same of places that all layers share.
+            taken before the scale of the norm. NumPy or JAX arrays; arrays in a folder are read
+            when used. A learned transform is `learned:PLACE`.
+        whole: the same for places shared by all layers.
     """
 
     layers: tuple[Mapping[str, Any], ...]
@@ -62,7 +62,7 @@ class Stats:
 
 
 def needed(parts: Mapping[str, Part]) -> set[str]:
-    """Names of the statistics that what stands in a layer is fitted on."""
+    """Names of the statistics that the parts of a layer are fitted on."""
     found: set[str] = set()
     for place, part in parts.items():
         kind, _, name = place.partition(":")
@@ -94,13 +94,13 @@ def write_layer(folder: Path, name: str, layer: Mapping[str, Any]) -> None:
     place.mkdir(parents=True, exist_ok=True)
     for kind, value in layer.items():
         value = np.asarray(value)
-        # NumPy's files do not know bfloat16
+        # NumPy's files lack bfloat16
         value = value if value.dtype.isbuiltin == 1 else value.astype(np.float32)
         np.save(place / (kind.replace(":", "-") + ".npy"), value)
 
 
 def finish(partial: Path, folder: Path, layers: int) -> None:
-    """Give a folder that is written whole its name."""
+    """Rename a completely written folder to its final name."""
     (partial / "stats.json").write_text(json.dumps({"layers": layers}))
     if folder.exists():
         shutil.rmtree(partial)
@@ -109,7 +109,7 @@ def finish(partial: Path, folder: Path, layers: int) -> None:
 
 
 def load_stats(folder: Path) -> Stats:
-    """The statistics of a folder, read from disk where they are used.
+    """The statistics in a folder, read from disk when used.
 
     Raises:
         ValueError: it does not hold any.

@@ -33,8 +33,8 @@ class StoredWeight:
 
     Attributes:
         codec: of its rows [out, in].
-        data: codes as packed by its quantizer; entropy-coded where they are unbounded integers;
-            else as they are (levels `none`).
+        data: codes, packed by the quantizer; entropy-coded if they are unbounded integers;
+            unchanged for the levels `none`.
     """
 
     codec: Codec
@@ -42,7 +42,7 @@ class StoredWeight:
 
     @property
     def codes(self) -> Codes:
-        """The codes, with scales as they are stored."""
+        """The codes, with stored scales."""
         data = self.data
         if isinstance(data, Packed):
             return self.codec.quantizer.unpack(data)
@@ -64,7 +64,7 @@ def store_weight(codec: Codec, codes: Codes) -> StoredWeight:
 
 
 def kernel_of(quantized: Quantized, name: str, layer: int) -> Array:
-    """A weight as the model has it: [in, out], or a table [tokens, width]."""
+    """A weight in the form of the model: [in, out], or a table [tokens, width]."""
     if name in TABLES:
         return quantized.params[name]
     return quantized.params["layers"][name]["kernel"][layer]

@@ -1,4 +1,4 @@
-"""Texts as strings, token ids or columns of a data set, made the same for all that reads them."""
+"""Texts given as strings, token ids or columns of a data set, in one form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from isojax.data import windows
 from isojax.models import encode
 
 LENGTH = 2048
-"""Tokens per window, where texts do not come in windows."""
+"""Tokens per window, for texts that are not windows."""
 
 
 def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Any:
@@ -21,11 +21,11 @@ def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Any:
 
     Args:
         tokenizer: of the model, or None where texts are token ids.
-        texts: an array of token ids [n, t], or a list of rows of one length, taken as they are. Or
-            a string, or several (a list, a generator, a column of a `datasets` data set), which are
-            joined by blank lines, as perplexity is usually taken; or rows of token ids of several
-            lengths, joined as they are. What is joined is cut into consecutive windows of `length`
-            tokens, the rest left out; what is shorter than one window is a window of its own.
+        texts: an array of token ids [n, t], or a list of rows of one length, used unchanged. Or one
+            or several strings (a list, a generator, a column of a `datasets` data set), joined by
+            blank lines as is usual for perplexity; or rows of token ids of several lengths,
+            concatenated. Joined texts are cut into consecutive windows of `length` tokens, without
+            the rest; a text shorter than one window becomes a shorter window.
         length: tokens per window.
 
     Returns:
@@ -47,7 +47,7 @@ def token_windows(tokenizer: Any, texts: Any, length: int = LENGTH) -> Any:
 
 
 def token_prompts(tokenizer: Any, prompts: Any) -> list[np.ndarray]:
-    """Prompts as token ids, each by itself: an array [n, t], strings, or rows of any lengths.
+    """Prompts as separate arrays of token ids: from an array [n, t], strings or rows.
 
     Raises:
         ValueError: there are no prompts, or they are strings and there is no tokenizer.
@@ -71,7 +71,7 @@ def _listed(texts: Any, name: str) -> list[Any]:
 
 
 def _rows(tokenizer: Any, every: list[Any], name: str) -> list[np.ndarray]:
-    """Token ids of each row; strings are one, joined."""
+    """Token ids of each row; strings are joined into one row."""
     if not every:
         raise ValueError(f"{name} must hold at least one, got none.")
     strings = [isinstance(text, str) for text in every]

@@ -21,14 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 _SCALARS = (type(None), bool, int, float, str)
-_INTEGERS = {1: np.uint8, 2: np.uint16}  # in which a file holds floats that NumPy does not have
+_INTEGERS = {1: np.uint8, 2: np.uint16}  # stored dtypes of floats that NumPy lacks
 
 
 def to_json(tree: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """A tree as JSON, and its arrays by their paths, such as `weights/q_proj/0/codes/data`.
 
     Raises:
-        ValueError: the tree holds something of another kind than those of the table.
+        ValueError: the tree holds a node of a kind that is not in the table.
     """
     arrays: dict[str, np.ndarray] = {}
 
@@ -53,7 +53,7 @@ def to_json(tree: Any) -> tuple[Any, dict[str, np.ndarray]]:
         )
         if not plain and not isinstance(value, np.ndarray | np.generic):
             raise ValueError(
-                f"{name} must be an array, a number, a word, a dataclass or a container of these; "
+                f"{name} must be an array, number, string, dataclass or container of these; "
                 f"got {type(value).__name__}."
             )
         array = np.asarray(value)
@@ -68,13 +68,13 @@ def to_json(tree: Any) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def from_json(node: Any, read: Callable[[str], np.ndarray]) -> Any:
-    """The tree that `to_json` made JSON of; `read` gives an array by its name.
+    """The inverse of `to_json`; `read` returns an array by its name.
 
-    Classes of other packages than this one are found only where their module is imported already,
-    so that a file cannot choose what code runs.
+    Classes of other packages are found only if their module is imported already, so that a file
+    cannot choose which code runs.
 
     Raises:
-        ValueError: a node is none of the table, a class is not known or has other fields.
+        ValueError: a node is not in the table, or a class is unknown or has other fields.
     """
     if isinstance(node, _SCALARS):
         return node

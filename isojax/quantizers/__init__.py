@@ -1,9 +1,9 @@
 """Quantizers: arrays to codes and back, `q.decode(q.encode(y))`.
 
 A quantizer joins levels (evenly spaced, Lloyd-Max, any codebook, four-bit floats, unbounded with
-an entropy coder), a rule for the scale, and a granularity, which says what numbers share a scale.
-It never knows which transform made its input. All are pytrees: what fixes a shape is metadata,
-everything else a leaf, so that `vmap` and `grad` reach it.
+an entropy coder), a rule for the scale, and a granularity: which elements share a scale. It does
+not depend on the transform of its input. All are pytrees: fields that fix a shape are metadata,
+all others leaves, so that `vmap` and `grad` reach them.
 """
 
 from isojax.quantizers.base import Quantizer, StraightThrough, straight_through

@@ -1,4 +1,4 @@
-"""The contract of a quantizer."""
+"""The interface of a quantizer."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from isojax.quantizers.packing import pack_bits, unpack_bits
 class Quantizer(abc.ABC):
     """Maps arrays to codes and back: `encode(y) -> Codes`, `decode(codes) -> y_hat`.
 
-    Laws, tested for every member: `decode` of `encode` has the shape of `y`; encoding what was
-    decoded at the same scale changes nothing (save for the noise control); bf16 and fp16 are
+    Laws, tested for every member: `decode` of `encode` has the shape of `y`; encoding a decoded
+    array at the same scale changes nothing (except for the noise control); bf16 and fp16 are
     computed in fp32 and `roundtrip` returns the dtype of `y`; `unpack` of `pack` returns the codes,
-    and their scales rounded. The quantizer never knows which transform made `y`.
+    with scales rounded. The quantizer does not depend on the transform of `y`.
 
-    Numbers that share a scale share a NaN: it becomes the scale and all of them decode to NaN, the
-    others as if it were not there. Levels without a scale have no way to say NaN.
+    Elements that share a scale share a NaN: it becomes the scale, and all of them decode to NaN;
+    other elements are not affected. Levels without a scale cannot represent NaN.
 
     A member is a frozen dataclass and a pytree, made by `isojax.pytree` and `isojax.static`. A
-    subclass gives `encode` and `decode`; `encode_like`, if it has scales or offsets; `pack_values`
-    and `unpack_values`, if its codes do not all take `bits`, a whole number up to 8.
+    subclass defines `encode` and `decode`; also `encode_like` if it has scales or offsets, and
+    `pack_values` and `unpack_values` unless all codes take `bits`, a whole number up to 8.
     """
 
     @abc.abstractmethod
@@ -42,23 +42,23 @@ class Quantizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, codes: Codes) -> Float[Array, "*batch d"]:
-        """What the codes stand for, in fp32 (or fp64 for scales in fp64)."""
+        """The values of the codes, in fp32 (or fp64 for scales in fp64)."""
 
     @property
     def dim(self) -> int:
-        """Length of the vectors that the levels are for, 0 for any."""
+        """Length of the vectors that the levels are made for, 0 for any."""
         return 0
 
     @property
     def together(self) -> int:
-        """Neighbours that are rounded together: 1, but for lattices."""
+        """Number of neighbours that are rounded together: 1, except for lattices."""
         return 1
 
     def encode_like(self, y: Float[Array, "*batch d"], codes: Codes) -> Codes:
-        """Codes of `y` at the scale and offset of `codes`, where the quantizer has them.
+        """Codes of `y` at the scale and offset of `codes`, if the quantizer has these.
 
-        For scales taken from calibration data: `q.encode_like(y, q.encode(calibration))`. GPTQ
-        rounds by it.
+        For scales from calibration data: `q.encode_like(y, q.encode(calibration))`. GPTQ rounds
+        with it.
 
         Raises:
             ValueError: the codes have scales, and the quantizer does not define this method.
@@ -70,7 +70,7 @@ class Quantizer(abc.ABC):
         return self.encode(y)
 
     def encode_rounded(self, y: Float[Array, "*batch d"], dtype: Any = jnp.float16) -> Codes:
-        """Codes of `y` chosen at its scale and offset as `pack` rounds them."""
+        """Codes of `y` at its scale and offset as rounded by `pack`."""
         return self.encode_like(y, self.encode(y).rounded(dtype))
 
     def roundtrip(self, y: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -80,9 +80,9 @@ class Quantizer(abc.ABC):
     def pack(self, codes: Codes, dtype: Any = jnp.float16) -> Packed:
         """The codes as bytes, without gaps; scales, offsets and outliers in `dtype`.
 
-        They are rounded, and held to the finite range of `dtype`: a scale too small for it becomes
-        zero, which decodes to zeros, and one too large its largest number. Scales of one byte stay
-        as they are, and a tensor scale is stored in fp32.
+        These are rounded and clipped to the finite range of `dtype`: a scale too small for it
+        becomes zero, which decodes to zeros, and one too large its largest number. Scales of one
+        byte are unchanged, and a tensor scale is stored in fp32.
 
         Raises:
             ValueError: the codes are unbounded.
@@ -101,7 +101,7 @@ class Quantizer(abc.ABC):
         )
 
     def unpack(self, packed: Packed) -> Codes:
-        """The codes that `pack` made `packed` from, with scales as rounded, in fp32."""
+        """The inverse of `pack`: the codes, with rounded scales in fp32."""
         scale, offset = (
             None if part is None else loaded(part) for part in (packed.scale, packed.offset)
         )
@@ -111,15 +111,15 @@ class Quantizer(abc.ABC):
     def load_columns(
         self, packed: Packed
     ) -> tuple[Float[Array, "d s"], Float[Array, " s"] | None] | None:
-        """The vectors that `packed` [s, n] stands for as columns, and what to multiply them by.
+        """The vectors of `packed` [s, n] as columns, before scaling, and their scales.
 
-        For products with many vectors on a CPU, where loops over vectors are quicker than loops
-        over the numbers of one. None where the quantizer has no such form.
+        For products with many vectors on a CPU, where loops over vectors are faster than loops over
+        the elements of one. None where the quantizer has no such form.
         """
         return None
 
     def pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:
-        """The part of `pack` that is not scales: `codes.values` as bytes."""
+        """The part of `pack` without scales: `codes.values` as bytes."""
         bits, values = int(codes.bits or 0), codes.values
         if jnp.issubdtype(values.dtype, jnp.signedinteger):
             values = (values.astype(jnp.int16) + _half(bits)).astype(jnp.uint8)
@@ -139,7 +139,7 @@ def _half(bits: int) -> int:
 
 
 class Wrapped(Quantizer):
-    """A quantizer that does what `inner` does, save for what a subclass changes."""
+    """A quantizer that delegates to `inner`, except for what a subclass overrides."""
 
     inner: Any
 
@@ -200,19 +200,19 @@ def straight_through(quantizer: Quantizer, scales: str = "held") -> StraightThro
 
     Args:
         quantizer: of any kind.
-        scales: `held`: the error is a constant. `learned`: it grows with the scale that it was made
-            at, through which gradients pass to what sets it (as in LSQ, Esser et al. 2020, arXiv
-            1902.08153): a peak, for `absmax`. Where scales are a norm they do not respond to
-            rotations, and nothing more is learned.
+        scales: `held`: the error is a constant. `learned`: it is proportional to its scale, so
+            that gradients reach the elements that set the scale (as in LSQ, Esser et al. 2020,
+            arXiv 1902.08153): the peak, for `absmax`. A scale that is a norm does not respond to
+            rotations, so `learned` adds nothing there.
 
     Raises:
-        ValueError: `scales` is neither; on use, scales are to be learned and are no real numbers.
+        ValueError: `scales` is neither; on use, `learned` scales are not real numbers.
     """
     return StraightThrough(quantizer, check_choice("scales", scales, SCALES))
 
 
 def relative_to_scale(error: Array, codes: Codes) -> Array:
-    """`error`, a constant, growing with the scale that it was made at."""
+    """`error`, held constant relative to its scale."""
     error = jax.lax.stop_gradient(error)
     if codes.scale is None or codes.scale.dtype != error.dtype:
         raise ValueError("scales must be real numbers to be learned, got a quantizer without.")

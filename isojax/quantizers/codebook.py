@@ -1,4 +1,4 @@
-"""Codebooks: nearest of a few levels, which may lie anywhere."""
+"""Codebooks: the nearest of up to 256 levels at any values."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Codebook(Quantizer):
 
     Attributes:
         levels: in increasing order; [n] for all components, or [d, n] with a row for each component
-            of the last axis. A row with fewer levels ends in +inf, which nothing is near.
-        normalize: the scale of the numbers that share one: their root mean square `rms`, their
+            of the last axis. A row with fewer levels ends in +inf, which is never nearest.
+        normalize: the scale of the elements that share one: their root mean square `rms`, their
             Euclidean norm `norm`, their largest magnitude `peak`, or `none`.
-        granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
+        granularity: which elements share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0.
         symmetric: whether the levels are known to be their own negatives; a kernel then searches
             half of them.
-        dim: length of the vectors that the levels are for, 0 for any.
+        dim: length of the vectors that the levels are made for, 0 for any.
     """
 
     levels: Float[Array, "*d n"]
@@ -55,7 +55,7 @@ class Codebook(Quantizer):
 
     @property
     def bits(self) -> int:
-        """Fixed-rate bits a code."""
+        """Bits per code at fixed rate."""
         return (self.levels.shape[-1] - 1).bit_length()
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
@@ -89,11 +89,11 @@ class Codebook(Quantizer):
 
     @property
     def table(self) -> Array:
-        """The levels, made symmetric where they are said to be."""
+        """The levels, made symmetric if `symmetric`."""
         return (self.levels - self.levels[..., ::-1]) / 2 if self.symmetric else self.levels
 
     def _rows(self) -> Array:
-        """The levels as they broadcast against split numbers, with the levels on a last axis."""
+        """The levels in a shape that broadcasts against split elements, levels on the last axis."""
         if self.levels.ndim == 1:
             return self.table
         return jnp.moveaxis(split(self.table.T, self.granularity, self.group), 0, -1)
@@ -119,14 +119,14 @@ def nearest_level(
     """The codebook of any `levels`, which it sorts.
 
     Args:
-        levels: 2 to 256 numbers, or [d, n] with as many for each component; see `Codebook`.
-        normalize: `none`, or divide by the `rms`, the `norm` or the `peak` of the numbers that
+        levels: 2 to 256 of them, or [d, n] with n for each component; see `Codebook`.
+        normalize: `none`, or divide by the `rms`, the `norm` or the `peak` of the elements that
             share a scale.
-        granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
+        granularity: which elements share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0; it must divide the last axis.
-        symmetric: say that an even number of levels are symmetric about zero; they are made so,
+        symmetric: make an even number of levels symmetric about zero,
             `(levels - levels[::-1]) / 2`, also while they are learned.
-        dim: length of the vectors that they are for, where that is known; d for rows.
+        dim: length of the vectors that they are made for, where that is known; d for rows.
 
     Raises:
         ValueError: an argument is none of the allowed values.
@@ -144,19 +144,19 @@ def sorted_levels(levels: Float[Array, "*d n"]) -> Float[Array, "*d n"]:
     """`levels` in increasing order.
 
     Raises:
-        ValueError: they are neither 2 to 256 numbers nor rows of so many.
+        ValueError: they are neither 2 to 256 numbers nor rows of 2 to 256.
     """
     levels = jnp.asarray(levels, float)
     if levels.ndim not in (1, 2) or not 2 <= levels.shape[-1] <= MOST_LEVELS:
         raise ValueError(
-            f"levels must be 2 to {MOST_LEVELS} numbers, or rows of so many, "
+            f"levels must be 2 to {MOST_LEVELS} numbers, or rows of as many, "
             f"got shape {levels.shape}."
         )
     return jnp.sort(levels)
 
 
 def nearest(v: Float[Array, "..."], levels: Float[Array, "... n"]) -> UInt8[Array, "..."]:
-    """The index of the nearest of the sorted `levels`, the lower one of two as near.
+    """The index of the nearest of the sorted `levels`; the lower one in a tie.
 
     Leading axes of `levels` broadcast against `v`.
     """
@@ -172,9 +172,9 @@ def nearest(v: Float[Array, "..."], levels: Float[Array, "... n"]) -> UInt8[Arra
 
 
 def level_of(index: UInt8[Array, "..."], levels: Float[Array, "... n"]) -> Float[Array, "..."]:
-    """The level that each `index` stands for; leading axes of `levels` broadcast against it.
+    """The level of each `index`; leading axes of `levels` broadcast against it.
 
-    Up to 16 levels, bit by bit: choices between two that fuse with what makes the index.
+    Up to 16 levels, bit by bit: binary choices that fuse with the computation of the index.
     """
     number = levels.shape[-1]
     if 1 < number <= FUSED_LEVELS:

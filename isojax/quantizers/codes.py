@@ -1,4 +1,4 @@
-"""What a quantizer makes of an array: its codes, and the bytes that hold them."""
+"""Codes of an array, and the bytes that hold them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from isojax._core.pytree import pytree, static
 
 @pytree
 class Outliers:
-    """Numbers kept out of the codes; made by `sparse`.
+    """Elements kept out of the codes; made by `sparse`.
 
     Attributes:
-        values: the numbers themselves.
-        index: the place of each among the numbers that share its scale.
+        values: the elements themselves.
+        index: the position of each among the elements that share its scale.
     """
 
     values: Float[Array, "*batch k"]
@@ -32,18 +32,18 @@ class Outliers:
 
 @pytree
 class Codes:
-    """What a quantizer stores for one array.
+    """The codes of one array, with scales and offsets.
 
     Attributes:
-        values: the code of every number, in the shape of the array.
-        scale: what a code is multiplied by; broadcasts against `values` (for groups, against
-            `values` split into groups). None where the quantizer needs none. Of one byte where
-            the quantizer says how it is stored (uint8 for E8M0).
-        offset: what is added after scaling; like `scale`.
-        bits: fixed-rate bits a code (their mean, where codes differ), or None where codes are
+        values: the code of every element, in the shape of the array.
+        scale: factor of the codes; broadcasts against `values` (for groups, against `values` split
+            into groups). None where the quantizer needs none. One byte where the quantizer fixes
+            the storage format (uint8 for E8M0).
+        offset: added after scaling; like `scale`.
+        bits: bits per code at fixed rate (the mean, where codes differ), or None where codes are
             unbounded (to be entropy-coded).
-        outliers: numbers that are stored apart, or None.
-        tensor_scale: what scales are multiplied by in turn (NVFP4), or None.
+        outliers: elements that are stored separately, or None.
+        tensor_scale: factor of the scales (NVFP4), or None.
     """
 
     values: Shaped[Array, "..."]
@@ -54,7 +54,7 @@ class Codes:
     tensor_scale: Float[Array, "..."] | None = None
 
     def unless(self, good: Bool[Array, ""]) -> Codes:
-        """These codes where they are good, else with scales and offsets that are NaN."""
+        """These codes if `good`, else with scales and offsets that are NaN."""
 
         def lost(part: Any) -> Any:
             if part is None or part.dtype.itemsize > 1 or part.dtype != jnp.uint8:
@@ -70,7 +70,7 @@ class Codes:
         def rounded(part: Any) -> Any:
             if part.dtype.itemsize == 1:
                 return part
-            # behind a barrier, since XLA takes a conversion and its inverse for nothing on GPUs
+            # with a barrier, since XLA on GPUs removes a conversion followed by its inverse
             small = jax.lax.optimization_barrier(stored(part, dtype))
             return small.astype(part.dtype)
 
@@ -91,7 +91,7 @@ class Packed:
         outliers: as in `Codes`, with values in the storage dtype.
         tensor_scale: as in `Codes`, in fp32.
         bits: as in `Codes`.
-        dim: codes a vector.
+        dim: codes per vector.
         signed: whether codes were shifted by 2^(bits - 1) to be unsigned.
     """
 
@@ -106,7 +106,7 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is stored; shapes suffice, as `jax.eval_shape` gives them."""
+        """Bytes of everything stored; works on shapes from `jax.eval_shape` too."""
         return nbytes(self)
 
 
@@ -116,10 +116,10 @@ def nbytes(tree: Any) -> int:
 
 
 def stored(part: Shaped[Array, "..."], dtype: Any) -> Shaped[Array, "..."]:
-    """`part` in the storage `dtype`; what lies beyond its finite range becomes its largest number.
+    """`part` in the storage `dtype`; values beyond its finite range become its largest number.
 
-    A magnitude that rounds to zero is zero. NaN stays NaN, and infinity becomes it, so that what
-    was lost does not come back as a plausible number. What has one byte stays as it is.
+    A magnitude that rounds to zero is zero. NaN stays NaN and infinity becomes NaN, so that a lost
+    value does not come back as a plausible number. One-byte dtypes are unchanged.
     """
     if part.dtype.itemsize == 1:
         return part
@@ -129,5 +129,5 @@ def stored(part: Shaped[Array, "..."], dtype: Any) -> Shaped[Array, "..."]:
 
 
 def loaded(part: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
-    """What `stored` returned, in fp32, save for what has one byte."""
+    """The inverse of `stored`, in fp32; one-byte dtypes are unchanged."""
     return part if part.dtype.itemsize == 1 else part.astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Controls: quantizers that a good one must beat, or that show what a number means."""
+"""Controls: quantizers as baselines and references."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from isojax.quantizers.codes import Codes
 
 @pytree
 class NoQuantization(Quantizer):
-    """The reference: every number is its own code."""
+    """The reference: every element is its own code."""
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
         return Codes(y.astype(compute_dtype(y.dtype, "y")))
@@ -25,7 +25,7 @@ class NoQuantization(Quantizer):
 
 @pytree
 class Zero(Quantizer):
-    """The zero predictor: nothing is stored and every number becomes zero."""
+    """The zero predictor: nothing is stored and every element becomes zero."""
 
     def encode(self, y: Float[Array, "*batch d"]) -> Codes:  # noqa: D102
         return Codes(jnp.zeros(y.shape, jnp.int8), bits=0)
@@ -64,7 +64,7 @@ def gaussian_noise(
 
     Args:
         key: random key of the noise.
-        shape: shape of the arrays it will be added to, or what broadcasts against them.
+        shape: shape of the arrays it will be added to, or one that broadcasts against theirs.
         mse: variance of the noise, in squared units of the input.
     """
     return GaussianNoise(jnp.sqrt(mse) * jax.random.normal(key, shape))

@@ -1,6 +1,6 @@
 """Entropy-coded uniform quantization (ECSQ): one step, any integer, an ideal entropy coder.
 
-At high rate no scalar quantizer is better for its entropy (Gish and Pierce 1968).
+At high rate no scalar quantizer of equal entropy is better (Gish and Pierce 1968).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BISECTIONS = 32
 
 @pytree
 class ECSQ(Quantizer):
-    """Codes `round(y / step)`, unbounded; the step is the quantizer's own, not stored with them.
+    """Codes `round(y / step)`, unbounded; the step belongs to the quantizer, not to the codes.
 
     `bits` of the codes is None: their rate is their entropy, see `rate_bits`.
     """
@@ -57,21 +57,21 @@ def ecsq_for_rate(
     per: str = "tensor",
     bins: int = 4096,
 ) -> ECSQ:
-    """The ECSQ whose codes of `samples` have an entropy of `rate_bits` a number.
+    """The ECSQ whose codes of `samples` have an entropy of `rate_bits` per element.
 
-    One step is common to all numbers; it is found by 32 bisections between 4 max|samples| and
-    2^-26 of that. Traced: works under `jit`, and under `vmap` over samples or rates.
+    One step serves all elements; it is found by 32 bisections between 4 max|samples| and
+    2^-26 times that. Traced: works under `jit`, and under `vmap` over samples or rates.
 
     Args:
-        samples: what to fit the step to.
-        rate_bits: bits a number, above zero and well below log2(bins).
+        samples: vectors to fit the step to.
+        rate_bits: bits per element, above zero and well below log2(bins).
         per: which codes share one entropy code, as in `code_entropy_bits`: `tensor`, `token` or
             `channel`.
         bins: as in `code_entropy_bits`.
 
     Raises:
         ValueError: `per` is none of these, `bins` is below one, `rate_bits` is a Python number out
-            of its range, or `samples` are empty, or concrete and not finite: else the step is NaN.
+            of its range, or `samples` are empty, or not finite (where traced, the step is NaN).
     """
     check_rate(rate_bits, bins)
 

@@ -1,14 +1,14 @@
-"""Four-bit floats: E2M1 numbers times a scale that each block shares.
+"""Four-bit floats: E2M1 numbers times a scale per block.
 
-| format | block | scale | bits a number |
+| format | block | scale | bits per element |
 |---|---|---|---|
-| FP4 | by granularity | real | 4, and 16 a scale |
+| FP4 | by granularity | real | 4, and 16 per scale |
 | MXFP4 | 32 | E8M0, a power of two | 4.25 |
-| NVFP4 | 16 | E4M3, times one fp32 number for the tensor | 4.5, and 32 a tensor |
+| NVFP4 | 16 | E4M3, times one fp32 number for the tensor | 4.5, and 32 per tensor |
 
 E2M1 has a sign, two bits of exponent and one of mantissa: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their
-negatives (OCP Microscaling Formats v1.0, 5.3.3). Codes are these bits, and packed codes are two a
-byte, the first one in the low half.
+negatives (OCP Microscaling Formats v1.0, 5.3.3). Codes are these bits, and a byte holds two
+packed codes, the first one in the low half.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MIDDLES = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 
 
 class Float4(Quantizer):
-    """E2M1 numbers times a scale: to the nearest, ties to even, and what is beyond 6 to 6.
+    """E2M1 numbers times a scale: to the nearest, ties to even, saturated at 6.
 
     Attributes:
-        granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
+        granularity: which elements share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0.
     """
 
@@ -58,7 +58,7 @@ class Float4(Quantizer):
         """The scales of the split numbers `v` as stored, and of the tensor where it has one."""
 
     def _step(self, scale: Any, tensor_scale: Any) -> Array:
-        """What E2M1 numbers are multiplied by."""
+        """The factor of the E2M1 numbers."""
         return scale
 
     def _codes(self, y: Array, scale: Any, tensor_scale: Any) -> Codes:
@@ -78,7 +78,7 @@ class FP4(Float4):
 
     Attributes:
         clip: the share of max|v| that becomes 6.
-        granularity: which numbers share a scale.
+        granularity: which elements share a scale.
         group: group length for granularity `group`, else 0.
     """
 
@@ -109,8 +109,8 @@ class NVFP4(Float4):
     """E2M1 numbers in blocks of 16 times an E4M3 number, times a tensor scale; made by `nvfp4`.
 
     Attributes:
-        tensor_scale: what it is for all tensors; not stored with the codes. None to take each
-            tensor's own, which is.
+        tensor_scale: one for all tensors, not stored with the codes; or None to take it from each
+            tensor and store it with the codes.
     """
 
     tensor_scale: Float[Array, ""] | None
@@ -138,10 +138,10 @@ def fp4(
     """E2M1 numbers times the real scale s = clip * max|v| / 6.
 
     Args:
-        granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
+        granularity: which elements share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0; it must divide the last axis.
-        clip: the share of max|v| that becomes 6, above 0 and at most 1; traced. What is beyond
-            becomes 6 s.
+        clip: the share of max|v| that becomes 6, above 0 and at most 1; traced. Larger magnitudes
+            become 6 s.
 
     Raises:
         ValueError: an argument is none of the allowed values, or `clip` is a Python number out of
@@ -157,9 +157,9 @@ def mxfp4() -> MXFP4:
     """MXFP4 of the OCP Microscaling Formats v1.0: blocks of 32 along the last axis.
 
     A block has the scale 2^(floor(log2(max|v|)) - 2) (section 6.3), stored as E8M0. Its largest
-    number is thus 4 to 8 times the scale, and loses up to a quarter of itself beyond 6. A block
-    with an infinity or a NaN is NaN. The least scale is not 2^-127 but 2^-126, which devices that
-    flush subnormal numbers still tell from zero; zeros have that, too.
+    element is thus 4 to 8 times the scale, and above 6 it loses up to a quarter. A block with an
+    infinity or a NaN is NaN. The least scale is not 2^-127 but 2^-126, which devices that flush
+    subnormal numbers still tell from zero; blocks of zeros have it too.
 
     The last axis must be a multiple of 32, or encoding raises ValueError.
     """
@@ -174,9 +174,9 @@ def nvfp4(tensor_scale: float | Float[Array, ""] | None = None) -> NVFP4:
     scale 448.
 
     Args:
-        tensor_scale: t from calibration, traced, to be used for every tensor: what is above
-            6 * 448 t saturates, and t is not counted in the rate. None to take it from each tensor
-            (under `vmap`: of each) and store it with the codes in fp32.
+        tensor_scale: t from calibration, traced, used for every tensor: magnitudes above 6 * 448 t
+            saturate, and t is not counted in the rate. None to take it from each tensor (under
+            `vmap`: of each) and store it with the codes in fp32.
 
     The last axis must be a multiple of 16, or encoding raises ValueError.
 
@@ -188,7 +188,7 @@ def nvfp4(tensor_scale: float | Float[Array, ""] | None = None) -> NVFP4:
 
 
 def to_e2m1(v: Float[Array, "..."]) -> UInt8[Array, "..."]:
-    """The bits of the nearest E2M1 number, the one with an even mantissa of two as near.
+    """The bits of the nearest E2M1 number, ties to the even mantissa.
 
     NaN, which E2M1 lacks, becomes zero.
     """
@@ -199,7 +199,7 @@ def to_e2m1(v: Float[Array, "..."]) -> UInt8[Array, "..."]:
 
 
 def from_e2m1(code: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    """The E2M1 numbers of these bits, in fp32; they are convex in the code, in three lines."""
+    """The E2M1 numbers of these bits, in fp32; piecewise linear and convex in the code."""
     at = (code & 7).astype(jnp.float32)
     size = jnp.maximum(jnp.maximum(at / 2, at - 2), 2 * at - 8)
     return jnp.where(code > 7, -size, size)
@@ -208,8 +208,8 @@ def from_e2m1(code: UInt8[Array, "..."]) -> Float[Array, "..."]:
 def to_e8m0(v: Float[Array, "..."]) -> UInt8[Array, "..."]:
     """The E8M0 bits of the largest power of two up to `v`: the exponent of fp32, at least 2^-126.
 
-    For infinity and NaN, those of NaN. They stay uint8, since float8_e8m0fnu has no zero, so that
-    a blank array of it is NaN.
+    For infinity and NaN, the bits of NaN. They stay uint8, since float8_e8m0fnu has no zero: a
+    zero-initialised array of it is not zero.
     """
     v = jnp.maximum(v.astype(jnp.float32), jnp.finfo(jnp.float32).tiny)
     return (jax.lax.bitcast_convert_type(v, jnp.int32) >> 23 & 0xFF).astype(jnp.uint8)

@@ -25,7 +25,7 @@ KINDS = {"e4m3": jnp.float8_e4m3fn, "e5m2": jnp.float8_e5m2}
 class FP8(Quantizer):
     """Eight-bit floats times a real scale: to the nearest, ties to even; made by `fp8`.
 
-    Codes are the bits. What lies beyond the largest number, at scales of other data, becomes it.
+    Codes are the bits. Values beyond the largest number, at scales of other data, saturate.
 
     Attributes:
         kind: `e4m3` or `e5m2`.

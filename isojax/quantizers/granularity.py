@@ -1,11 +1,11 @@
-"""Granularity: which numbers of an array share one scale.
+"""Granularity: which elements of an array share one scale.
 
 | granularity | one scale for |
 |---|---|
-| `tensor` | all numbers |
+| `tensor` | all elements |
 | `token` | each vector along the last axis |
 | `channel` | each coordinate of the last axis |
-| `group` | each run of `group` consecutive numbers along the last axis |
+| `group` | each run of `group` consecutive elements along the last axis |
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NORMALIZE = ("none", "rms", "norm", "peak")
 
 
 def check_granularity(granularity: str, group: int) -> None:
-    """Raise `ValueError` unless the name is known and `group` is given just where it is used."""
+    """Raise `ValueError` unless the name is known, and `group` is nonzero only where it is used."""
     check_choice("granularity", granularity, GRANULARITIES)
     if granularity == "group":
         check_positive("group", group)
@@ -30,17 +30,17 @@ def check_granularity(granularity: str, group: int) -> None:
 
 
 def split(values: Array, granularity: str, group: int) -> Array:
-    """`values` as they broadcast against their scales: in groups `[..., d/g, g]`, or unchanged.
+    """`values` in a shape that broadcasts against scales: groups `[..., d/g, g]`, or unchanged.
 
     Raises:
-        ValueError: `group` does not divide the last axis, or there are no numbers to share a scale.
+        ValueError: `group` does not divide the last axis, or no elements share a scale.
     """
     if granularity == "group":
         dim = values.shape[-1]
         check_divides("group", group, "the last axis", dim)
         values = values.reshape(*values.shape[:-1], dim // group, group)
     if any(values.shape[a] == 0 for a in scale_axes(values.ndim, granularity)):
-        raise ValueError(f"y must have numbers that share a scale, got shape {values.shape}.")
+        raise ValueError(f"y must have elements that share a scale, got shape {values.shape}.")
     return values
 
 

@@ -1,7 +1,7 @@
-"""k-means of numbers on a line: exact means of cells, from a start without poor minima.
+"""k-means in one dimension: exact means of cells, from starts that avoid poor minima.
 
-In sorted numbers a cell is a run, whose mean two sums give; so an iteration of Lloyd's algorithm
-takes a bisection for each border, and no pass over the numbers.
+In sorted numbers a cell is a run, whose mean follows from two prefix sums. So an iteration of
+Lloyd's algorithm takes one bisection per border, and no pass over the numbers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def k_means(
 ) -> Float[Array, " k"]:
     """The `number` levels of least squared error for the numbers `x`, in increasing order.
 
-    The better of two starts, after `steps` of Lloyd's algorithm each. One is the merging of
-    neighbours that costs least (Ward 1963; for levels, Equitz 1989, "A new vector quantization
-    clustering algorithm"), which gives a far outlier or a mode of its own as many levels as it is
-    worth; the other has levels at equal shares of the cube root of the density. Where `x` has as
-    many different numbers, every level has some of them. Traced: under `jit`, and `vmap` over `x`.
+    The better of two starts, after `steps` of Lloyd's algorithm each. One merges the neighbours
+    that cost least (Ward 1963; for levels, Equitz 1989, "A new vector quantization clustering
+    algorithm"), which finds the levels that far outliers and separate modes need; the other has
+    levels at equal shares of the cube root of the density. Where `x` has at least `number` distinct
+    values, no cell is empty. Traced: works under `jit`, and under `vmap` over `x`.
 
     Args:
         x: at least one number, all finite, in fp32.
@@ -64,7 +64,7 @@ def k_means(
 
 
 def _sums(v: Array) -> Array:
-    """Sums of sorted numbers below each place, from the middle outwards: far ones spoil none."""
+    """Sums of the sorted numbers below each place, from the middle outwards for precision."""
     middle = v.size // 2
     low = -jnp.cumsum(v[:middle][::-1])[::-1]
     return jnp.concatenate([low, jnp.zeros(1, v.dtype), jnp.cumsum(v[middle:])])
@@ -75,7 +75,7 @@ def _with_ends(inner: Array, size: int) -> Array:
 
 
 def _cells(v: Array, total: Array, at: Array) -> tuple[Array, Array]:
-    """How many of the sorted `v` lie between neighbouring places `at`, and their mean."""
+    """The number of sorted `v` between neighbouring places `at`, and their mean."""
     count = jnp.diff(at).astype(v.dtype)
     mean = jnp.diff(total[at]) / jnp.maximum(count, 1)
     low, high = v[jnp.minimum(at[:-1], v.size - 1)], v[jnp.clip(at[1:] - 1, 0, v.size - 1)]
@@ -112,7 +112,7 @@ def _merge(count: Array, mean: Array, left: Array | int) -> Array:
     after, before = jnp.arange(1, size + 1), jnp.arange(-1, size - 1)
 
     def cost(a: Array, b: Array, m: Array, n: Array) -> Array:
-        """The root of what the squared error grows by, which cannot overflow."""
+        """The root of the increase in squared error, which cannot overflow."""
         return jnp.sqrt(m * n / jnp.maximum(m + n, 1)) * (b - a)
 
     def step(_: Any, state: Any) -> Any:
@@ -125,7 +125,7 @@ def _merge(count: Array, mean: Array, left: Array | int) -> Array:
         joined = mean[here] + (mean[other] - mean[here]) * share
         count, mean = count.at[here].set(both), mean.at[here].set(joined).at[other].set(jnp.inf)
         after, before = after.at[here].set(right), before.at[right].set(here, mode="drop")
-        # an index beyond the end reads what is not used, and writes nothing
+        # an index beyond the end reads an unused value, and writes nothing
         down = jnp.where(left < 0, jnp.inf, cost(mean[left], joined, count[left], both))
         up = cost(joined, mean[right], both, count[right])
         up = jnp.where(right < size, up, jnp.inf)

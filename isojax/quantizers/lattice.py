@@ -1,18 +1,18 @@
 """Lattices: four or eight neighbours rounded together, in cells rounder than cubes.
 
-At equal entropy and high rate the mean squared error goes with the normalized second moment G of
-a cell: 0.083333 for the integers (ECSQ), 0.076603 for D4 (0.37 dB less), 0.071682 for E8 (0.65 dB)
-and no less than 1 / (2 pi e), 1.53 dB, for any (Conway and Sloane, "Sphere Packings, Lattices and
-Groups", chapters 2, 4 and 20; Zamir and Feder 1996).
+At equal entropy and high rate the mean squared error is proportional to the normalized second
+moment G of a cell: 0.083333 for the integers (ECSQ), 0.076603 for D4 (0.37 dB less), 0.071682 for
+E8 (0.65 dB) and no less than 1 / (2 pi e), 1.53 dB, for any (Conway and Sloane, "Sphere Packings,
+Lattices and Groups", chapters 2, 4 and 20; Zamir and Feder 1996).
 
-| lattice | its points | shortest vectors |
+| lattice | points | shortest vectors |
 |---|---|---|
 | D4 | four integers, or four integers plus one half | 24, the units |
 | E8 | eight integers, or eight integers plus one half, with an even sum | 240, of length sqrt(2) |
 
-As quaternions, the points of D4 are the Hurwitz integers, closed under multiplication. In this form
-the lattice is the dual D4*; times 1 + i, which turns and scales it by sqrt(2), it is the form that
-is called D4, integers with an even sum.
+As quaternions, the points of D4 are the Hurwitz integers, closed under multiplication. This form is
+the dual lattice D4*; times 1 + i, a rotation and a scale of sqrt(2), it is the standard D4,
+integers with an even sum.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Lattice(Quantizer):
     """Nearest lattice point of each block of `size` neighbours; made by `d4` and `e8`.
 
     Codes are doubled coordinates: all even or all odd in a block, and for E8 with a sum that is a
-    multiple of four. The step is the quantizer's own, not stored with them. An unbounded lattice
-    has codes of any size (`bits` None), whose rate is `entropy_bits`: entropy taken code by code,
-    as `rate_bits` does, counts the coset in each of them.
+    multiple of four. The step belongs to the quantizer, not to the codes. An unbounded lattice has
+    codes of any size (`bits` None), whose rate is `entropy_bits`; the entropy of single codes, as
+    in `rate_bits`, counts the coset in each of them.
 
     A bounded one takes the integer part of a coordinate from [-2^(width - 1), 2^(width - 1)) and
-    packs into width + 1/4 (D4) or width (E8) bits a number: width bits each, one more for the
-    coset, and one less where the even sum tells the last bit.
+    packs into width + 1/4 (D4) or width (E8) bits per element: width bits each, one more per block
+    for the coset, and one less where the even sum implies the last bit.
 
     Attributes:
         step: edge of the cube that has the volume of a cell. At high rate, lattices and ECSQ of
@@ -63,7 +63,7 @@ class Lattice(Quantizer):
 
     @property
     def bits(self) -> float | None:
-        """Fixed-rate bits a code, or None if unbounded."""
+        """Bits per code at fixed rate, or None if unbounded."""
         return sum(self._widths()) / self.size if self.width else None
 
     @property
@@ -87,11 +87,11 @@ class Lattice(Quantizer):
         return codes.values.astype(self.step.dtype) * (self._spacing() / 2)
 
     def entropy_bits(self, codes: Codes, per: str = "tensor", bins: int = 4096) -> Float[Array, ""]:
-        """Entropy of the codes in bits a number, with the coset and the even sum counted once.
+        """Entropy of the codes in bits per element, with the coset and the even sum counted once.
 
-        The rate of a code that says the coset of a block, then each coordinate given the coset, and
-        for E8 the last given its parity too: H(v) - 3/4 H(v mod 2) for D4 and
-        H(v) - 3/4 H(v mod 2) - 1/8 H(v mod 4) for E8, where v are the doubled coordinates.
+        The rate of coding the coset of a block, then each coordinate given the coset, and for E8
+        the last coordinate given its parity too: H(v) - 3/4 H(v mod 2) for D4 and H(v) - 3/4 H(v
+        mod 2) - 1/8 H(v mod 4) for E8, where v are the doubled coordinates.
 
         Args:
             codes: of one array.
@@ -121,7 +121,8 @@ class Lattice(Quantizer):
     def _integers(self, v: Array) -> Array:
         """The nearest integers in bounds, for E8 those of an even sum.
 
-        If the nearest have an odd sum, the one for which it costs least goes to its next best.
+        If the nearest have an odd sum, the coordinate where it costs least takes its second
+        nearest.
         """
         high = 2 ** (self.width - 1) - 1 if self.width else math.inf
         low = -1 - high
@@ -165,7 +166,7 @@ def d4(step: float | Float[Array, ""], width: int = 0) -> Lattice:
 
     Args:
         step: edge of the cube that has the volume of a cell, in the units of the input.
-        width: 1 to 7 for a lattice bounded to width + 1/4 bits a number, 0 for an unbounded one.
+        width: 1 to 7 for a lattice bounded to width + 1/4 bits per element, 0 for unbounded.
 
     Raises:
         ValueError: `step` is a Python number that is not above zero and finite, or `width` none of
@@ -179,7 +180,7 @@ def e8(step: float | Float[Array, ""], width: int = 0) -> Lattice:
 
     Args:
         step: edge of the cube that has the volume of a cell, in the units of the input.
-        width: 1 to 7 for a lattice bounded to as many bits a number, 0 for an unbounded one.
+        width: 1 to 7 for a lattice bounded to that many bits per element, 0 for unbounded.
 
     Raises:
         ValueError: `step` is a Python number that is not above zero and finite, or `width` none of
@@ -196,12 +197,12 @@ def d4_for_rate(
 ) -> Lattice:
     """The D4 whose codes of `samples` have `entropy_bits` of `rate_bits`.
 
-    One step for all, found as by `ecsq_for_rate`. Traced: works under `jit`, and under `vmap` over
-    samples or rates.
+    One step for all elements, found as in `ecsq_for_rate`. Traced: works under `jit`, and under
+    `vmap` over samples or rates.
 
     Args:
-        samples: what to fit the step to.
-        rate_bits: bits a number, above zero and well below log2(bins) - 1.
+        samples: vectors to fit the step to.
+        rate_bits: bits per element, above zero and well below log2(bins) - 1.
         per: as in `entropy_bits`.
         bins: as in `entropy_bits`.
 

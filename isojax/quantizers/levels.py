@@ -1,7 +1,7 @@
-"""Levels by name: how a quantizer is made from samples and a number of bits.
+"""Levels by name: quantizers fitted to samples at a number of bits.
 
 `absmax`, `minmax:group:32`, `lloyd_max:fitted@unbiased`: a member and its arguments, then wrappers,
-joined by `@`. `package.module:name` is a function `(samples, bits) -> Quantizer` of your own.
+joined by `@`. `package.module:name` is your own function `(samples, bits) -> Quantizer`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GAINS = {"vector": "rms", "peak": "peak", "none": "none"}
 
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """A member of the levels and its wrappers; prints as it is written.
+    """A member of the levels and its wrappers; `str` returns its notation.
 
     Attributes:
         member: makes the quantizer.
@@ -51,7 +51,7 @@ class Levels:
 
     @classmethod
     def parse(cls, text: str) -> Levels:
-        """The levels that `text` writes.
+        """The levels written in `text`.
 
         Raises:
             ValueError: a part is no known member, or has other arguments than allowed.
@@ -69,7 +69,7 @@ class Levels:
 
     @property
     def exact(self) -> bool:
-        """Whether they leave vectors as they are."""
+        """Whether they leave vectors unchanged."""
         return self.member.member.facts.get("exact", False)
 
     def fit(self, samples: Samples, bits: int | float) -> Quantizer:
@@ -77,11 +77,11 @@ class Levels:
 
         Args:
             samples: to fit on.
-            bits: bits per element of codes; for entropy-coded levels their rate.
+            bits: bits per code; for entropy-coded levels, the rate in bits per element.
 
         Raises:
-            ValueError: the levels do not have so many bits, cannot be made for these samples, do
-                not return a quantizer, or return one whose codes have more bits than those.
+            ValueError: the levels do not exist at `bits`, cannot be fitted to these samples, do not
+                return a quantizer, or return one whose codes have more bits.
         """
         allowed = self.member.member.facts.get("bits")
         if allowed:
@@ -91,12 +91,12 @@ class Levels:
             made = wrapper(made)
         if not isinstance(made, Quantizer):
             raise ValueError(f"levels {self} must return a Quantizer, got {type(made).__name__}.")
-        if allowed is None and not isinstance(bits, Tracer):  # of one's own, or entropy-coded
+        if allowed is None and not isinstance(bits, Tracer):  # the user's own, or entropy-coded
             x = jax.ShapeDtypeStruct((1, samples.dim), jnp.float32)
             found = jax.eval_shape(made.encode, x).bits
             if found is not None and found > bits:
                 raise ValueError(
-                    f"levels {self} must have at most the bits={bits} that are asked for, got "
+                    f"levels {self} must have at most the requested bits={bits}, got "
                     f"codes of {found} bits."
                 )
         return made
@@ -106,10 +106,10 @@ jax.tree_util.register_dataclass(Levels, ["member", "wrappers"], [])
 
 
 def group_of(granularity: str, group: int, dim: int) -> int:
-    """Numbers that share a scale: of `group`, as many as also divide `dim`; 0 without groups.
+    """Elements that share a scale: the largest divisor of both `group` and `dim`; 0 without groups.
 
     Raises:
-        ValueError: the granularity is by groups and no length is given.
+        ValueError: the granularity is `group` and no length is set.
     """
     if granularity != "group":
         return 0
@@ -155,10 +155,10 @@ def _lloyd_max(
 
     Args:
         samples: vectors, for fitted codebooks.
-        bits: per element of codes; their mean, where they differ.
+        bits: per code; the mean, where codes differ.
         codebook: `sphere` and `gaussian` are fixed; `fitted` on all elements together,
             `fitted_channel` on each channel.
-        allocation: bits of a channel: `even`, or `greedy`, for `fitted_channel`: 0 to 8, each bit
+        allocation: bits per channel: `even`, or `greedy`, for `fitted_channel`: 0 to 8, each bit
             where it lowers the error most, at the same mean.
         gain: what fitted levels are relative to: the root mean square of the `vector`, its largest
             magnitude, `peak`, or `none`.

@@ -1,8 +1,8 @@
 """Lloyd-Max codebooks of densities: the levels with the least mean squared error.
 
 Each level is the mean of its cell and each cell border the middle of two levels (Lloyd 1957/1982,
-Max 1960). Both conditions are met in turn, from levels spaced by the cube root of the density,
-which is the best spacing at high rate (Panter and Dite 1951).
+Max 1960). The iteration alternates between both conditions, from levels spaced by the cube root of
+the density, which is the best spacing at high rate (Panter and Dite 1951).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def lloyd_max_gaussian(
 
     Args:
         bits: 1 to 8.
-        dim: 1 for unit variance, as `normalize` "rms" gives; the length of the vectors for "norm".
-        normalize: what numbers are divided by, see `nearest_level`.
-        granularity: which numbers share a scale.
+        dim: 1 for unit variance, as with `normalize` "rms"; the length of the vectors for "norm".
+        normalize: divisor of the elements, see `nearest_level`.
+        granularity: which elements share a scale.
         group: group length for granularity `group`, else 0.
 
     Raises:
@@ -53,8 +53,8 @@ def lloyd_max_sphere(
     Args:
         bits: 1 to 8.
         dim: dimension of the sphere's space, at least 2: the length of the rotated block.
-        normalize: what numbers are divided by, see `nearest_level`; `norm` gives unit vectors.
-        granularity: which numbers share a scale.
+        normalize: divisor of the elements, see `nearest_level`; `norm` gives unit vectors.
+        granularity: which elements share a scale.
         group: group length for granularity `group`, else 0.
 
     Raises:
@@ -69,7 +69,7 @@ def lloyd_max_sphere(
 
 
 def _whole(dim: int, granularity: str) -> int:
-    """Length of the vectors that levels for `dim` numbers of one scale are for, 0 for any."""
+    """Length of the vectors for levels of `dim` elements per scale, 0 for any."""
     return dim if granularity == "token" and dim > 1 else 0
 
 

@@ -1,4 +1,4 @@
-"""Lloyd-Max codebooks of samples: pooled, or of each component apart, see `kmeans`."""
+"""Lloyd-Max codebooks of samples: pooled, or one per component; see `kmeans`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def lloyd_max_samples(
 ) -> Codebook:
     """The Lloyd-Max codebook of `samples`, by `steps` of Lloyd's algorithm (k-means in 1-D).
 
-    From the start of `k_means`, which serves massive outliers and modes far apart. Traced: works
-    under `jit`, and under `vmap` over samples.
+    From the starts of `k_means`, which suit massive outliers and distant modes. Traced: works under
+    `jit`, and under `vmap` over samples.
 
     Args:
         samples: an array like those to be quantized, pooled after dividing by the scales. Where
@@ -40,12 +40,12 @@ def lloyd_max_samples(
         levels: number of levels, 2 to 256, in place of 2^bits; an odd number leaves one at zero
             for symmetric samples.
         steps: Lloyd iterations.
-        normalize: what numbers are divided by, see `nearest_level`.
-        granularity: which numbers share a scale.
+        normalize: divisor of the elements, see `nearest_level`.
+        granularity: which elements share a scale.
         group: group length for granularity `group`, else 0.
 
     Raises:
-        ValueError: an argument is none of the allowed values, or the samples are none or not
+        ValueError: an argument is none of the allowed values, or the samples are empty or not
             finite.
     """
     bits = check_choice("bits", bits, range(1, 9))
@@ -68,23 +68,23 @@ def lloyd_max_channels(
     granularity: str = "token",
     group: int = 0,
 ) -> Codebook:
-    """The Lloyd-Max codebook of each component of `samples` apart, as by `lloyd_max_samples`.
+    """One Lloyd-Max codebook per component of `samples`, fitted as by `lloyd_max_samples`.
 
     Args:
         samples: vectors like those to be quantized, divided by their scales first.
         bits: 1 to 8; or for each component 0 to 8, integers [d], which may be traced.
         total_bytes: for bits that differ, see `mixed_codebook`.
-        most_bits: for bits that differ, the most there can be: a row has 2^most_bits levels.
+        most_bits: for bits that differ, their maximum: a row has 2^most_bits levels.
         steps: Lloyd iterations.
-        normalize: what numbers are divided by, see `nearest_level`.
-        granularity: which numbers share a scale.
+        normalize: divisor of the elements, see `nearest_level`.
+        granularity: which elements share a scale.
         group: group length for granularity `group`, else 0.
 
     Returns:
-        A `Codebook` for one number of bits, a `MixedCodebook` for many.
+        A `Codebook` for one number of bits, a `MixedCodebook` for several.
 
     Raises:
-        ValueError: an argument is none of the allowed values, or the samples are none or not
+        ValueError: an argument is none of the allowed values, or the samples are empty or not
             finite.
     """
     check_positive("steps", steps)

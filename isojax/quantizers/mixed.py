@@ -21,11 +21,11 @@ from isojax.quantizers.packing import MOST_BITS, pack_mixed, unpack_mixed
 class MixedCodebook(Codebook):
     """A codebook [d, n] of which row i has 2^widths[i] levels; made by `mixed_codebook`.
 
-    A component of 0 bits is stored by nothing and decodes to its single level.
+    A component of 0 bits takes no storage and decodes to its single level.
 
     Attributes:
-        widths: bits of each component, data, so that layers and heads may differ under `vmap`.
-        total_bytes: what the codes of one vector take.
+        widths: bits of each component; a leaf, so that layers and heads may differ under `vmap`.
+        total_bytes: bytes of the codes of one vector.
     """
 
     widths: Integer[Array, "*batch d"]
@@ -33,7 +33,7 @@ class MixedCodebook(Codebook):
 
     @property
     def bits(self) -> float:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Mean bits a code, as stored."""
+        """Mean bits per code, as stored."""
         return 8 * self.total_bytes / self.widths.shape[-1]
 
     def pack_values(self, codes: Codes) -> UInt8[Array, "*batch n"]:  # noqa: D102
@@ -55,13 +55,13 @@ def mixed_codebook(
     """The codebook that keeps the 2^bits[i] lowest of row i of `levels`, which it sorts.
 
     Args:
-        levels: 2 to 256 numbers a component; a row may end in +inf.
+        levels: 2 to 256 per component; a row may end in +inf.
         bits: 0 to 8 for each component, with 2^bits at most n; integers [d], which may be traced.
-        total_bytes: what the codes of one vector take: at least sum(bits) / 8, which is the default
+        total_bytes: bytes of the codes of one vector: at least sum(bits) / 8, which is the default
             for bits that are not traced. For traced bits nothing can be checked: codes whose bits
             do not fit are lost, and decode to the lowest levels that remain possible.
-        normalize: what numbers are divided by, see `nearest_level`.
-        granularity: which numbers share a scale.
+        normalize: divisor of the elements, see `nearest_level`.
+        granularity: which elements share a scale.
         group: group length for granularity `group`, else 0.
 
     Raises:
@@ -71,7 +71,7 @@ def mixed_codebook(
     dim, number = levels.shape[-2:] if levels.ndim == 2 else (0, 0)
     if np.shape(bits) != (dim,):
         raise ValueError(
-            f"bits must be one number a row of levels, got shapes {np.shape(bits)} and "
+            f"bits must be one number per row of levels, got shapes {np.shape(bits)} and "
             f"{levels.shape}."
         )
     total_bytes = check_total_bytes(bits, total_bytes, most=(number - 1).bit_length())
@@ -87,7 +87,8 @@ def check_total_bytes(bits: Any, total_bytes: int | None, most: int = MOST_BITS)
     """`total_bytes`, or the bytes of `bits` where it is None.
 
     Raises:
-        ValueError: it is None for traced bits or too small, or a number of bits is not 0 to `most`.
+        ValueError: it is None for traced bits or too small, or an element of `bits` is not 0 to
+            `most`.
     """
     if not jnp.issubdtype(jnp.asarray(bits).dtype, jnp.integer):
         raise ValueError(f"bits must be integers, got dtype {jnp.asarray(bits).dtype}.")

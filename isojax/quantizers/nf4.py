@@ -20,7 +20,7 @@ def nf4(granularity: str = "token", group: int = 0) -> Codebook:
     """NF4, four-bit NormalFloat: 16 levels for Gaussian numbers over their largest magnitude.
 
     Args:
-        granularity: which numbers share a scale, see `isojax.quantizers.granularity`; QLoRA has
+        granularity: which elements share a scale, see `isojax.quantizers.granularity`; QLoRA has
             groups of 64.
         group: group length for granularity `group`, else 0.
 

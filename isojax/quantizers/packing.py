@@ -1,10 +1,9 @@
 """Packing: codes of any number of bits in bytes, without gaps.
 
-A code is split into fields of 4, 2 and 1 bits (of 8 for codes of 8), lowest bits first, as its
-number of bits is a sum of these: 3 bits are a field of 2 and one of 1. The fields of all codes of a
-vector follow each other, first all of the first kind. So 3-bit codes take 3 bits, and no field
-crosses a byte: what reads them takes one byte and one shift. Bit k of the stream is bit k % 8 of
-byte k // 8.
+A code is split into fields of 4, 2 and 1 bits (of 8 for codes of 8), lowest bits first, that sum to
+its number of bits: 3 bits are a field of 2 and one of 1. The bytes of a vector hold the first field
+of all codes, then the second, and so on. So 3-bit codes take 3 bits, and no field crosses a byte:
+reading one takes one byte and one shift. Bit k of the stream is bit k % 8 of byte k // 8.
 """
 
 from __future__ import annotations
@@ -64,10 +63,10 @@ def pack_bits(values: UInt8[Array, "*batch d"], bits: int) -> UInt8[Array, "*bat
 
 
 def unpack_bits(packed: UInt8[Array, "*batch n"], bits: int, dim: int) -> UInt8[Array, "*batch d"]:
-    """The `dim` codes of `bits` bits that `pack_bits` made `packed` from.
+    """The inverse of `pack_bits`: `dim` codes of `bits` bits.
 
     Raises:
-        ValueError: `bits` is not 0 to 8, or `packed` has not the length of so many codes.
+        ValueError: `bits` is not 0 to 8, or `packed` does not have the length of `dim` codes.
     """
     check_choice("bits", bits, range(MOST_BITS + 1))
     check_last_axis("packed", packed, packed_bytes(dim, bits))
@@ -108,12 +107,12 @@ def unpack_columns(packed: UInt8[Array, "n s"], bits: int, dim: int) -> UInt8[Ar
 def pack_mixed(
     values: UInt8[Array, "*batch d"], bits: Integer[Array, "d"], total_bytes: int
 ) -> UInt8[Array, "*batch n"]:
-    """The bytes of codes of which code i has `bits[i]` bits, which are data.
+    """The bytes of codes, where code i has `bits[i]` bits, an array that may be traced.
 
     Args:
         values: codes below 2^bits, component by component; not checked.
         bits: 0 to 8, summing to at most 8 * total_bytes. Codes whose bits lie beyond that are
-            lost, in silence, since traced numbers cannot be checked.
+            lost without an error, since traced values cannot be checked.
         total_bytes: length of the result.
     """
     byte, shift = _places(bits)
@@ -126,7 +125,7 @@ def pack_mixed(
 def unpack_mixed(
     packed: UInt8[Array, "*batch n"], bits: Integer[Array, "d"]
 ) -> UInt8[Array, "*batch d"]:
-    """The codes that `pack_mixed` made `packed` from; lost bits are read as zero."""
+    """The inverse of `pack_mixed`; lost bits are read as zero."""
     byte, shift = _places(bits)
     pads = [(0, 0)] * (packed.ndim - 1) + [(0, 1)]
     padded = jnp.pad(packed, pads).astype(jnp.uint16)
@@ -144,6 +143,6 @@ def _places(bits: Array) -> tuple[Array, Array]:
 
 
 def _padded(x: Array, before: int, length: int) -> Array:
-    """`x` after so many zeros, with as many behind it, or cropped, as make up `length`."""
+    """`x` after `before` zeros, padded with zeros or cropped to `length`."""
     pads = [(0, 0)] * (x.ndim - 1) + [(before, max(length - before - x.shape[-1], 0))]
     return jnp.pad(x, pads)[..., :length]

@@ -20,21 +20,21 @@ def rate_bits(
     scale_bits: int = 16,
     offset_bits: int = 16,
 ) -> Float[Array, ""]:
-    """Bits a number: the codes, plus their scales and offsets shared out over the numbers.
+    """Bits per element: the codes, plus their scales and offsets divided among the elements.
 
     Args:
         codes: of one array (under `vmap`: of each).
-        coding: `fixed` counts the packed codes, in whole bytes a vector, `entropy` their empirical
+        coding: `fixed` counts packed codes, in whole bytes per vector, `entropy` their empirical
             entropy.
         per: which codes share one entropy code, as in `code_entropy_bits`.
         bins: as in `code_entropy_bits`.
-        scale_bits: bits a stored scale, and a number kept apart (beside its index); 8 for scales
-            of one byte. A tensor scale has 32.
-        offset_bits: bits a stored offset or zero point.
+        scale_bits: bits per stored scale, and per outlier (without its index); 8 for scales of
+            one byte. A tensor scale has 32.
+        offset_bits: bits per stored offset or zero point.
 
     Raises:
-        ValueError: `coding` is unknown, `fixed` for codes without a fixed number of bits, or
-            `entropy` for codes that are not integers.
+        ValueError: `coding` is unknown, `fixed` is used for codes without a fixed number of bits,
+            or `entropy` for codes that are not integers.
     """
     check_choice("coding", coding, ("fixed", "entropy"))
     if coding == "entropy":

@@ -1,4 +1,4 @@
-"""Dense and sparse: a share of the numbers kept as they are, the rest quantized without them."""
+"""Dense and sparse: a share of the elements is kept exact, the rest quantized without them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sparse(Quantizer):
 
     Attributes:
         inner: quantizes the rest.
-        share: of the numbers that share a scale, those to keep.
+        share: of the elements that share a scale, those to keep exact.
     """
 
     inner: Uniform | Codebook
@@ -43,7 +43,7 @@ class Sparse(Quantizer):
         return self.encode_like(y, self.inner.encode(self._unrows(rest, y.shape)))
 
     def encode_like(self, y: Float[Array, "*batch d"], codes: Codes) -> Codes:
-        """Codes of `y` at the scale of `codes`; what has the largest error there is kept."""
+        """Codes of `y` at the scale of `codes`; elements with the largest error are kept exact."""
         y = y.astype(compute_dtype(y.dtype, "y"))
         dense = self.inner.encode_like(y, codes)
         rows = self._rows(y)
@@ -66,7 +66,7 @@ class Sparse(Quantizer):
         return self.inner.unpack(packed)
 
     def _rows(self, y: Array) -> Array:
-        """`y` with the numbers that share a scale along the last axis."""
+        """`y` with the elements that share a scale along the last axis."""
         if self.inner.granularity == "tensor":
             return y.reshape(1, -1)
         if self.inner.granularity == "channel":
@@ -77,7 +77,7 @@ class Sparse(Quantizer):
         return (rows.T if self.inner.granularity == "channel" else rows).reshape(shape)
 
     def _largest(self, size: Array) -> Array:
-        """The places of the numbers to keep in each row, in unsigned integers that just fit."""
+        """The indices of the elements to keep in each row, in the smallest unsigned dtype."""
         length = size.shape[-1]
         index = jax.lax.top_k(size, math.ceil(self.share * length))[1]
         fits = [t for t in (jnp.uint8, jnp.uint16) if length <= 1 + jnp.iinfo(t).max]
@@ -85,20 +85,19 @@ class Sparse(Quantizer):
 
 
 def sparse(quantizer: Uniform | Codebook, share: float) -> Sparse:
-    """`quantizer` with the largest outliers stored apart (KVQuant, Hooper et al. 2024).
+    """`quantizer` with the largest outliers stored separately (KVQuant, Hooper et al. 2024).
 
-    Of n numbers that share a scale, k = ceil(share * n) are kept. The k that lie farthest from
-    their median are left out when the scale is taken (they count as the median); at that scale,
-    the k with the largest error are then stored as numbers, 16 bits and an index (8 bits for n up
-    to 256) each.
+    Of n elements that share a scale, k = ceil(share * n) are kept exact. The k farthest from the
+    median do not affect the scale (they count as the median). At that scale, the k with the largest
+    error are stored as 16 bits and an index (8 bits for n up to 256) each.
 
     Args:
         quantizer: made by `absmax`, `minmax`, `nearest_level`, `lloyd_max_*` or `mixed_codebook`;
-            its granularity says which numbers share a scale.
-        share: of the numbers to keep, above 0 and below 1, such as 0.01.
+            its granularity says which elements share a scale.
+        share: of the elements to keep exact, above 0 and below 1, such as 0.01.
 
     Raises:
-        ValueError: an argument is none of these.
+        ValueError: an argument is not allowed.
     """
     if not isinstance(quantizer, Uniform | Codebook):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Scales for readers that take inner products: what is decoded is as long, along y, as y."""
+"""Scales for inner products: the projection of the decoded vector on y is as long as y."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ class Unbiased(Wrapped):
 
 
 def unbiased(quantizer: Quantizer) -> Unbiased:
-    """`quantizer` with each scale multiplied by |y|^2 / <y, y_hat>, over the numbers that share it.
+    """`quantizer` with each scale times |y|^2 / <y, y_hat>, over the elements that share it.
 
-    Levels of least squared error lie inside their cells: y_hat is shorter than y, by the share
-    that its error has of the energy (12% at 2 bits). A sum of many such vectors is as much too
-    short, while the rest of their errors averages out; so what reads them in sums, as attention
-    reads values, or in inner products, as queries read keys, does better with a larger squared
-    error and no shrinkage. The estimator is RaBitQ's (Gao and Long 2024, arXiv 2405.12497);
-    no further byte is stored.
+    Levels of least squared error are the means of their cells, so y_hat is shorter than y, by the
+    ratio of its error to the energy (12% at 2 bits). A sum of many such vectors is too short by the
+    same ratio, while the rest of their errors averages out. So sums of vectors (attention over
+    values) and inner products (queries with keys) are more accurate with a larger squared error and
+    no shrinkage. The estimator is RaBitQ's (Gao and Long 2024, arXiv 2405.12497); no further byte
+    is stored.
 
     Args:
         quantizer: made by `nearest_level`, `lloyd_max_*` or `mixed_codebook`, with scales.
 
     Raises:
-        ValueError: it is none of these, or its codes have no scale to change.
+        ValueError: it is none of these, or its codes have no scale.
     """
     if not isinstance(quantizer, Codebook) or quantizer.normalize == "none":
         got = getattr(quantizer, "normalize", type(quantizer).__name__)

@@ -35,12 +35,12 @@ class Uniform(Quantizer):
     """Evenly spaced levels over a range taken from the data; made by `absmax` and `minmax`.
 
     Attributes:
-        clip: how much of the range to keep; its meaning depends on `range_rule`.
+        clip: the part of the range to keep; its meaning depends on `range_rule`.
         bits: 2 to 8.
-        granularity: which numbers share a range, see `isojax.quantizers.granularity`.
+        granularity: which elements share a range, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0.
-        grid: where the levels lie, see `absmax` and `minmax`.
-        range_rule: how the range is found, see `absmax`.
+        grid: positions of the levels, see `absmax` and `minmax`.
+        range_rule: rule for the range, see `absmax`.
         steps: clip ratios tried by the range rule `mse`.
     """
 
@@ -71,7 +71,7 @@ class Uniform(Quantizer):
         return Codes(values.astype(dtype), scale, offset, self.bits)
 
     def _range(self, v: Array) -> tuple[Array, Array]:
-        """The lowest and the highest number to represent, for each scale."""
+        """The lowest and the highest value to represent, for each scale."""
         axes, clip = scale_axes(v.ndim, self.granularity), self.clip.astype(v.dtype)
         symmetric = self.grid in SYMMETRIC
         if self.range_rule == "percentile":
@@ -94,8 +94,8 @@ class Uniform(Quantizer):
     def _best_ratio(self, v: Array, axes: tuple[int, ...], low: Array, high: Array) -> Array:
         """The clip ratio with the least squared error for each scale, from a geometric grid.
 
-        Smaller ratios cut off more: the search ends where that alone is more than the least error,
-        for all scales.
+        Smaller ratios clip more: the search ends where the clipping error exceeds the least error
+        so far, for all scales.
         """
         v, low, high = jax.lax.stop_gradient((v, low, high))
         ratios = jnp.geomspace(1, LOWEST_RATIO, self.steps, dtype=v.dtype)
@@ -137,7 +137,7 @@ class Uniform(Quantizer):
         return jnp.clip(jnp.round(divide(v - offset, scale)), 0, 2**self.bits - 1)
 
     def _place(self, values: Array, scale: Any, offset: Any) -> Array:
-        """The levels that codes stand for."""
+        """The levels of codes."""
         values = values.astype(scale.dtype)
         if self.grid == "affine":
             return (values * (scale / 2) + offset / 2) * 2
@@ -177,12 +177,12 @@ def absmax(
 
     Args:
         bits: 2 to 8.
-        granularity: which numbers share a scale, see `isojax.quantizers.granularity`.
+        granularity: which elements share a scale, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0; it must divide the last axis.
         levels: `restricted`, `balanced` or `full`.
         range_rule: `max`, `percentile`, `std` or `mse`.
         clip: traced parameter of the range rule: above 0, and at most 1 for `max` (default 1.0) and
-            `percentile` (default 0.999); for `std` (default 4.0) as large as you like.
+            `percentile` (default 0.999); any value for `std` (default 4.0).
         steps: ratios tried by `mse`, in geometric progression.
 
     Raises:
@@ -209,7 +209,7 @@ def minmax(
 
     | levels | v_hat | zero |
     |---|---|---|
-    | `zero_point` | s * (code - z), z = round(-low / s) | a level; the range takes it in |
+    | `zero_point` | s * (code - z), z = round(-low / s) | a level; the range includes it |
     | `affine` | s * code + low | need not be a level (KIVI, Liu et al. 2024) |
 
     The range [low, high] is found as in `absmax`: `max` keeps `clip` of [min v, max v] about its
@@ -218,7 +218,7 @@ def minmax(
 
     Args:
         bits: 2 to 8.
-        granularity: which numbers share a range, see `isojax.quantizers.granularity`.
+        granularity: which elements share a range, see `isojax.quantizers.granularity`.
         group: group length for granularity `group`, else 0; it must divide the last axis.
         levels: `zero_point` or `affine`.
         range_rule: `max`, `percentile`, `std` or `mse`.

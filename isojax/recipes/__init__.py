@@ -1,11 +1,11 @@
-"""Recipes: how to make a codec from samples, as plain data.
+"""Recipes: codecs to be fitted to samples, as plain data.
 
     recipe = Recipe.parse("centre@aligned:0.5@hadamard/lloyd_max:fitted")
     codec = recipe.fit(key, Samples(x, metric), bits=3)
 
 Coordinates (see `isojax.transforms.coordinates`), a slash, and levels (see
-`isojax.quantizers.levels`); `centre` in front subtracts the mean. Importing this package makes all
-members known.
+`isojax.quantizers.levels`); `centre` in front subtracts the mean. Importing this package registers
+all members.
 """
 
 from isojax import learn

@@ -23,11 +23,11 @@ NONE = Levels.parse("none")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to make a codec from samples; prints as it is written, `Recipe.parse(str(r)) == r`.
+    """A codec to be fitted to samples; `str` returns its notation, `Recipe.parse(str(r)) == r`.
 
     Attributes:
         coordinates: the transform.
-        levels: the quantizer of what the transform returns.
+        levels: the quantizer of the transformed vectors.
         centre: whether the mean of the samples is subtracted first.
     """
 
@@ -37,7 +37,7 @@ class Recipe:
 
     @classmethod
     def parse(cls, text: str) -> Recipe:
-        """The recipe that `text` writes: COORDINATES/LEVELS, or one of them alone.
+        """The recipe written in `text`: COORDINATES/LEVELS, or only one of them.
 
         Raises:
             ValueError: a part is no known member, or has other arguments than allowed.
@@ -90,12 +90,12 @@ class Recipe:
         """The codec for vectors like those of `samples`; over heads and layers by `vmap`.
 
         Args:
-            key: draws what is random.
+            key: of the random stages.
             samples: to fit on.
-            bits: bits per element of codes, scales not counted.
+            bits: bits per code, scales not counted.
 
         Raises:
-            ValueError: a part cannot be made for these samples or this number of bits.
+            ValueError: a part cannot be fitted to these samples or to this number of bits.
         """
         offset = None
         if self.centre:

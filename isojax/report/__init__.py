@@ -1,4 +1,4 @@
-"""Rows in, tables and figures out: every number an experiment shows is a `Row` in a file."""
+"""Rows, and tables and figures made from them: every reported number is a `Row` in a file."""
 
 from isojax.report.figure import (
     color_of,

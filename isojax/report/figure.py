@@ -26,17 +26,17 @@ Spread = Callable[[Stat], tuple[float, float]]
 
 
 def span(found: Stat) -> tuple[float, float]:
-    """From the lowest to the highest."""
+    """The lowest and the highest value."""
     return found.low, found.high
 
 
 def errors(found: Stat) -> tuple[float, float]:
-    """A standard error below and above the mean."""
+    """One standard error below and above the mean."""
     return found.mean - found.sem, found.mean + found.sem
 
 
 def deviations(found: Stat) -> tuple[float, float]:
-    """A standard deviation below and above the mean."""
+    """One standard deviation below and above the mean."""
     return found.mean - found.sd, found.mean + found.sd
 
 
@@ -54,7 +54,7 @@ def new_figure(rows: int, columns: int, title: str) -> tuple[Any, Any]:
 
 
 def color_of(axes: Any, label: str) -> str:
-    """The colour of a label in all of the figure; no two have the same until all are taken."""
+    """The colour of a label in the whole figure; labels share one only when all are taken."""
     drawn = {line.get_label(): line.get_color() for a in axes.figure.axes for line in a.lines}
     free = [color for color in MORE_COLORS if color not in drawn.values()]
     own = drawn.get(label) or COLORS.get(label)
@@ -76,9 +76,9 @@ def draw_curve(
         axes: matplotlib axes.
         x: places of the means.
         found: the statistics.
-        label: name in the legend, which has one colour in all of the figure.
+        label: name in the legend, with one colour in the whole figure.
         spread: ends of a bar.
-        style: of the line, as matplotlib has it; bars come with markers alone.
+        style: line style of matplotlib; bars are drawn only with markers.
     """
     color, ends = color_of(axes, label), [spread(s) for s in found]
     axes.plot(x, [s.mean for s in found], style, ms=3.5, lw=1.4, color=color, label=label)
@@ -88,7 +88,7 @@ def draw_curve(
 
 
 def draw_ranked(axes: Any, found: Mapping[str, Stat], spread: Spread = span) -> None:
-    """A line for each name with its mean and spread, the least on top: for one place on an axis."""
+    """One line per name with its mean and spread, the least on top."""
     names = sorted(found, key=lambda name: found[name].mean)
     for place, name in enumerate(names):
         color, (low, high) = color_of(axes, name), spread(found[name])
@@ -111,16 +111,16 @@ def draw_lines(
     spread: Spread = span,
     label: str | None = None,
 ) -> None:
-    """One line for each value of `hue`: the mean of its rows, with bars and a band for the spread.
+    """One line per value of `hue`: the mean of its rows, with bars and a band for the spread.
 
-    Where there is one place on the horizontal axis, values go there and names on the vertical one.
+    Where `x` has only one value, `draw_ranked` is used: names on the vertical axis.
 
     Args:
         axes: matplotlib axes.
         rows: the rows; those of `metric` are drawn.
         metric: goes on the vertical axis.
         x: configuration name on the horizontal axis, or a function of the row.
-        hue: configuration name that tells the lines apart.
+        hue: configuration name that distinguishes the lines.
         order: values of `x` from left to right; sorted numbers where None.
         labels: hue value -> name in the legend.
         log: logarithmic axis of values, with a zero where a value is zero.
@@ -165,7 +165,7 @@ def draw_lines(
 
 
 def save_figure(figure: Any, path: str | Path) -> None:
-    """Write the figure as PNG, 150 dots an inch; one legend beside all axes if none has its own."""
+    """Write the figure as PNG, 150 dots per inch; one legend for all axes if none has its own."""
     if not (figure.legends or any(axes.get_legend() for axes in figure.axes)):
         marks: dict[str, Any] = {}
         for axes in figure.axes:

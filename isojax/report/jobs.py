@@ -1,4 +1,4 @@
-"""Jobs: what a study will record is declared first, with units, and computed where it is missing.
+"""Jobs: a study declares the rows it will record, with units; missing ones are computed.
 
     units = {"nll": "nats per token"}
 
@@ -9,7 +9,7 @@
     windows = [Entry({"model": "tiny", "window": i}, None, units) for i in range(8)]
     fill(study, [Job("windows of tiny", windows, score)])
 
-`Job.one` is the short form for one configuration, `Job.sweep` that for a sweep.
+`Job.one` is the short form for one configuration, `Job.sweep` for a sweep.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Job:
 
     Attributes:
         title: shown while it runs, and named in errors.
-        entries: what it records.
-        measure: takes the entries that lack a row and gives the values of each, in their order:
-            metric -> number. What it yields is recorded at once.
+        entries: the rows it records.
+        measure: takes the entries that lack a row and yields the values of each, in their order:
+            metric -> number. Yielded values are recorded at once.
     """
 
     title: str
@@ -88,11 +88,11 @@ class Job:
 
         Args:
             title: of the job.
-            config: configuration of the rows, given a point of the grids.
-            units: metric -> unit, of what `trial` returns.
-            key: see `sweep`, as all below.
+            config: maps a point of the grids to the configuration of its rows.
+            units: metric -> unit, of the metrics of `trial`.
+            key: see `sweep`, as for all below.
             trial: the function to sweep.
-            seeds: how many; None for a trial that uses no randomness and rows without a seed.
+            seeds: their number; None for a trial without randomness and rows without a seed.
             static: grid.
             traced: grid.
             inner: grid.
@@ -123,19 +123,19 @@ class Job:
 
 
 def fill(study: Study, jobs: Iterable[Job], *, progress: bool = True) -> None:
-    """Run the jobs whose rows are not all in the record, and append those that are missing.
+    """Run the jobs with rows missing from the record, and append these rows.
 
-    A run that is killed and started again ends with the rows of an undisturbed one.
+    A run that is killed and started again ends with the same rows as an uninterrupted one.
 
     Args:
-        study: where the rows go.
+        study: receives the rows.
         jobs: run one after the other; a later one may read the rows of those before it.
         progress: show a bar.
 
     Raises:
-        ValueError: rows of a job are there by code of the user's that has changed since (nothing is
-            computed then); or a job gives other metrics than it declared, or another number of
-            dicts than there are entries; names the job and the difference.
+        ValueError: rows of a job exist from user code that has changed since (nothing is computed
+            then); or a job yields other metrics than it declared, or another number of dicts than
+            there are entries; names the job and the difference.
     """
     sources = []
     for job in (jobs := list(jobs)):
@@ -156,7 +156,7 @@ def fill(study: Study, jobs: Iterable[Job], *, progress: bool = True) -> None:
 
 
 def _members(entry: Entry) -> list[str]:
-    """What in a configuration may name functions of the user's own."""
+    """The strings of a configuration that may name the user's functions."""
     return [v for v in entry.config.values() if isinstance(v, str) and ":" in v]
 
 

@@ -1,4 +1,4 @@
-"""The row: one measured number, with everything needed to trust it; and the file of rows."""
+"""The row: one measured number with its provenance; and the file of rows."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ class Row:
         experiment: name of the experiment.
         config: flat dict of strings, numbers and booleans: what was measured.
         seed: number of the seed, or None where nothing is random.
-        metric: what `value` is.
+        metric: name of the measured quantity.
         value: the number.
         unit: of `value`.
         device: kind of device that computed it.
         versions: of python, jax and isojax.
         commit: of the source tree, or "unknown".
         started: when the run started, UTC, ISO 8601.
-        source: hash of the user's own code that measured it, see `source_of`; empty where there
-            was none.
+        source: hash of the user's code that measured it, see `source_of`; empty without user code.
     """
 
     experiment: str
@@ -56,17 +55,17 @@ class Row:
 
     @property
     def identity(self) -> str:
-        """What makes it this row and no other: all but the value and its circumstances."""
+        """The key of the row: everything except the value and how it was measured."""
         return identity(self.experiment, self.config, self.seed, self.metric)
 
 
 def identity(experiment: str, config: Mapping[str, Any], seed: int | None, metric: str) -> str:
-    """The identity of a row that need not exist yet."""
+    """The key of a row, which need not exist."""
     return json.dumps([experiment, flat(config), seed, metric], sort_keys=True)
 
 
 def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as rows hold it, scalars of numpy and JAX as plain numbers.
+    """A configuration in the form of rows: scalars of numpy and JAX become plain numbers.
 
     Raises:
         ValueError: a value is no string, number, boolean or None; names it.
@@ -81,7 +80,7 @@ def flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Stamp:
-    """What all rows of one run share."""
+    """The fields that all rows of one run share."""
 
     def __init__(self, experiment: str) -> None:
         self.experiment = experiment
@@ -103,10 +102,10 @@ class Stamp:
         units: Units,
         source: str = "",
     ) -> list[Row]:
-        """One row per metric of `values`; `units` has the unit of each, and may have more.
+        """One row per metric of `values`; `units` maps at least these metrics to their units.
 
         Raises:
-            ValueError: a metric has no unit, or a value of `config` is none that rows hold.
+            ValueError: a metric has no unit, or a value of `config` has another type (see `flat`).
         """
         if not set(values) <= set(units):
             raise ValueError(f"no unit for {sorted(set(values) - set(units))} of {dict(config)}.")
@@ -120,15 +119,14 @@ class Stamp:
 
 
 class Record:
-    """An append-only file of rows that survives being killed, and that several runs may share.
+    """An append-only file of rows, safe against killed runs, which several runs may share.
 
-    Opening it reads the whole lines that are there. `append` takes a lock, reads what others have
-    appended, cuts off a last line that was torn, and leaves out rows that are there already: no run
-    loses or doubles one.
+    Opening it reads all complete lines. `append` takes a lock, reads the lines of other runs, cuts
+    off an incomplete last line, and skips rows that exist already: no run loses or duplicates one.
     """
 
     def __init__(self, path: Path, anew: bool = False) -> None:
-        """Take the file; `anew` makes it an empty one when the first row is appended."""
+        """Open the file; `anew` empties it when the first row is appended."""
         self.path = path
         self.lock = FileLock(path.with_name(path.name + ".lock"))
         self.rows: list[Row] = []
@@ -139,15 +137,15 @@ class Record:
             self._catch_up()
 
     def append(self, rows: Iterable[Row], keep: bool = False) -> None:
-        """Add those of `rows` that are not there yet; on disk when this returns.
+        """Add those of `rows` that do not exist yet; they are on disk when this returns.
 
         Args:
             rows: to add.
-            keep: leave a row that is there with another value as it is.
+            keep: keep the old value of a row that exists with another value.
 
         Raises:
-            ValueError: a row is there with another value, and is not to be kept.
-            OSError: the file cannot be written; it then ends where it did before.
+            ValueError: a row exists with another value, and `keep` is False.
+            OSError: the file cannot be written; it is then unchanged.
         """
         rows = list(rows)
         if not rows:
@@ -175,7 +173,7 @@ class Record:
     def has(
         self, experiment: str, config: Mapping[str, Any], seed: int | None, metrics: Iterable[str]
     ) -> bool:
-        """True if all these metrics are there."""
+        """Whether rows of all these metrics exist."""
         return all(identity(experiment, config, seed, m) in self._known for m in metrics)
 
     def find(self, name: str) -> Row | None:
@@ -183,12 +181,14 @@ class Record:
         return self._known.get(name)
 
     def _catch_up(self) -> None:
-        """Read the whole lines that have come since."""
+        """Read the complete lines appended since."""
         if not self.path.exists():
             return
         with open(self.path, "rb") as file:
             if file.seek(0, os.SEEK_END) < self._bytes:
-                raise ValueError(f"{self.path}: another run has begun it anew; start again.")
+                raise ValueError(
+                    f"{self.path}: another run has started it again; restart this one."
+                )
             file.seek(self._bytes)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
@@ -200,10 +200,10 @@ class Record:
 
     def _write(self, data: bytes) -> None:
         with open(self.path, "ab", buffering=0) as file:
-            file.truncate(self._bytes)  # what a killed run left of a line
+            file.truncate(self._bytes)  # removes an incomplete line of a killed run
             rest = memoryview(data)
             try:
-                while rest:  # a full disk takes a part, and fails at the next one
+                while rest:  # a full disk accepts a part, then fails
                     rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError as error:
@@ -222,7 +222,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _parsed(data: bytes, path: Path, first: int) -> Iterator[Row]:
-    """The rows of whole lines, of which the first has this number."""
+    """The rows of complete lines; `first` is the number of the first line."""
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
     for number, line in enumerate(lines, first):
         row = _parse(line)

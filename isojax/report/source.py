@@ -1,4 +1,4 @@
-"""The user's own code behind a row, as a hash: rows of code that has changed since are stale."""
+"""The hash of the user's code that measured a row: rows of changed code are stale."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from typing import Any
 import isojax
 
 _STUDIES = Path(isojax.__path__[0]).parent / "experiments"  # of a clone
-_KNOWN = tuple(  # what rows know the version or commit of
+_KNOWN = tuple(  # code of which rows hold the version or commit
     Path(path).resolve()
     for path in (
         *isojax.__path__, _STUDIES, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib"))
@@ -31,15 +31,16 @@ _MEMBER = re.compile(r"([\w.]+):(\w+)")
 
 
 def source_of(*things: Any) -> str:
-    """Hash of the user's own source behind `things`, 12 digits; empty where there is none.
+    """Hash of the user's source code used by `things`, 12 digits; empty where there is none.
 
-    It is that of the functions and classes themselves and, in turn, of those of the user's own that
-    they name: in the same file, imported, closed over; and of the numbers and texts that these
-    find in their module. A text stands for the functions that it names as `package.module:name`.
-    What belongs to isojax, its studies, Python or an installed package is left out. Comments count.
+    It covers the functions and classes themselves and, recursively, the user's functions and
+    classes that they name (in the same file, imported or closed over), and the numbers and strings
+    of their modules that these use. A string refers to the functions that it names as
+    `package.module:name`. Code of isojax, its studies, Python or installed packages is left out.
+    Comments count.
 
     Args:
-        things: functions, classes, texts; anything else is passed over.
+        things: functions, classes, strings; anything else is ignored.
     """
     walk = _Walk()
     for thing in things:
@@ -49,14 +50,14 @@ def source_of(*things: Any) -> str:
 
 
 class _Walk:
-    """What has been found of the user's own: pairs of a name and its source or value."""
+    """The collected code of the user: pairs of a name and its source or value."""
 
     def __init__(self) -> None:
         self.found: set[tuple[str, str]] = set()
         self.seen: dict[int, Any] = {}
 
     def look(self, thing: Any, names: Iterable[str] = ()) -> None:
-        """Add what `thing` is, and what it uses; of a module, what has one of `names`."""
+        """Add `thing` and everything it uses; of a module, the members in `names`."""
         if isinstance(thing, str):
             for module, name in _MEMBER.findall(thing):
                 self.look(getattr(sys.modules.get(module), name, None))
@@ -89,7 +90,7 @@ class _Walk:
             with contextlib.suppress(ValueError):  # a cell that is not yet filled
                 self._closed(name, cell.cell_contents, own)
         codes = [function.__code__] if own else []
-        for code in codes:  # grows by those within
+        for code in codes:  # grows by nested code objects
             codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
             for name in code.co_names:
                 value = function.__globals__.get(name)
@@ -110,7 +111,7 @@ class _Walk:
 
 
 def _own(thing: Any) -> bool:
-    """Whether a module, class or function is in a file of the user's."""
+    """Whether a module, class or function is in one of the user's files."""
     module = isinstance(thing, types.ModuleType)
     name = str(thing.__name__ if module else getattr(thing, "__module__", ""))
     return _own_file(getattr(sys.modules.get(name), "__file__", None))

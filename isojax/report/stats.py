@@ -14,9 +14,9 @@ from isojax.report.rows import Row
 
 
 class Stat(NamedTuple):
-    """Of a set of numbers: mean, standard deviation (n - 1), n and range.
+    """Statistics of a set of numbers: mean, standard deviation (n - 1), n and range.
 
-    The deviation of one number is 0; where a number is not finite it is NaN.
+    The deviation of one number is 0; with numbers that are not finite it is NaN.
     """
 
     mean: float
@@ -31,18 +31,18 @@ class Stat(NamedTuple):
         return self.sd / math.sqrt(self.n)
 
     def format(self, digits: int = 4) -> str:
-        """`mean ± sd`, or the number alone where there is but one."""
+        """`mean ± sd`, or only the number if there is one."""
         mean = _number(self.mean, digits)
         return mean if self.n == 1 else f"{mean} ± {_number(self.sd, 2)}"
 
     def percent(self) -> str:
-        """Of a relative change: `mean ± sd [lowest, highest]` in percent, signs shown."""
+        """A relative change as `mean ± sd [lowest, highest]` in percent, with signs."""
         if self.n == 1:
             return f"{self.mean:+.1%}"
         return f"{self.mean:+.1%} ± {self.sd:.1%} [{self.low:+.1%}, {self.high:+.1%}]"
 
     def with_range(self, digits: int = 4) -> str:
-        """`mean ± sd [lowest, highest]`, or the number alone where there is but one."""
+        """`mean ± sd [lowest, highest]`, or only the number if there is one."""
         if self.n == 1:
             return self.format(digits)
         low, high = _number(self.low, 3), _number(self.high, 3)
@@ -50,7 +50,7 @@ class Stat(NamedTuple):
 
 
 def _number(value: float, digits: int) -> str:
-    """Significant digits, but whole numbers where digits would end before the point."""
+    """`digits` significant digits, but never fewer than the integer part has."""
     whole = abs(value) >= 10 ** min(digits, 3)
     return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
@@ -70,10 +70,10 @@ def stat(values: Iterable[float]) -> Stat:
 
 
 def least(found: Mapping[Any, Stat]) -> Any:
-    """The name of the least mean, if it is beyond noise of the second; else None.
+    """The name of the least mean if it is significantly below the second; else None.
 
-    Beyond noise: two standard errors of the difference between independent means. Means that are
-    not finite do not count.
+    Significantly: by two standard errors of the difference between independent means. Means that
+    are not finite do not count.
     """
     ranked = sorted((s.mean, name) for name, s in found.items() if math.isfinite(s.mean))
     if len(ranked) < 2:
@@ -98,18 +98,18 @@ def select(rows: Iterable[Row], metric: str | None = None, **config: Any) -> lis
 def complete(
     rows: Iterable[Row], windows: int, point: Sequence[str], metric: str = "nll"
 ) -> list[Row]:
-    """Rows of the first `windows`, and of none, of those points that have them all.
+    """Rows of the first `windows`, and rows without a window, of points that have all of these.
 
-    So a study that was cut short compares no means over different texts.
+    So an interrupted study does not compare means over different texts.
 
     Args:
         rows: of one study.
-        windows: how many of them a point must have read.
-        point: names in the configuration that tell points apart.
-        metric: that every window has.
+        windows: number of windows that a point must have.
+        point: names in the configuration that distinguish points.
+        metric: recorded for every window.
 
     Raises:
-        ValueError: a point has more rows than windows: two recipes go by one name.
+        ValueError: a point has more rows than windows: two recipes have the same name.
     """
 
     def of(row: Row) -> tuple[Any, ...]:
@@ -127,7 +127,7 @@ def summarize(rows: Iterable[Row], metric: str, **config: Any) -> Stat:
     """Statistics of one metric over all seeds of a configuration.
 
     Raises:
-        ValueError: there is no such row; names metric and configuration.
+        ValueError: there is no such row; the message names metric and configuration.
     """
     values = [row.value for row in select(rows, metric, **config)]
     if not values:
@@ -142,11 +142,11 @@ def against(
     *,
     relative: bool = False,
 ) -> list[Row]:
-    """Rows with their difference from the row that has the values `other`, as their value.
+    """Rows whose value is the difference from the paired row with the values `other`.
 
-    Rows pair if their metric, their seed and all configuration but the names in `other` and `free`
-    agree. Where the other side depends on no seed, its only row serves all of them. Rows without
-    such a partner are left out; the others' own difference is 0.
+    Rows are paired if metric, seed and all configuration except the names in `other` and `free`
+    agree. If the subtrahend has no seed, its only row is used for all seeds. Rows without a
+    partner are left out; the difference of the subtrahend from itself is 0.
 
     Args:
         rows: to look in.
@@ -190,7 +190,7 @@ def paired(
         relative: divide each difference by the subtrahend (by 0: infinite, unless both are 0).
 
     Raises:
-        ValueError: nothing pairs.
+        ValueError: no rows are paired.
     """
     found = select(against(select(rows, metric), other, one, relative=relative), **one)
     if not found:

@@ -12,15 +12,14 @@ from isojax.report.figure import save_figure
 from isojax.report.rows import INSTEAD, Record, Row, Stamp, Units, Values, identity
 from isojax.report.stats import select
 
-FREE = ("quick", "out", "overwrite", "dry_run")  # say nothing of what is measured
+FREE = ("quick", "out", "overwrite", "dry_run")  # do not affect what is measured
 
 
 class Study:
-    """An output folder that a killed run takes up again where it stopped.
+    """An output folder, in which a killed run can be resumed.
 
-    `config.json` holds the settings; it is written with the first row. A folder that holds other
-    settings is refused, since its rows would not belong together; those that only ask for more
-    rows may change.
+    `config.json` holds the settings; it is written with the first row. A folder with other settings
+    is refused, since its rows are not comparable. Settings that only add rows may change.
     """
 
     def __init__(
@@ -32,18 +31,18 @@ class Study:
         *,
         overwrite: bool = False,
     ) -> None:
-        """Open or make the folder.
+        """Open or create the folder.
 
         Args:
             experiment: its name.
             out: the folder.
             settings: a dataclass, or a dict, that JSON can hold.
-            grows: names of settings that only ask for more rows.
-            overwrite: begin the folder anew with the first row, whatever it holds.
+            grows: names of settings that only add rows.
+            overwrite: empty the folder's record with the first row, whatever it holds.
 
         Raises:
-            ValueError: the folder holds a run with other settings, or rows without settings; names
-                them.
+            ValueError: the folder holds a run with other settings, which are named, or rows
+                without settings.
         """
         self.folder = Path(out)
         self.settings = {"experiment": experiment} | as_json(settings)
@@ -56,16 +55,15 @@ class Study:
             self._there()
 
     def _there(self) -> dict[str, Any]:
-        """The settings of the folder, none where it is new.
+        """The settings of the folder, empty for a new one.
 
         Raises:
-            ValueError: they are others than these.
+            ValueError: they differ from these.
         """
         if not self._config.exists():
             if self.record.rows:
                 raise ValueError(
-                    f"{self.folder} holds rows and no config.json that says what they are of; "
-                    f"{INSTEAD}."
+                    f"{self.folder} holds rows and no config.json with their settings; {INSTEAD}."
                 )
             return {}
         old, new = _read_json(self._config), self.settings
@@ -90,18 +88,18 @@ class Study:
         source: str = "",
         keep: bool = False,
     ) -> None:
-        """Append a row for each metric of `values`, save those that are there already.
+        """Append one row per metric of `values`, except for rows that exist.
 
         Args:
             config: what was measured.
             seed: number of the seed, or None.
             values: metric -> number.
             units: metric -> unit, of these metrics at least.
-            source: hash of the user's own code behind the values, see `source_of`.
-            keep: leave a row that is there with another value as it is.
+            source: hash of the user's code that measured the values, see `source_of`.
+            keep: keep the old value of a row that exists with another value.
 
         Raises:
-            ValueError: a metric has no unit, or a row is there with another value.
+            ValueError: a metric has no unit, or a row exists with another value.
         """
         self._append(self.stamp.rows(config, seed, values, units, source), keep)
 
@@ -112,7 +110,7 @@ class Study:
         units: Units,
         device: str = "published",
     ) -> None:
-        """Append numbers that somebody else measured, so that tables are made of rows alone."""
+        """Append published numbers, so that tables are made only from rows."""
         rows = self.stamp.rows(config, None, values, units)
         self._append(
             [dataclasses.replace(r, device=device, versions={}, commit="unknown") for r in rows]
@@ -121,7 +119,7 @@ class Study:
     def _append(self, rows: Sequence[Row], keep: bool = False) -> None:
         if not self._written:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self.record.lock:  # another run may have begun the folder since
+            with self.record.lock:  # another run may have started the folder since
                 old = {} if self.record.anew else self._there()
                 grown = {k: _union(old.get(k), self.settings[k]) for k in self._grows}
                 self.settings = self.settings | grown
@@ -134,17 +132,17 @@ class Study:
     def check_source(
         self, config: Mapping[str, Any], seed: int | None, metrics: Iterable[str], source: str
     ) -> None:
-        """Raise `ValueError` if other code of the user's measured the rows that are there."""
+        """Raise `ValueError` if existing rows were measured by other user code."""
         for metric in metrics:
             row = self.record.find(identity(self.stamp.experiment, config, seed, metric))
             if row and row.source not in ("", source):
                 raise ValueError(
-                    f"{self.folder} holds {metric} of {row.config} by code of yours that has "
+                    f"{self.folder} holds {metric} of {row.config} by user code that has "
                     f"changed since; {INSTEAD}."
                 )
 
     def has(self, config: Mapping[str, Any], seed: int | None, metrics: Iterable[str]) -> bool:
-        """True if the rows of all these metrics are there."""
+        """Whether rows of all these metrics exist."""
         return self.record.has(self.stamp.experiment, config, seed, metrics)
 
     def rows(self, metric: str | None = None, **config: Any) -> list[Row]:
@@ -152,24 +150,24 @@ class Study:
         return select(self.record.rows, metric, **config)
 
     def finish(self, text: str, figure: Any = None) -> None:
-        """Write `table.md`, which says if rows are of uncommitted code, and `figure.png`."""
+        """Write `table.md`, with a note on rows of uncommitted code, and `figure.png`."""
         dirty = sorted({r.commit for r in self.record.rows if r.commit.endswith("-dirty")})
         if dirty:
-            text += f"\n\nSome rows are of a tree with uncommitted changes: {', '.join(dirty)}."
+            text += f"\n\nSome rows were measured with uncommitted changes: {', '.join(dirty)}."
         _write(self.folder / "table.md", text.rstrip() + "\n")
         if figure is not None:
             save_figure(figure, self.folder / "figure.png")
 
 
 def _union(old: Any, new: Any) -> Any:
-    """What two runs asked for together: all of two lists, the larger of two numbers."""
+    """The union of the settings of two runs: of two lists, or the larger of two numbers."""
     if isinstance(old, list) and isinstance(new, list):
         return [*old, *(item for item in new if item not in old)]
     return max(old, new) if isinstance(old, int) and isinstance(new, int) else new
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file so that a killed run leaves the old one or the new one."""
+    """Write a file atomically: a killed run leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
@@ -187,7 +185,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def as_json(settings: Any) -> dict[str, Any]:
-    """A dataclass or dict of settings as JSON holds it (tuples as lists, paths as strings)."""
+    """A dataclass or dict of settings in JSON types (tuples as lists, paths as strings)."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         settings = dataclasses.asdict(settings)
     return json.loads(json.dumps(settings, default=str))

@@ -16,7 +16,11 @@ OWN = ("metric", "seed", "unit", "device")
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; a bar in a cell is escaped."""
+    """A Markdown table; a bar in a cell is escaped.
+
+    Raises:
+        ValueError: a line has another number of cells than the header.
+    """
     rows = [header, ["---"] * len(header), *map(list, lines)]
     short = [row for row in rows if len(row) != len(header)]
     if short:
@@ -28,7 +32,7 @@ def value_of(row: Row, key: Key) -> Any:
     """The value of a row under a key.
 
     A key is a function of the row, `metric`, `seed`, `unit` or `device`, or a name in the
-    configuration, `-` where the row has none of that name.
+    configuration; the value is `-` where the row has no such name.
     """
     if callable(key):
         return key(row)
@@ -46,25 +50,25 @@ def pivot(
     count: bool = False,
     over: Sequence[str] = ("seed", "window"),
 ) -> str:
-    """A Markdown table: a line per values of the index, a column per values of `columns`.
+    """A Markdown table: one line per value of the index, one column per value of `columns`.
 
-    Lines and columns come in the order in which their values first appear. A cell shows all rows
-    that agree in both, which may differ in what `over` names alone; a dash where there is none.
-    Values that no seed changes count once, without a spread.
+    Lines and columns are in the order in which their values first appear. A cell shows the
+    statistics of all rows with these values, which may differ only in the keys of `over`; a dash
+    where there are none. Values without a seed count once, without a spread.
 
         pivot(rows, ["transform"], "metric")                    # a column per metric
         pivot(rows, {"d": "dim"}, ("dtype", "bits"), "nmse")    # one metric by dtype and bits
 
     Args:
         rows: the rows.
-        index: keys that tell the lines apart, or heading -> key; see `value_of`.
-        columns: the key that tells the columns apart, or a tuple of keys.
-        value: the metric to show; None for all, where `columns` tells them apart.
+        index: keys of the lines, or heading -> key; see `value_of`.
+        columns: the key of the columns, or a tuple of keys.
+        value: the metric to show; None for all, if `columns` distinguishes them.
         form: writes the statistics of a cell, `mean ± sd` by default; or one per column.
         order: values of the columns to show, from left to right, or value -> heading; tuples of
             values where `columns` is a tuple.
         count: show a last column, n, the largest number of rows in a cell of the line.
-        over: keys of replicates, of which a cell takes the mean.
+        over: keys of replicates, over which a cell takes the mean.
 
     Raises:
         ValueError: no row has a key, or the rows of a cell differ in further keys; names them.
@@ -105,7 +109,7 @@ def _check_keys(rows: Sequence[Row], keys: Iterable[Key]) -> None:
 
 
 def _replicates(rows: Sequence[Row], over: Sequence[str]) -> list[float]:
-    """The values of a cell, those that no seed changes once.
+    """The values of a cell; those that are equal for all seeds count once.
 
     Raises:
         ValueError: the rows are no replicates.

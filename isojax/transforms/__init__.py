@@ -1,21 +1,21 @@
 """Transforms: invertible linear maps of the last axis, from the identity to a dense rotation.
 
-All have `T`, `inverse` and `dual` and compose by `a @ b` (see `Transform`). All are isometries but
-`Oblique`, `Diagonal` and what contains them. What a member costs is counted for one vector, so that
-tables of different authors can be compared:
+All have `T`, `inverse` and `dual` and compose by `a @ b` (see `Transform`). All are isometries
+except `Oblique`, `Diagonal` and transforms that contain these. Costs are counted per vector, so
+that tables of different authors can be compared:
 
-- `params`: the stored numbers that are free to choose. A dense matrix of order d has d^2, a
+- `params`: the stored numbers that can be chosen freely. A dense matrix of order d has d^2, a
   diagonal d, a plane (cos, sin) 2, a quaternion 4, a Hadamard its d signs, a permutation its d
   indices.
 - `fmas`: fused multiply-adds of the forward transform, parameters ready to use. A dense matrix has
   d^2, a diagonal d, a plane 4, a quaternion product 16, a rotor 56 in multivector form. A Hadamard
-  of order 2^k m counts its additions, k + m a coordinate (k for m = 1); signs and permutations
+  of order 2^k m counts its additions, k + m per coordinate (k for m = 1); signs and permutations
   count 0.
 
 Padding counts as the padded length, blocks and compositions as the sum of their parts.
 
-Parameters of `cayley`, `exponential`, `butterfly` and the block rotations are free, to be learned
-by `isojax.learn.fit`: whatever their values, the transform is orthogonal.
+Parameters of `cayley`, `exponential`, `butterfly` and the block rotations are unconstrained: the
+transform is orthogonal for all values, so `isojax.learn.fit` can learn them.
 """
 
 from isojax.transforms.base import Composed, Identity, Transform, identity

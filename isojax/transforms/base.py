@@ -1,4 +1,4 @@
-"""The contract of a transform, the two members that make the family closed, and wrappers."""
+"""The interface of a transform; the identity, compositions and wrappers."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ class Transform(abc.ABC):
     - `(a @ b).apply(x) == b.apply(a.apply(x))`: `a` acts first;
     - where `t.isometry`, norms are kept, and `inverse` is `T`.
 
-    A member is a frozen dataclass and a pytree (`isojax.pytree`): its numbers are leaves, what
-    fixes a shape is metadata (`isojax.static`). So `jax.vmap(make)(keys)` is a batch of transforms.
+    A member is a frozen dataclass and a pytree (`isojax.pytree`): parameters are leaves, fields
+    that fix a shape are metadata (`isojax.static`). So `jax.vmap(make)(keys)` is a batch of
+    transforms.
 
-    A subclass gives `dim`, `T`, `params`, `fmas` and `forward`; if it is no isometry, `isometry`
-    and `inverse`; if it changes the length, `out_dim`. Sizes are read off the last axes of the
-    leaves, and `T` and `inverse` act on those, so that batches have them too; `Diagonal` is a
-    short example.
+    A subclass defines `dim`, `T`, `params`, `fmas` and `forward`; also `isometry` and `inverse` if
+    it is no isometry, and `out_dim` if it changes the length. Sizes are read off the last axes of
+    the leaves, and `T` and `inverse` act on those axes, so that they work for batches too.
+    `Diagonal` is a short example.
     """
 
     @property
@@ -43,7 +44,7 @@ class Transform(abc.ABC):
 
     @property
     def out_dim(self) -> int:
-        """Length of the last axis that `apply` returns; `dim`, save for padded forms."""
+        """Length of the last axis that `apply` returns; `dim`, except for padded forms."""
         return self.dim
 
     @property
@@ -53,23 +54,23 @@ class Transform(abc.ABC):
 
     @property
     def isometry(self) -> bool:
-        """Whether norms are kept, whatever the leaves: then the inverse is the transpose."""
+        """Whether norms are kept for all values of the leaves, so that the inverse is `T`."""
         return True
 
     @property
     def inverse(self) -> Transform:
-        """What undoes this: `t.inverse.apply(t.apply(x)) == x`; the left inverse of padded forms.
+        """The inverse: `t.inverse.apply(t.apply(x)) == x`; the left inverse of padded forms.
 
         Raises:
-            NotImplementedError: the class is no isometry and does not say what its inverse is.
+            NotImplementedError: the class is no isometry and does not define its inverse.
         """
         if self.isometry:
             return self.T
-        raise NotImplementedError(f"{type(self).__name__} must define inverse, as no isometry.")
+        raise NotImplementedError(f"{type(self).__name__} must define inverse: it is no isometry.")
 
     @property
     def dual(self) -> Transform:
-        """What a vector takes that meets `x` in inner products: `inverse.T`; an isometry, itself.
+        """The transform of the other factor of inner products: `inverse.T`, `self` if isometric.
 
         `t.dual.apply(q) . t.apply(x) == q . x`.
         """
@@ -78,7 +79,7 @@ class Transform(abc.ABC):
     @property
     @abc.abstractmethod
     def params(self) -> int:
-        """Stored numbers that the transform is free to choose (see `isojax.transforms`)."""
+        """Number of free parameters stored (see `isojax.transforms`)."""
 
     @property
     @abc.abstractmethod
@@ -87,14 +88,15 @@ class Transform(abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch e"]:
-        """What `apply` computes; for subclasses to write, not to be called from elsewhere.
+        """The computation of `apply`; subclasses define it, and nothing else calls it.
 
         Args:
-            x: checked, of `self.dim` numbers in fp32 or fp64, the dtype to compute in and return.
+            x: vectors of length `self.dim`, checked, in fp32 or fp64: compute and return this
+                dtype.
         """
 
     def _resized(self, x: Array, size: int) -> Array:
-        """The first `size` numbers that `forward` makes of `x`, which zeros follow up to `dim`."""
+        """The first `size` elements of `forward` of `x` padded with zeros to `dim`."""
         pads = [(0, 0)] * (x.ndim - 1) + [(0, self.dim - x.shape[-1])]
         return self.forward(jnp.pad(x, pads))[..., :size]
 
@@ -107,7 +109,7 @@ class Transform(abc.ABC):
         dtype of `x`.
 
         Args:
-            x: vectors of `self.dim` numbers.
+            x: vectors of length `self.dim`.
             implementation: None, or one of `isojax.IMPLEMENTATIONS`: `xla` is plain JAX, `triton` a
                 kernel, which by default runs on GPUs where this transform has one.
 
@@ -138,7 +140,7 @@ class Transform(abc.ABC):
 
 @pytree
 class Identity(Transform):
-    """Leaves every vector as it is; no parameters, no work."""
+    """Leaves every vector unchanged; no parameters, no work."""
 
     size: int = static()
 
@@ -173,7 +175,7 @@ def identity(dim: int) -> Identity:
 
 @pytree
 class Composed(Transform):
-    """Several transforms in a row, the first one acting first; made by `a @ b`."""
+    """Several transforms in sequence, the first one acting first; made by `a @ b`."""
 
     factors: tuple[Transform, ...]
 
@@ -212,7 +214,7 @@ class Composed(Transform):
 
 
 class Wrapped(Transform):
-    """A transform that gives its numbers to another, `inner`, and costs what that does."""
+    """A transform around another, `inner`, with the same costs."""
 
     inner: Any
 
@@ -230,7 +232,7 @@ class Wrapped(Transform):
 
 
 def chained(dim: int, factors: Iterable[Transform]) -> Transform:
-    """Transforms of vectors of length `dim` one after the other, identities left out."""
+    """The composition of transforms of vectors of length `dim`, without identities."""
     some = [factor for factor in factors if not isinstance(factor, Identity)]
     return functools.reduce(operator.matmul, some) if some else identity(dim)
 

@@ -64,7 +64,7 @@ class BlockDiagonal(Transform):
 
 
 def block_diagonal(block: Transform) -> BlockDiagonal:
-    """One transform a block, from a batch of them.
+    """One transform per block, from a batch of them.
 
     Args:
         block: transforms with a leading axis on every leaf, as from `jax.vmap(make)(keys)`.
@@ -95,16 +95,16 @@ def repeat(block: Transform, count: int) -> BlockDiagonal:
 def block_product(
     x: Float[Array, "*batch d"], m: Float[Array, "k k n"], size: int = 0
 ) -> Float[Array, "*batch e"]:
-    """Block b of `x`, of k neighbours, times the matrix `m[:, :, b]`; for k of a few.
+    """Block b of `x`, of k neighbours, times the matrix `m[:, :, b]`; for small k.
 
-    Written number by number: XLA makes one loop of it, which reads and writes each vector once,
-    and keeps `m` out of that loop where it comes from a matrix product. A last block cut short is
-    a term of its own, since padding or cropping inside of that loop makes it slow.
+    Written element by element: XLA makes one loop of it, which reads and writes each vector once,
+    and keeps `m` out of that loop where it comes from a matrix product. A shortened last block is
+    a separate term, since padding or cropping inside that loop makes it slow.
 
     Args:
-        x: vectors of n k numbers, or fewer, of the last block: as if padded with zeros.
+        x: vectors of n k elements, or fewer in the last block: as if padded with zeros.
         m: the matrices.
-        size: how many numbers to return, if not the length of `x`: cropped likewise.
+        size: length of the result, by default that of `x`; longer results are cropped to it.
     """
     k, size = len(m), size or x.shape[-1]
     whole = min(x.shape[-1], size) // k

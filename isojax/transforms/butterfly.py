@@ -1,4 +1,4 @@
-"""Butterflies: rotations of small blocks at growing strides, of the whole vector in O(d log d)."""
+"""Butterflies: small rotations at growing strides, which rotate the whole vector in O(d log d)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RADIX = {"planar": 2, "quaternion": 4}
 
 @pytree
 class Strided(Wrapped):
-    """`inner` on blocks whose coordinates lie `stride` apart, in place of neighbours.
+    """`inner` on blocks of coordinates at a distance of `stride` in place of neighbours.
 
     Attributes:
         inner: a transform of blocks of neighbours, square.
@@ -69,11 +69,11 @@ def strided(inner: Transform, block: int, stride: int) -> Strided:
 def butterfly(key: Key[Array, ""] | None, dim: int, form: str = "planar") -> Transform:
     """Layers of small rotations, each at the stride at which the blocks before it end.
 
-    Every coordinate reaches every other, as in the fast Fourier transform (Dao et al. 2019,
-    arXiv 1903.05895, there not orthogonal). Strides are 1, 2, 4, ... for `planar`, Givens rotations
-    of pairs; 1, 4, 16, ... for `quaternion`, all of SO(4), with a last planar layer where `dim`
-    asks for it. An odd prime factor p of `dim` has a last layer of p x p Cayley blocks. For a power
-    of two that is d log2 d numbers, and 2 d log2 d FMAs for `planar`, twice that for `quaternion`.
+    Every coordinate reaches every other, as in the fast Fourier transform (Dao et al. 2019, arXiv
+    1903.05895, there not orthogonal). Strides are 1, 2, 4, ... for `planar`, Givens rotations of
+    pairs; 1, 4, 16, ... for `quaternion`, all of SO(4), with a last planar layer where `dim` needs
+    one. An odd prime factor p of `dim` has a last layer of p x p Cayley blocks. For a power of two,
+    `planar` has d log2 d parameters and 2 d log2 d FMAs, `quaternion` twice as many FMAs.
 
     Args:
         key: draws the parameters, Haar-random pairs and quaternions; None for the identity, from

@@ -17,7 +17,7 @@ from isojax.transforms.drawn import drawn
 
 
 def skew(free: Float[Array, "... n"]) -> Float[Array, "... d d"]:
-    """The skew-symmetric matrix with these numbers below its diagonal, row by row."""
+    """The skew-symmetric matrix with the elements `free` below its diagonal, row by row."""
     count = free.shape[-1]
     dim = _order(count)
     place = np.zeros((dim, dim), int)
@@ -28,7 +28,7 @@ def skew(free: Float[Array, "... n"]) -> Float[Array, "... d d"]:
 
 
 def _order(count: int) -> int:
-    """The order of a skew-symmetric matrix with `count` numbers below its diagonal."""
+    """The order of a skew-symmetric matrix with `count` elements below its diagonal."""
     return math.isqrt(2 * count) + 1
 
 
@@ -36,18 +36,18 @@ def _order(count: int) -> int:
 class Skew(Transform):
     """A rotation made of a skew-symmetric matrix A, so that -A gives its inverse.
 
-    Whatever the parameters, it is orthogonal: unconstrained optimizers may move them as they like.
-    Zeros are the identity. Forming the matrix takes O(d^3), which `fmas` does not count.
+    It is orthogonal for all parameters, so unconstrained optimizers can learn them. Zeros are the
+    identity. Forming the matrix takes O(d^3), which `fmas` does not count.
 
     Attributes:
-        free: the d (d - 1) / 2 numbers below the diagonal of A, row by row.
+        free: the d (d - 1) / 2 elements below the diagonal of A, row by row.
     """
 
     free: Float[Array, "... n"]
 
     @abc.abstractmethod
     def _rotation(self, a: Array) -> Array:
-        """The orthogonal matrix that A stands for."""
+        """The orthogonal matrix of A."""
 
     @property
     def dim(self) -> int:  # noqa: D102
@@ -72,7 +72,7 @@ class Skew(Transform):
 
 @pytree
 class Cayley(Skew):
-    """(I - A)(I + A)^-1, one linear solve; every rotation that turns no plane by half a turn.
+    """(I - A)(I + A)^-1, by one linear solve; reaches every rotation without half turns.
 
     An eigenvalue i a of A turns its plane by 2 arctan a. See `Skew` for the parameters.
     """
@@ -86,7 +86,7 @@ def cayley(key: Key[Array, ""] | None, dim: int) -> Cayley:
     """The Cayley transform of a random skew-symmetric matrix, or the identity.
 
     Entries are N(0, 1/dim), so that planes turn by up to 2 arctan 2 = 127 degrees. To learn from
-    any other start, learn what comes after it: `start @ cayley(None, start.out_dim)`.
+    another start, compose: `start @ cayley(None, start.out_dim)`.
 
     Args:
         key: draws the parameters; None for zeros, the identity.

@@ -1,9 +1,9 @@
 """Coordinates by name: a chain of stages, each drawn, fitted or learned.
 
 `pca`, `block_hadamard:32`, `aligned:0.5@hadamard`: stages are joined by `@` in the order applied,
-and each is fitted on what the one before it returns. What a stage may be, see
-`isojax._core.members`: a member's name and its arguments, or `package.module:name` for a function
-`(key, samples) -> Transform` of your own.
+and each is fitted on the output of the one before it. A stage (see `isojax._core.members`) is a
+member's name and its arguments, or `package.module:name` for your own function
+`(key, samples) -> Transform`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from isojax.transforms.value_scale import spread
 
 @dataclasses.dataclass(frozen=True)
 class Coordinates:
-    """A chain of stages; prints as it is written, `Coordinates.parse(str(c)) == c`.
+    """A chain of stages; `str` returns its notation, `Coordinates.parse(str(c)) == c`.
 
     Attributes:
-        stages: in the order applied; none leave vectors as they are.
+        stages: in the order applied; an empty tuple is the identity.
     """
 
     stages: tuple[Stage, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Coordinates:
-        """The chain that `text` writes.
+        """The chain written in `text`.
 
         Raises:
             ValueError: a stage is no known member, or has other arguments than allowed.
@@ -42,7 +42,7 @@ class Coordinates:
 
     @classmethod
     def of(cls, stages: Iterable[Stage]) -> Coordinates:
-        """The chain of these stages, those that change nothing left out."""
+        """The chain of these stages, without those that change nothing."""
         return cls(tuple(s for s in stages if s.name != "identity"))
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Coordinates:
 
     @property
     def random(self) -> bool:
-        """Whether the key changes the transform; taken to be so for members from outside."""
+        """Whether the key changes the transform; assumed for members from outside."""
         return any(stage.member.facts.get("random", True) for stage in self.stages)
 
     @property
@@ -67,11 +67,11 @@ class Coordinates:
         """The transform for vectors like those of `samples`.
 
         Args:
-            key: split over the stages, where there are several.
+            key: split over the stages if there are several.
             samples: what to fit on.
 
         Raises:
-            ValueError: a stage cannot be made for these samples, or does not return a transform of
+            ValueError: a stage cannot be fitted to these samples, or does not return a transform of
                 their length.
         """
         if not self.stages:
@@ -117,7 +117,7 @@ jax.tree_util.register_dataclass(Coordinates, ["stages"], [])
 
 
 def block_of(stage: Stage) -> int:
-    """Length of the blocks within which a stage mixes, 0 where it has none."""
+    """Length of the blocks within which a stage mixes coordinates, 0 where it has none."""
     block = stage.member.facts.get("block", 0)
     return stage.arguments[block] if isinstance(block, str) and block else int(block or 0)
 
@@ -133,7 +133,7 @@ def from_name(key: Key[Array, ""], name: str, dim: int) -> Transform:
         dim: length of the vectors.
 
     Raises:
-        ValueError: unknown name, one that is fitted on samples, or a length without a Hadamard
+        ValueError: the name is unknown, a stage is fitted on samples, or the length has no Hadamard
             matrix.
     """
     return Coordinates.parse(name).draw(key, dim)

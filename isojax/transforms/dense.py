@@ -17,8 +17,8 @@ from isojax.transforms.drawn import drawn
 class Dense(Transform):
     """`x @ entries` for an orthogonal matrix that is stored whole.
 
-    Those that isojax draws or fits are in fp32, and orthogonal to its rounding: fp64 vectors are
-    multiplied in fp64, and come back to within some 1e-7.
+    Matrices drawn or fitted by isojax are in fp32, and orthogonal to its rounding: fp64 vectors are
+    multiplied in fp64, and their round trip is exact to about 1e-7.
 
     Attributes:
         entries: orthogonal matrix, [d, d]; not checked.
@@ -64,12 +64,12 @@ def pca(samples: Float[Array, "n d"]) -> Dense:
 
     Columns are the eigenvectors of the second moment `samples^T samples / n`, by descending
     energy, each with its largest entry positive. Fit and test on different tokens: with n near d
-    the fit describes the samples, and their own error is no estimate of any other's. NaN where the
-    second moment is traced and not finite.
+    the error on the fitted samples does not estimate that on others. NaN where the second moment
+    is traced and not finite.
 
     Raises:
         ValueError: `samples` is not a matrix with at least one row, or its second moment is not
-            finite: it holds NaN, or numbers whose squares leave the range of fp32.
+            finite: it holds NaN, or elements whose squares overflow fp32.
     """
     if samples.ndim != 2 or samples.shape[0] < 1:
         raise ValueError(f"samples must have shape [n, d] with n at least 1, got {samples.shape}.")

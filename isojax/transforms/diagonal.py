@@ -1,4 +1,4 @@
-"""Diagonal scaling: each coordinate by a number of its own."""
+"""Diagonal scaling: one factor per coordinate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random transforms as coordinates: drawn by a key, whatever the samples."""
+"""Random transforms as coordinates: drawn from a key, independent of the samples."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def drawn(
 ) -> Callable[[Any], Any]:
     """Register a factory `(key, dim, ...) -> Transform` among the coordinates.
 
-    Vectors are padded with zeros where its blocks do not divide their length.
+    Vectors are padded with zeros where the blocks do not divide their length.
 
     Args:
         name: of the member.
-        multiple: length of its blocks, 1 where any length does.
+        multiple: length of its blocks, 1 where any length is allowed.
         random: whether the key changes it.
-        block: the argument that gives the length of its blocks, in place of `multiple`.
+        block: name of the argument with the length of its blocks, in place of `multiple`.
     """
 
     def register(factory: Any) -> Any:
@@ -33,7 +33,7 @@ def drawn(
             size = check_positive(block, given[block]) if block else multiple
             dim = samples.dim
             if block and size > 2 * dim:
-                raise ValueError(f"{block} must be at most twice the {dim} numbers, got {size}.")
+                raise ValueError(f"{block} must be at most twice the length {dim}, got {size}.")
             length = -(-dim // size) * size
             made = factory(key, length, *args, **kwargs)
             return made if length == dim else padded(made, dim)

@@ -14,7 +14,7 @@ from isojax.transforms.drawn import drawn
 
 @pytree
 class Exponential(Skew):
-    """exp(A), which reaches every rotation; some times slower to form than `Cayley`.
+    """exp(A), which reaches every rotation; several times slower to form than `Cayley`.
 
     An eigenvalue i a of A turns its plane by a radians. See `Skew` for the parameters. The rounding
     of many squarings is undone by one `newton_schulz`.
@@ -29,8 +29,8 @@ class Exponential(Skew):
 def exponential(key: Key[Array, ""] | None, dim: int) -> Exponential:
     """The exponential of a random skew-symmetric matrix, or the identity.
 
-    Entries are N(0, 1/dim), so that planes turn by up to 2 radians. To learn from any other start,
-    learn what comes after it: `start @ exponential(None, start.out_dim)`.
+    Entries are N(0, 1/dim), so that planes turn by up to 2 radians. To learn from another start,
+    compose: `start @ exponential(None, start.out_dim)`.
 
     Args:
         key: draws the parameters; None for zeros, the identity.

@@ -21,8 +21,8 @@ def fwht(x: Float[Array, "*batch d"], *, transposed: bool = False) -> Float[Arra
     """Normalised fast Hadamard transform of the last axis: `x @ H / sqrt(d)`.
 
     H is `paley.hadamard_matrix(d)`, a Kronecker product whose factors may act in any order. Here
-    the first, of 16 numbers that lie far apart, is followed by the last, of 16 neighbours or some
-    more, and those between; each reads and writes all vectors once.
+    the first factor, of 16 distant elements, acts first, then the last, of 16 or more neighbours,
+    then those between. Each reads and writes all vectors once.
 
     Computed in fp32 (fp64 for fp64) and returned in the dtype of `x`.
 
@@ -50,12 +50,12 @@ def _tangent(transposed: bool, x: tuple[Array], t: tuple[Array]) -> tuple[Array,
 
 
 def _sums(x: Array, transposed: bool) -> Array:
-    """What `_multiply` computes.
+    """The computation of `_multiply`.
 
-    The last factor is a matrix product. The others are sums with signs: where the sums of a
-    butterfly share parts, LLVM makes no vector code of them. XLA on a CPU fuses a sum with what
-    makes its parts, barrier or not, and makes that anew for each term, but neither across a product
-    nor where there are 16 terms: hence 16 first, then the product.
+    The last factor is a matrix product. The others are sums with signs: LLVM does not vectorise a
+    butterfly, whose sums share terms. XLA on a CPU fuses a sum with the computation of its terms,
+    barrier or not, and repeats that for each term; but not across a product, nor for 16 terms.
+    Hence 16 first, then the product.
     """
     *lead, d = x.shape
     last, orders = _factors(d)
@@ -74,9 +74,9 @@ def _sums(x: Array, transposed: bool) -> Array:
 
 
 def _factors(order: int) -> tuple[Int8[np.ndarray, "n n"], list[int]]:
-    """The last factor of the Hadamard matrix, and the orders of those before, of Sylvester."""
+    """The last factor of the Hadamard matrix, and the orders of the Sylvester factors before it."""
     power, last = decompose(order)
-    while power > 1 and (last < 16 or (last % 8 and last < 64)):  # else vectors of SIMD are cut
+    while power > 1 and (last < 16 or (last % 8 and last < 64)):  # else SIMD vectors are not full
         power, last = power // 2, last * 2
     bits = power.bit_length() - 1
     orders = [16] * (bits // 4)
@@ -130,10 +130,10 @@ def hadamard(key: Key[Array, ""] | None, dim: int) -> Hadamard:
 
     Args:
         key: draws the signs; None for the plain Hadamard transform.
-        dim: an order with a Hadamard matrix, such as 2^k times 1, 12, 20, 28, 36, 44, 52, 60.
+        dim: an order of a Hadamard matrix, such as 2^k times 1, 12, 20, 28, 36, 44, 52, 60.
 
     Raises:
-        ValueError: `dim` is no such order; the message names the blocks that work.
+        ValueError: `dim` is no such order; the message names the allowed blocks.
     """
     decompose(dim)
     return block_hadamard(key, dim, dim)
@@ -149,7 +149,7 @@ def block_hadamard(key: Key[Array, ""] | None, dim: int, block: int) -> Hadamard
         block: a divisor of `dim` with a Hadamard matrix.
 
     Raises:
-        ValueError: `block` is no such divisor; the message names those that work.
+        ValueError: `block` is no such divisor; the message names the allowed ones.
     """
     dim = check_positive("dim", dim)
     check_choice("block", block, admissible_blocks(dim))

@@ -15,12 +15,12 @@ class Kronecker(Transform):
     """`x @ kron(left, right)`: `right` on blocks of neighbours, `left` across the blocks.
 
     With x as a matrix of blocks, [left.dim, right.dim], that is left^T x right. It equals
-    `repeat(right, n1) @ strided(repeat(left, n2), n1, n2)` for square transforms of n1 and n2
-    numbers, and costs what these do: n1 n2 (n1 + n2) multiply-adds for two dense ones.
+    `repeat(right, n1) @ strided(repeat(left, n2), n1, n2)` for square transforms of lengths n1 and
+    n2, at the same cost: n1 n2 (n1 + n2) multiply-adds for two dense ones.
 
     Attributes:
-        left: of the places of the blocks.
-        right: of the numbers within a block.
+        left: acts on the index of a block.
+        right: acts within each block.
     """
 
     left: Transform

@@ -11,9 +11,9 @@ from isojax.transforms.base import Transform
 
 @pytree
 class Oblique(Transform):
-    """`x @ entries` for any invertible matrix, which is stored with its inverse; no isometry.
+    """`x @ entries` for any invertible matrix, stored with its inverse; no isometry.
 
-    With `entries = S^(1/2) U` a plain squared error of `y` is one of `x` in the metric S:
+    With `entries = S^(1/2) U`, the squared error of `y` is that of `x` in the metric S:
     |y - y_hat|^2 = (x - x_hat) S (x - x_hat)^T. Made by `isojax.learn.aligned`.
 
     Attributes:

@@ -11,15 +11,15 @@ from isojax.transforms.base import Transform, Wrapped
 
 @pytree
 class Padded(Wrapped):
-    """Appends zeros up to `inner.dim`, then applies `inner`; or, cropped, the other way round.
+    """Appends zeros up to `inner.dim`, then applies `inner`; or applies `inner`, then crops.
 
-    It has a left inverse, cropped: `t.inverse.apply(t.apply(x)) == x`, and the other order is a
-    projection on the range. What is cropped has a right inverse only, and is no isometry.
+    The padded form has a left inverse, the cropped form: `t.inverse.apply(t.apply(x)) == x`, and
+    the other order is a projection onto the range. The cropped form is no isometry.
 
     Attributes:
         inner: transform of the longer vector.
         size: length of the shorter vector.
-        cropped: whether `inner` comes first, of which the first `size` numbers are kept.
+        cropped: whether `inner` acts first, and the first `size` elements of its result are kept.
     """
 
     inner: Transform

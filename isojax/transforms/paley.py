@@ -31,7 +31,7 @@ def decompose(order: int) -> tuple[int, int]:
         (64, 140)
 
     Raises:
-        ValueError: no such split; the message names the divisors of `order` that have one.
+        ValueError: there is no such split; the message names the divisors of `order` that have one.
     """
     order = check_positive("order", order)
     base = _base(order)

@@ -18,9 +18,9 @@ from isojax.transforms.quaternion import conjugate, normalize
 class Planar(Transform):
     """Turns each pair (2i, 2i + 1) by its angle: (a, b) -> (c a - s b, s a + c b).
 
-    Two stored numbers and 4 FMAs a pair (IsoQuant, arXiv 2603.28430, 2D form). Parameters are
-    free, as those of `Quaternion`: (c, s) = u / |u| is taken inside, which costs a loop over
-    vectors little, where a cosine and a sine would be taken for every vector anew.
+    Two parameters and 4 FMAs per pair (IsoQuant, arXiv 2603.28430, 2D form). Parameters are
+    unconstrained, as for `Quaternion`: (c, s) = u / |u| is computed inside. This costs a loop over
+    vectors little, where a cosine and a sine would be computed again for every vector.
 
     Attributes:
         phasor: u of (c, s) = (cos, sin) of the angle, [d / 2, 2].

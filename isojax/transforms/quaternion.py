@@ -59,9 +59,9 @@ def normalize(u: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
 
 
 def sandwich(left: Float[Array, "n 4"], right: Float[Array, "n 4"]) -> Float[Array, "4 4 n"]:
-    """The matrices M of v -> qL v conj(qR) as v M, q = u / |u|, one a last index.
+    """The matrices M with v M = qL v conj(qR), q = u / |u|, one per last index.
 
-    As a matrix product, so that `block_product` finds them ready.
+    As a matrix product, which `block_product` keeps out of its loop.
     """
     pairs = normalize(left)[:, :, None] * normalize(right)[:, None, :]
     return jnp.einsum("jlik,nik->jln", SANDWICH.astype(left.dtype), pairs, precision="highest")
@@ -71,9 +71,9 @@ def sandwich(left: Float[Array, "n 4"], right: Float[Array, "n 4"]) -> Float[Arr
 class Quaternion(Transform):
     """Turns each block v of four neighbours: v -> qL v conj(qR), or v -> qL v without `right`.
 
-    The full form reaches all of SO(4), the fast form one of its two factors. Parameters are free:
-    q = u / |u| is taken inside. (qL, qR) and (-qL, -qR) are the same rotation. A block of the full
-    form stores 8 numbers and takes 32 FMAs, one of the fast form 4 and 16.
+    The full form reaches all of SO(4), the fast form one of its two factors. Parameters are
+    unconstrained: q = u / |u| is computed inside. (qL, qR) and (-qL, -qR) are the same rotation.
+    The full form has 8 parameters and 32 FMAs per block, the fast form 4 and 16.
 
     Attributes:
         left: u of qL, [d / 4, 4], components (w, x, y, z).

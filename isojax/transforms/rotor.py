@@ -18,9 +18,9 @@ from isojax.transforms.quaternion import conjugate, sandwich
 class Rotor(Transform):
     """Turns each block v of three neighbours: v -> q v conj(q), v taken as x i + y j + z k.
 
-    The rotor sandwich R v R~ of the geometric algebra Cl(3,0), which maps vectors to vectors: three
-    numbers in, three out. A block stores 4 numbers and counts 56 FMAs, those of the published
-    multivector form; the 3 x 3 matrices used here take 9.
+    The rotor sandwich R v R~ of the geometric algebra Cl(3,0), which maps vectors to vectors. Each
+    block has 4 parameters and counts 56 FMAs, those of the published multivector form; the 3 x 3
+    matrices used here take 9.
 
     Attributes:
         spinor: u of q = u / |u|, [d / 3, 4], components (w, x, y, z).
@@ -48,7 +48,7 @@ class Rotor(Transform):
         return self._resized(x, self.dim)
 
     def _resized(self, x: Array, size: int) -> Array:
-        # the last block cut short in place of padding and cropping, which a loop over it would pay
+        # a shortened last block in place of padding and cropping, which would slow down the loop
         pad = self.dim - min(x.shape[-1], size)
         if pad >= 3:
             return super()._resized(x, size)

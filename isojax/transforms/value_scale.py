@@ -1,4 +1,4 @@
-"""Scales of values, as the output projection reads them: by all query heads of a key head."""
+"""Scales of values in the input of o_proj, shared by the query heads of a key head."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from isojax.transforms.diagonal import Diagonal
 
 
 def spread(scale: Diagonal, heads: tuple[int, int]) -> BlockDiagonal:
-    """A scale of the channels of all values, for each query head that reads them.
+    """The scale of the channels of all values, repeated for each query head that reads them.
 
     Args:
-        scale: of the channels of all key heads, one head after the other.
-        heads: key heads, and query heads of each.
+        scale: of the channels of all key heads, concatenated.
+        heads: key heads, and query heads per key head.
     """
     groups, repeats = heads
     return BlockDiagonal(repeat(Diagonal(scale.entries.reshape(groups, -1)), repeats), groups)
 
 
 def gathered(transform: Transform) -> Diagonal | None:
-    """The scale that `spread` was given, [key heads, d]; None for any other transform."""
+    """The inverse of `spread`: the scale, [key heads, d]; None for any other transform."""
     if not isinstance(transform, BlockDiagonal) or transform.shared:
         return None
     head = transform.block
