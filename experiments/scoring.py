@@ -17,8 +17,8 @@ from isojax.report import Entry, Job
 from isojax.transforms import Dense, Transform
 
 NLL = {"nll": SUMMARY_UNITS["nll"]}
-SCORED = {"nll": SUMMARY_UNITS["nll"], "delta_nll": SUMMARY_UNITS["nll"]} | {
-    name: SUMMARY_UNITS[name] for name in ("kl_mean", "same_top1", "rms_dp")
+SCORED = {
+    name: SUMMARY_UNITS[name] for name in ("nll", "delta_nll", "kl_mean", "same_top1", "rms_dp")
 }
 """Metrics of a window."""
 TAILS = {name: SUMMARY_UNITS[name] for name in ("kl_median", "kl_p99", "kl_p999")}
@@ -64,8 +64,6 @@ class Texts:
         i = entry.config.get("window")
         every = [scores(j) for j in (windows if i is None else [i])]
         found = summary(jax.tree.map(lambda *a: np.concatenate(a), *every))
-        if i is not None:
-            found["delta_nll"] = found["nll"] - self.exact[i]
         return {name: value for name, value in found.items() if name in entry.units}
 
 

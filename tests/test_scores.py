@@ -63,7 +63,8 @@ def statistics(exact, params, own, tokens=TOKENS):
 
 
 def assert_agree(scores, want):
-    for name in ("nll", "kl", "dp"):
+    want = want | {"delta_nll": want["nll"] - want["nll_base"]}
+    for name in ("nll", "delta_nll", "kl", "dp"):
         assert_allclose(getattr(scores, name), want[name], rtol=1e-4, atol=1e-6, err_msg=name)
     assert_array_equal(scores.same_top, want["same_top"])
     assert np.median(want["kl"]) > 1e-4 and 0 < np.mean(want["same_top"]) < 1
@@ -76,6 +77,7 @@ def assert_agree(scores, want):
 def test_equal_models_diverge_by_nothing():
     found = SCORE(PARAMS, CONFIG, TOKENS, EXACT)
     assert_allclose(found.kl, 0, atol=1e-9)
+    assert_allclose(found.delta_nll, 0, atol=1e-6)
     assert_allclose(found.dp, 0, atol=1e-6)
     assert found.same_top.all()
     whole = SUMMARIZE(found)
@@ -201,7 +203,7 @@ def test_the_gradient_of_the_divergence_is_that_of_its_definition():
 
 def test_the_likelihood_alone_needs_no_reference():
     alone = SCORE(PARAMS, CONFIG, TOKENS, None)
-    assert alone.kl is alone.same_top is alone.dp is None
+    assert alone.delta_nll is alone.kl is alone.same_top is alone.dp is None
     assert_allclose(alone.nll, SCORE(PARAMS, CONFIG, TOKENS, EXACT).nll, rtol=1e-6)
     assert SUMMARIZE(alone).keys() == {"nll"}
 
@@ -209,7 +211,7 @@ def test_the_likelihood_alone_needs_no_reference():
 def test_unknown_tokens_make_their_scores_and_the_summary_nan():
     for number in (-1, 300):
         found = SCORE(PARAMS, CONFIG, TOKENS.at[1, 5].set(number), EXACT)
-        for x in (found.nll, found.kl, found.dp):
+        for x in (found.nll, found.delta_nll, found.kl, found.dp):
             assert np.isnan(x[1, 4:]).all() and np.isfinite(x[0]).all()
         assert not found.same_top[1, 4:].any() and found.same_top[0].all()
         assert np.isnan([*SUMMARIZE(found).values()]).all()
@@ -232,9 +234,12 @@ def test_summary_is_numpy_s(shape):
     nll, kl = (random.standard_t(2, shape).astype(np.float32) ** 2 for _ in range(2))
     dp = random.uniform(-1, 1, shape).astype(np.float32)
     same = random.uniform(size=shape) < 0.9
-    got = SUMMARIZE(Scores(*map(jnp.asarray, (nll, kl, same, dp))))
-    given = {"nll": nll, "kl": kl, "same_top": same, "dp": dp, "nll_base": nll}
+    delta = random.standard_normal(shape).astype(np.float32)
+    got = SUMMARIZE(Scores(*map(jnp.asarray, (nll, delta, kl, same, dp))))
+    base = nll.astype(np.float64) - delta
+    given = {"nll": nll, "kl": kl, "same_top": same, "dp": dp, "nll_base": base}
     want = oracle.summarize({k: np.asarray(x, np.float64).ravel() for k, x in given.items()})
+    want["delta_nll"] = want["nll"] - want["nll_base"]
     assert got.keys() == SUMMARY_UNITS.keys() <= want.keys()
     for name, value in got.items():
         assert_allclose(value, want[name], rtol=1e-6, err_msg=name)

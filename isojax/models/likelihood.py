@@ -18,6 +18,7 @@ from isojax.models.inputs import check_tokens, known_tokens
 
 SUMMARY_UNITS = {
     "nll": "nats per token",
+    "delta_nll": "nats per token",
     "kl_mean": "nats per token",
     "kl_median": "nats per token",
     "kl_p99": "nats per token",
@@ -165,7 +166,7 @@ def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
     """Scalars over all tokens, those of `llama-perplexity --kl-divergence` of llama.cpp.
 
     `SUMMARY_UNITS` has their units.
-    `nll` and `kl_mean` are means; `kl_median`, `kl_p99` and `kl_p999` the quantiles 0.5, 0.99 and
+    `nll`, `delta_nll` and `kl_mean` are means; `kl_median`, `kl_p99` and `kl_p999` the quantiles 0.5, 0.99 and
     0.999, exact, with linear interpolation as in `numpy.quantile`; `same_top1` is the share of
     tokens whose most likely one is the same, `rms_dp` the root of the mean square of `dp`. One
     token that is NaN makes all of them NaN.
@@ -174,9 +175,9 @@ def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
         scores: of any shape, so that several windows may be stacked or concatenated. Without a
             reference only `nll` is returned.
     """
-    nll, kl, same_top, dp = scores
+    nll, delta, kl, same_top, dp = scores
     means = {"nll": jnp.mean(nll)}
-    if kl is None or same_top is None or dp is None:
+    if delta is None or kl is None or same_top is None or dp is None:
         return means
     unknown = jnp.isnan(kl)
     ordered = jnp.sort(kl, axis=None)
@@ -187,6 +188,7 @@ def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
         return jnp.where(unknown.any(), jnp.nan, low + part * (high - low))
 
     return means | {
+        "delta_nll": jnp.mean(delta),
         "kl_mean": jnp.mean(kl),
         "kl_median": kl_quantile(0.5),
         "kl_p99": kl_quantile(0.99),
