@@ -155,8 +155,8 @@ def _scores(
         p, q = jax.nn.log_softmax(exact), jax.nn.log_softmax(read)
         kl = jnp.where(known, _divergence(p, q), jnp.nan)
         same_top = (exact.argmax(-1) == read.argmax(-1)) & ~jnp.isnan(kl)
-        delta = nll + at_target(p)
-        return Scores(nll, delta, kl, same_top, jnp.exp(-nll) - jnp.exp(at_target(p)))
+        log_p, log_q = at_target(p), at_target(q)
+        return Scores(nll, log_p - log_q, kl, same_top, jnp.exp(log_q) - jnp.exp(log_p))
 
     each = (own,) if reference is None else (own, reference)
     return _by_chunks(score, chunk, tokens[:, 1:], *(r.hidden[:, :-1] for r in each))
@@ -166,10 +166,10 @@ def summary(scores: Scores) -> dict[str, Float[Array, ""]]:
     """Scalars over all tokens, those of `llama-perplexity --kl-divergence` of llama.cpp.
 
     `SUMMARY_UNITS` has their units.
-    `nll`, `delta_nll` and `kl_mean` are means; `kl_median`, `kl_p99` and `kl_p999` the quantiles 0.5, 0.99 and
-    0.999, exact, with linear interpolation as in `numpy.quantile`; `same_top1` is the share of
-    tokens whose most likely one is the same, `rms_dp` the root of the mean square of `dp`. One
-    token that is NaN makes all of them NaN.
+    `nll`, `delta_nll` and `kl_mean` are means; `kl_median`, `kl_p99` and `kl_p999` the quantiles
+    0.5, 0.99 and 0.999, exact, with linear interpolation as in `numpy.quantile`; `same_top1` is
+    the share of tokens whose most likely one is the same, `rms_dp` the root of the mean square of
+    `dp`. One token that is NaN makes all of them NaN.
 
     Args:
         scores: of any shape, so that several windows may be stacked or concatenated. Without a
