@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import matplotlib as mpl
 import tyro
 from doc_examples import DOCS, run
+from matplotlib.patches import FancyBboxPatch
 
 from isojax import report
 from isojax.report import draw_curve, new_figure, select, stat, summarize
@@ -26,6 +27,7 @@ mpl.rcParams |= {"svg.hashsalt": "isojax", "svg.fonttype": "none", "font.size": 
 SMALL = {"fontsize": 8, "frameon": False}
 MODELS = ("SmolLM2-135M-Instruct.Q4_1.gguf", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
 NAMES = ("SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct")
+ARROW = {"arrowstyle": "-|>", "color": "#444444", "lw": 0.9}
 TINTS = {"merged": "#cfe3f5", "online": "#fbe0bd", "rounded": "#e4e4e4"}
 CACHES = ("identity", "haar", "haar+pre", "haar+pre+sinks", "kivi", "aligned", "aligned+haar")
 
@@ -34,9 +36,8 @@ def transforms_figure(scope: dict[str, Any]) -> Any:
     """Coordinates of one vector before and after a rotation."""
     figure, axes = new_figure(1, 2, "One vector, 64 coordinates, one outlier")
     before, after = scope["x"][0], scope["t"].apply(scope["x"])[0]
-    for place, values, title in zip(
-        axes[0], (before, after), ("as it is", "after a Hadamard rotation"), strict=True
-    ):
+    titles = ("as it is", "after a Hadamard rotation")
+    for place, values, title in zip(axes[0], (before, after), titles, strict=True):
         place.vlines(range(len(values)), 0, values, color=COLOR["haar"], lw=3)
         place.set(xlabel="coordinate", ylabel="value", ylim=(-5, 13), title=title)
     return figure
@@ -67,7 +68,7 @@ def recipes_figure(scope: dict[str, Any]) -> Any:
 
 def alignment_figure(scope: dict[str, Any]) -> Any:
     """Rate and error of an entropy coder in two sets of coordinates."""
-    figure, axes = new_figure(1, 1, "Entropy-coded vectors, a coding gain of 6.3 dB")
+    figure, axes = new_figure(1, 1, f"Entropy-coded vectors, coding gain {scope['gain']:.1f} dB")
     for name, title in (("haar", "random rotation"), ("pca", "principal axes")):
         bits, nmse = zip(*(scope["coded"][name, step] for step in scope["steps"]), strict=True)
         axes[0, 0].plot(bits, nmse, "o-", ms=3.5, lw=1.4, color=COLOR[name], label=title)
@@ -104,14 +105,14 @@ def plans_figure(scope: dict[str, Any]) -> Any:
     second = "input:gate_proj weight:gate_proj input:down_proj weight:down_proj"
     rows = [["residual", *names.split()] for names in (first, second)]
     title = {"weight:q_proj": "weight:\nq, k, v", "weight:gate_proj": "weight:\ngate, up"}
-    title["cache:keys"] = "cache: keys,\nvalues"
+    title |= {"cache:keys": "cache: keys,\nvalues"}
     entries, place = {e.place: e for e in scope["description"].entries}, axes[0, 0]
     for row, names in enumerate(rows):
         for column, name in enumerate(names):
             entry, x, y = entries[name], 1.25 * column, -1.5 * row
             kind = "merged" if entry.merged else "online" if entry.online else "rounded"
             box = {"boxstyle": "round,pad=0.02", "fc": TINTS[kind], "ec": "#666666", "lw": 0.8}
-            place.add_patch(mpl.patches.FancyBboxPatch((x, y), 1, 0.9, **box))
+            place.add_patch(FancyBboxPatch((x, y), 1, 0.9, **box))
             does = [f"{entry.merged or entry.online}", kind] if kind != "rounded" else []
             does += [f"{entry.bits:.2f} bits"] if entry.bits else []
             head = title.get(name, name.replace(":", ":\n"))
@@ -135,8 +136,8 @@ def cache_figure(scope: dict[str, Any]) -> Any:
     figure, axes = new_figure(2, 2, "Keys and values in codes: loss against an exact cache")
     for line, name, title in zip(axes, MODELS, NAMES, strict=True):
         for place, bits in zip(line, (3, 2), strict=True):
-            mine = select(rows, "delta_nll", model=name, target="KV", bits=bits)
-            mine = select(mine, calibration="valid.tokens.txt")
+            at = {"model": name, "target": "KV", "bits": bits, "calibration": "valid.tokens.txt"}
+            mine = select(rows, "delta_nll", **at)
             report.draw_ranked(
                 place, {m: summarize(mine, "delta_nll", method=m) for m in CACHES}, report.errors
             )
@@ -219,7 +220,6 @@ def _bars(place: Any, values: Any, label: str, form: str) -> None:
     place.set(xlim=(0, 1.18 * most), xlabel=label)
 
 
-ARROW = {"arrowstyle": "-|>", "color": "#444444", "lw": 0.9}
 FROM_ROWS = ("cache", "implementations")
 FIGURES: dict[str, Callable[[dict[str, Any]], Any]] = {
     name.removesuffix("_figure"): make
@@ -236,7 +236,7 @@ def main(
 
     Args:
         pages: names of pages.
-        png: a folder for the same figures as PNG.
+        png: an existing folder for the same figures as PNG.
     """
     (DOCS / "figures").mkdir(exist_ok=True)
     for page in pages:
@@ -245,7 +245,6 @@ def main(
         figure.savefig(path, metadata={"Date": None})
         print(f"{path.relative_to(DOCS.parent)}: {path.stat().st_size / 1000:.0f} kB")
         if png is not None:
-            png.mkdir(parents=True, exist_ok=True)
             figure.savefig(png / f"{page}.png", dpi=110)
 
 
