@@ -1,8 +1,6 @@
 """Draw the figures of the documentation pages: docs/figures/PAGE.svg.
 
-    python scripts/doc_figures.py                   # all
-    python scripts/doc_figures.py cache plans       # these
-    python scripts/doc_figures.py --png /tmp/look   # as PNG too, to look at
+    python scripts/doc_figures.py cache plans   # these two; all where none is named
 
 A figure shows what the examples of its page computed, which are run first, or rows of
 docs/rows.jsonl. The same input gives the same file.
@@ -105,7 +103,7 @@ def plans_figure(scope: dict[str, Any]) -> Any:
     second = "input:gate_proj weight:gate_proj input:down_proj weight:down_proj"
     rows = [["residual", *names.split()] for names in (first, second)]
     title = {"weight:q_proj": "weight:\nq, k, v", "weight:gate_proj": "weight:\ngate, up"}
-    title |= {"cache:keys": "cache: keys,\nvalues"}
+    title["cache:keys"] = "cache: keys,\nvalues"
     entries, place = {e.place: e for e in scope["description"].entries}, axes[0, 0]
     for row, names in enumerate(rows):
         for column, name in enumerate(names):
