@@ -139,9 +139,8 @@ def cache_figure(scope: dict[str, Any]) -> Any:
             report.draw_ranked(
                 place, {m: summarize(mine, "delta_nll", method=m) for m in CACHES}, report.errors
             )
-            place.set(xscale="log", xlim=(0.005, 8), title=f"{title}, {bits} bits")
-            place.set_xlabel("nats per token, mean and standard error")
-            place.title.set_fontsize(9)
+            place.set(xscale="log", xlim=(0.005, 8), xlabel="nats per token, mean ± standard error")
+            place.set_title(f"{title}, {bits} bits", fontsize=9)
             place.minorticks_off()
     return figure
 
