@@ -29,6 +29,14 @@ KV_METHODS = (
     "aligned+learned", "learned+pre+sinks", "learned+pre+sinks+unbiased", "smaq-like",
     "kvtc-like", "gtq-like",
 )  # fmt: skip
+OVERVIEW = {
+    "identity": "as they are",
+    "haar": "rotated",
+    "haar+pre+sinks": "rotated, keys centred, first 4 tokens exact",
+    "haar+pre+sinks+unbiased": "the same, scales without shrinkage",
+    "aligned+haar": "the same, but keys aligned",
+    "kivi": "KIVI: ranges per channel of keys",
+}
 SIDES = (
     "haar", "quaternion_full", "haar+pre", "quaternion_full+pre", "haar+pre+sinks",
     "haar+pre+sinks+unbiased", "aligned", "aligned+half", "aligned+unbiased",
@@ -233,6 +241,20 @@ def kv_cache(rows: list[Row]) -> str:
     return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
 
 
+def overview(rows: list[Row]) -> str:
+    """What rotation and alignment lose in the cache of the real models at 2 bits."""
+    rows = select(_whole(rows), target="KV", calibration=OWN, bits=2)
+    models = [m for m in dict.fromkeys(r.config["model"] for r in rows) if m != "tiny"]
+    lines = []
+    for method, said in OVERVIEW.items():
+        mine = select(rows, method=method)
+        rate = summarize(select(mine, model=tuple(models)), "rate_bits").mean
+        losses = [_loss(select(mine, "delta_nll", model=model)) for model in models]
+        lines.append([said, f"`{method}`", f"{rate:.2f}", *losses])
+    head = ["keys and values at 2 bits", "method", "bits per element", *map(short, models)]
+    return markdown(head, lines)
+
+
 def kv_sides(rows: list[Row]) -> str:
     """Losses of the methods in real models with only keys in codes, and with only values."""
     rows = [r for r in _whole(rows) if r.config["model"] != "tiny"]
@@ -381,7 +403,7 @@ def uncommitted(rows: list[Row]) -> str:
 TABLES = {
     make.__name__: make
     for make in (
-        bench_model, perplexity, isotropic_tradeoff, costs, kv_cache, kv_sides, kv_domain,
+        bench_model, perplexity, isotropic_tradeoff, costs, overview, kv_cache, kv_sides, kv_domain,
         kv_needles, block_rotation, block_formats, end_to_end, compare, bench_cpu,
         kernel_times, decode_times, decode_cpu, uncommitted,
     )

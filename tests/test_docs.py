@@ -1,15 +1,26 @@
-"""What the documents say holds: tables come from rows, snippets run."""
+"""What the documents say holds: tables come from rows, examples run, names are listed."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import pytest
+
 import isojax
+from isojax.quantize import PLACES
+from isojax.quantize.presets import PLANS
+from isojax.recipes import COORDINATES, LEVELS, WRAPPERS
 
 ROOT = Path(__file__).parents[1]
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+SPEC = importlib.util.spec_from_file_location("doc_examples", ROOT / "scripts" / "doc_examples.py")
+assert SPEC and SPEC.loader
+doc_examples = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(doc_examples)
+IDEAS = [page for page in doc_examples.PAGES if page not in ("index", "your_own")]
 
 
 def test_the_tables_of_the_readme_are_made_from_its_rows():
@@ -18,14 +29,63 @@ def test_the_tables_of_the_readme_are_made_from_its_rows():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_snippets_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch):
+def test_the_snippets_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    module = types.ModuleType("mymodule")  # as one of them is called
-    monkeypatch.setitem(sys.modules, "mymodule", module)
-    scope = vars(module)
+    module = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", module)
     for snippet in SNIPPETS:
-        exec(snippet.replace("seeds=24", "seeds=2"), scope)
-    assert len(SNIPPETS) == 6 and scope["x"].shape == (8192, 128)
+        exec(snippet, vars(module))
+    printed = capsys.readouterr().out
+    assert len(SNIPPETS) == 2
+    assert all(f"{name} {{'delta_nll'" in printed for name in ("hadamard", "__main__:sorted_blocks"))
+
+
+@pytest.mark.parametrize("page", doc_examples.PAGES)
+def test_the_examples_of_a_page_print_what_it_shows(page):
+    _, printed = doc_examples.run(page)
+    assert printed and any(printed)
+    assert not list(doc_examples.differences(page, printed))
+
+
+@pytest.mark.parametrize("page", IDEAS)
+def test_a_page_of_an_idea_has_a_figure_that_is_small(page):
+    found = re.findall(r"!\[.+\]\((figures/.+?)\)", (ROOT / "docs" / f"{page}.md").read_text())
+    assert found == [f"figures/{page}.svg"]
+    assert 0 < (ROOT / "docs" / found[0]).stat().st_size < 60_000
+
+
+@pytest.mark.parametrize(
+    "shown, got, alike",
+    [
+        ("NMSE 0.1000", "NMSE 0.1019", True),
+        ("NMSE 0.1000", "NMSE 0.1021", False),
+        ("loss 0.02 of  7", "loss 0.03 of 7", True),  # one unit of the last digit
+        ("loss 0.02", "loss 0.04", False),
+        ("1.5e-05", "1.52e-05", True),
+        ("7 tokens", "8 tokens", False),
+        ("1,024.0 bytes", "1030.0 bytes", True),
+        ("gain 1.0 dB", "loss 1.0 dB", False),
+        ("a 1.0", "a 1.0 2.0", False),
+        ("-1.0", "1.0", False),
+    ],
+)
+def test_outputs_are_alike_to_two_percent(shown, got, alike):
+    assert doc_examples.alike(shown, got) == alike
+
+
+def test_the_pages_list_every_name():
+    def listed(page):
+        text = (ROOT / "docs" / f"{page}.md").read_text()
+        words = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+        return {word.partition(":")[0] for word in words} | set(words)
+
+    recipes, plans = listed("recipes"), listed("plans")
+    for family in (COORDINATES, LEVELS, WRAPPERS):
+        own = {n for n, m in family.members.items() if m.make.__module__.startswith("isojax.")}
+        assert own and not own - recipes
+    assert not set(PLANS.members) - plans
+    named = {place for place in PLACES if not place.startswith("weight:")}
+    assert not named - plans and {"weight:q_proj", "weight:down_proj"} <= plans
 
 
 def test_the_documents_name_the_version():

@@ -65,7 +65,8 @@ def statistics(exact, params, own, tokens=TOKENS):
 def assert_agree(scores, want):
     want = want | {"delta_nll": want["nll"] - want["nll_base"]}
     for name in ("nll", "delta_nll", "kl", "dp"):
-        assert_allclose(getattr(scores, name), want[name], rtol=1e-4, atol=1e-6, err_msg=name)
+        atol = 1e-5 if name == "delta_nll" else 1e-6  # a difference of logarithms, each to 1e-6
+        assert_allclose(getattr(scores, name), want[name], rtol=1e-4, atol=atol, err_msg=name)
     assert_array_equal(scores.same_top, want["same_top"])
     assert np.median(want["kl"]) > 1e-4 and 0 < np.mean(want["same_top"]) < 1
     whole = SUMMARIZE(scores)

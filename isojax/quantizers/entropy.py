@@ -53,7 +53,7 @@ def ecsq(step: float | Float[Array, ""]) -> ECSQ:
 
 def ecsq_for_rate(
     samples: Float[Array, "..."],
-    rate_bits: float | Float[Array, ""],
+    rate_bits: int | float | Float[Array, ""],
     per: str = "tensor",
     bins: int = 4096,
 ) -> ECSQ:
@@ -81,7 +81,7 @@ def ecsq_for_rate(
     return ECSQ(step_for_rate(samples, rate_bits, entropy))
 
 
-def check_rate(rate_bits: float | Array, bins: int, spare: int = 0) -> None:
+def check_rate(rate_bits: int | float | Array, bins: int, spare: int = 0) -> None:
     """Raise `ValueError` for a Python number that is not above 0 and below log2(bins) - spare."""
     most = math.log2(check_positive("bins", bins)) - spare
     if isinstance(rate_bits, int | float) and not 0 < rate_bits < most:
@@ -90,7 +90,7 @@ def check_rate(rate_bits: float | Array, bins: int, spare: int = 0) -> None:
 
 
 def step_for_rate(
-    samples: Array, rate_bits: float | Array, entropy: Callable[[Array, Array], Array]
+    samples: Array, rate_bits: int | float | Array, entropy: Callable[[Array, Array], Array]
 ) -> Float[Array, ""]:
     """The finest step at which `entropy(samples, step)` is not above `rate_bits`."""
     v = samples.astype(compute_dtype(samples.dtype, "samples"))

@@ -191,7 +191,7 @@ def e8(step: float | Float[Array, ""], width: int = 0) -> Lattice:
 
 def d4_for_rate(
     samples: Float[Array, "*batch d"],
-    rate_bits: float | Float[Array, ""],
+    rate_bits: int | float | Float[Array, ""],
     per: str = "tensor",
     bins: int = 4096,
 ) -> Lattice:
@@ -215,7 +215,7 @@ def d4_for_rate(
 
 def e8_for_rate(
     samples: Float[Array, "*batch d"],
-    rate_bits: float | Float[Array, ""],
+    rate_bits: int | float | Float[Array, ""],
     per: str = "tensor",
     bins: int = 4096,
 ) -> Lattice:
@@ -233,7 +233,9 @@ def _lattice(size: int, step: float | Array, width: int) -> Lattice:
     return Lattice(jnp.asarray(step, float), size, width)
 
 
-def _for_rate(size: int, samples: Array, rate_bits: float | Array, per: str, bins: int) -> Lattice:
+def _for_rate(
+    size: int, samples: Array, rate_bits: int | float | Array, per: str, bins: int
+) -> Lattice:
     check_rate(rate_bits, bins, spare=1)
 
     def entropy(v: Array, step: Array) -> Array:
