@@ -37,7 +37,9 @@ def test_the_snippets_of_the_readme_run_one_after_the_other(tmp_path, monkeypatc
         exec(snippet, vars(module))
     printed = capsys.readouterr().out
     assert len(SNIPPETS) == 2
-    assert all(f"{name} {{'delta_nll'" in printed for name in ("hadamard", "__main__:sorted_blocks"))
+    assert all(
+        f"{name} {{'delta_nll'" in printed for name in ("hadamard", "__main__:sorted_blocks")
+    )
 
 
 @pytest.mark.parametrize("page", doc_examples.PAGES)
