@@ -21,6 +21,12 @@ FLAGS = [
 if jax.__version_info__ < (0, 11):  # later ones do not know it
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+# One core per worker: threads of XLA that wait for one another on shared cores take ten times as
+# long. XLA has as many threads as the process may use cores when its first device is made.
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+if WORKER and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(WORKER) % len(cores)]})
 
 
 def pytest_collection_finish():
