@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: API pages are made from `__all__`; unused figures and reports are left out."""
+"""Hooks of MkDocs: API pages made from `__all__`, and only those results that a page links to."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-_IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+_RESULT = re.compile(r"\]\((?:\.\./)*(results/[^)#\s]+)")
 _API = re.compile(r"<!-- api: (\S+) -->")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Remove what lies in docs/results and is shown on no page."""
+    """Remove the files of docs/results that no page shows or links to."""
     pages = [f for f in files.documentation_pages() if not f.src_uri.startswith("results/")]
-    shown = {link for page in pages for link in _IMAGE.findall(page.content_string)}
+    shown = {link for page in pages for link in _RESULT.findall(page.content_string)}
     for file in list(files):
         if file.src_uri.startswith("results/") and file.src_uri not in shown:
             files.remove(file)

@@ -1,6 +1,8 @@
 """What the documents say holds: tables come from rows, examples run, names are listed."""
 
 import importlib.util
+import json
+import os
 import re
 import subprocess
 import sys
@@ -40,6 +42,30 @@ def test_the_snippets_of_the_readme_run_one_after_the_other(tmp_path, monkeypatc
     assert all(
         f"{name} {{'delta_nll'" in printed for name in ("hadamard", "__main__:sorted_blocks")
     )
+
+
+@pytest.mark.shared
+def test_the_notebook_runs_and_comes_to_its_finding(shared, tmp_path):
+    model = shared("models/SmolLM2-135M-Instruct.Q4_1.gguf")
+    (tmp_path / "isojax").mkdir()
+    (tmp_path / "isojax" / model.name).symlink_to(model.resolve())
+    cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    few = code.replace("windows[:4], windows[4:12]", "windows[:1], windows[1:3]")
+    assert few != code and few.startswith("%pip install")
+    losses = "{name: float(scores.delta_nll.mean()) for name, scores in losses.items()}"
+    few = few.partition("\n")[2] + f"\nimport json\nprint(json.dumps({losses}))"
+    own = {"XDG_CACHE_HOME": str(tmp_path), "MPLBACKEND": "agg"}
+    environment = {
+        k: v for k, v in os.environ.items() if k != "XLA_FLAGS"
+    } | own  # it computes much
+    done = subprocess.run(
+        [sys.executable, "-c", few], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    loss = json.loads(done.stdout.splitlines()[-1])
+    assert loss["aligned:2"] < 0.8 * loss["rotated-cache:2"]
+    assert len(loss) == 5 and all(0 < value < 10 for value in loss.values())
 
 
 @pytest.mark.parametrize("page", doc_examples.PAGES)
