@@ -51,7 +51,7 @@ def test_the_notebook_runs_and_comes_to_its_finding(shared, tmp_path):
     (tmp_path / "isojax" / model.name).symlink_to(model.resolve())
     cells = json.loads((ROOT / "docs" / "notebook.ipynb").read_text(encoding="utf-8"))["cells"]
     code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    few = code.replace("windows[:4], windows[4:12]", "windows[:1], windows[1:3]")
+    few = code.replace("windows[:4], windows[4:12]", "windows[:2], windows[2:8]")
     assert few != code and few.startswith("%pip install")
     losses = "{name: float(scores.delta_nll.mean()) for name, scores in losses.items()}"
     few = few.partition("\n")[2] + f"\nimport json\nprint(json.dumps({losses}))"
@@ -64,7 +64,7 @@ def test_the_notebook_runs_and_comes_to_its_finding(shared, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     loss = json.loads(done.stdout.splitlines()[-1])
-    assert loss["aligned:2"] < 0.8 * loss["rotated-cache:2"]
+    assert loss["aligned:2"] < 0.9 * loss["rotated-cache:2"]
     assert len(loss) == 5 and all(0 < value < 10 for value in loss.values())
 
 

@@ -37,7 +37,8 @@ def test_what_a_cache_loses_is_paired_with_the_exact_one(kv):
     for row in select(found, "delta_nll"):
         same = {**row.config, "window": row.config["window"]}
         (nll,) = [r for r in select(found, "nll", **same) if r.seed == row.seed]
-        assert row.value == pytest.approx(nll.value - exact[row.config["window"]], abs=1e-9)
+        difference = nll.value - exact[row.config["window"]]  # of means in fp32
+        assert row.value == pytest.approx(difference, abs=3e-5)
         assert row.value != 0
 
 

@@ -50,7 +50,8 @@ def test_losses_are_paired_with_the_model_as_it_is(out):
     exact = {r.config["window"]: r.value for r in select(found, "nll", plan="unquantized")}
     for row in select(found, "delta_nll"):
         (nll,) = [r for r in select(found, "nll", **row.config) if r.seed == row.seed]
-        assert row.value == pytest.approx(nll.value - exact[row.config["window"]], abs=1e-9)
+        difference = nll.value - exact[row.config["window"]]  # of means in fp32
+        assert row.value == pytest.approx(difference, abs=3e-5)
         assert row.value != 0
 
 
