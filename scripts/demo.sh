@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 setup ""
 compare() {
-  isojax quantize --model "$1" --length 512 --calibration-windows 4 --continuation 0 \
-    --plans rotated-cache aligned rotated-inputs balanced-inputs | sed '/^## What stands where/,$d' ||
+  isojax quantize --model "$1" --length 512 --seeds 1 --calibration-windows 4 --continuation 0 \
+    --plans rotated-cache aligned rotated-inputs balanced-inputs | sed '/^## /,$d' ||
     return
   echo "$2"
   echo "Whole report and figure: results/quantize-$1/table.md and figure.png"
