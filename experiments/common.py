@@ -167,10 +167,9 @@ def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) 
         name: of the experiment; names the default output folder.
         doc: text of `--help`.
     """
-    settings = _parse(config, name, doc)
+    settings = _parse(config(), name, doc)
     if settings.quick:
-        smaller = dataclasses.replace(config(), **settings.quickened())
-        settings = _parse(config, name, doc, smaller)
+        settings = _parse(dataclasses.replace(config(), **settings.quickened()), name, doc)
     if settings.out is None:
         model = Path(settings.model.partition("@")[0]).name or "model"
         folder = f"{name}-{model}{'-quick' if settings.quick else ''}"
@@ -233,16 +232,16 @@ def check_named(name: str, values: Sequence[Any], allowed: Iterable[Any] | None 
         check_choice(name, value, allowed or ())
 
 
-def _parse(config: type[C], name: str, doc: str | None, default: C | None = None) -> C:
-    """The settings of the command line, where it is silent those of `default`."""
+def _parse(default: C, name: str, doc: str | None) -> C:
+    """The settings of the command line; flags that it leaves out are those of `default`."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(
-                config,
+                type(default),
                 prog=f"isojax {name.replace('_', '-')}",
                 description=doc,
-                default=config() if default is None else default,
+                default=default,
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from isojax.quantize.presets import PLANS
 from isojax.recipes import COORDINATES, LEVELS, WRAPPERS
 
 ROOT = Path(__file__).parents[1]
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
 SPEC = importlib.util.spec_from_file_location("doc_examples", ROOT / "scripts" / "doc_examples.py")
 assert SPEC and SPEC.loader
 doc_examples = importlib.util.module_from_spec(SPEC)
@@ -31,17 +29,11 @@ def test_the_tables_of_the_readme_are_made_from_its_rows():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_snippets_of_the_readme_run_one_after_the_other(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    module = types.ModuleType("__main__")
-    monkeypatch.setitem(sys.modules, "__main__", module)
-    for snippet in SNIPPETS:
-        exec(snippet, vars(module))
-    printed = capsys.readouterr().out
-    assert len(SNIPPETS) == 2
-    assert all(
-        f"{name} {{'delta_nll'" in printed for name in ("hadamard", "__main__:sorted_blocks")
-    )
+def test_the_snippets_of_the_readme_run_one_after_the_other():
+    _, printed = doc_examples.run("../README")
+    assert len(printed) == 2
+    for name in ("hadamard", "__main__:sorted_blocks"):
+        assert f"{name} {{'delta_nll'" in printed[0]
 
 
 @pytest.mark.shared

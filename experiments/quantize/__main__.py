@@ -135,9 +135,8 @@ def jobs(
             whole = own | {"windows": config.texts, "seeds": seeds}
             entries += [Entry(whole, seed, TAILS)]
             entries += [Entry(own, seed, COSTS)] if not number else []
-            entries.append(
-                Entry(whole, seed, PEAK)
-            )  # errors would count the exact model's memory too
+            # before the errors, which would count the exact model's memory too
+            entries.append(Entry(whole, seed, PEAK))
             if config.errors and not number:
                 entries += [Entry(own | {"layer": i}, seed, ERROR) for i in layers]
             title = name if seed is None else f"{name}, seed {seed}"

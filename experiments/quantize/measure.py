@@ -59,7 +59,7 @@ class Reader(Planned):
         self, name: str, plan: Plan, seed: int, todo: Sequence[Entry]
     ) -> Iterator[dict[str, float]]:
         """Values of the entries of a plan with one seed; the peak of memory is of all windows."""
-        _ = self.reference, self.exact  # not counted
+        _ = self.reference  # not counted
         reset_peak()
         made = self.quantized(plan, seed)
         scores = functools.cache(lambda i: self.read(made, i))
