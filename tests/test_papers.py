@@ -13,7 +13,7 @@ from isojax.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = {page.stem: page for page in sorted((ROOT / "docs" / "papers").glob("*.md"))}
-VERDICTS = {"reproduced", "not reproduced", "beyond", "not tried"}
+VERDICTS = {"reproduced", "not reproduced", "not comparable", "beyond", "not tried"}
 CLAIMS = ["claim", "published", "measured here", "verdict", "command"]
 NUMBER = re.compile(r"(?<![\w.,])[-+]?\d+(?:[.,]\d+)*%?(?: ± \d+(?:[.,]\d+)*%?)?")
 LINK = re.compile(r"\]\(([^)]*)\)")

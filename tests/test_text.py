@@ -19,8 +19,8 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         load_text(str(path))
     with pytest.raises(FileNotFoundError, match="nosuch: no such file"):
         load_text("nosuch")
-    with pytest.raises(ValueError, match="split must be one of test, validation, train"):
-        load_text("wikitext-2", split="dev")
+    with pytest.raises(ValueError, match="split of wikitext-2 must be one of test, validation, train, got 'dev'"):
+        load_text("wikitext-2:dev")
 
 
 def test_wikitext_rows_are_joined_by_blank_lines(monkeypatch, tmp_path):
@@ -38,7 +38,7 @@ def test_wikitext_rows_are_joined_by_blank_lines(monkeypatch, tmp_path):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    assert load_text("wikitext-2", split="validation") == "\n\n = A = \n\n\nb\n"
+    assert load_text("wikitext-2:validation") == "\n\n = A = \n\n\nb\n"
     files = "wikitext-2-raw-v1/validation-*.parquet"
     assert asked == [("Salesforce/wikitext", "dataset", [files])]
 

@@ -13,22 +13,22 @@ from isojax._core.checks import check_choice, check_positive
 _SPLITS = ("test", "validation", "train")
 
 
-def load_text(source: str, split: str = "test") -> str:
+def load_text(source: str) -> str:
     """Read a text.
 
     Args:
-        source: a UTF-8 file, without its byte order mark; `wikitext-2` (Merity et al. 2016, the raw
-            form, rows joined by blank lines as is usual for perplexity; fetched from the hub); or
-            `tiny`, the held-out text of the model that ships with isojax.
-        split: of `wikitext-2`: `test`, `validation` or `train`.
+        source: a UTF-8 file, read without its byte order mark; `wikitext-2` (Merity et al. 2016, the
+            raw form, rows joined by blank lines as is usual for perplexity; fetched from the hub),
+            which is its test split, or another one as `wikitext-2:validation`; or `tiny`, the
+            held-out text of the model that ships with isojax.
 
     Raises:
         FileNotFoundError: there is no such text, or it cannot be fetched.
-        ValueError: the file is not UTF-8, or `split` is not allowed.
+        ValueError: the file is not UTF-8, or WikiText-2 has no such split.
     """
-    check_choice("split", split, _SPLITS)
-    if source == "wikitext-2":
-        return _wikitext(split)
+    name, _, split = source.partition(":")
+    if name == "wikitext-2":
+        return _wikitext(check_choice("the split of wikitext-2", split or "test", _SPLITS))
     if source == "tiny":
         file = importlib.resources.files("isojax") / "models" / "tiny" / "heldout.txt"
         if not file.is_file():
