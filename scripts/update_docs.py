@@ -5,7 +5,7 @@
     python scripts/update_docs.py --check                       # exit 1 if one is out of date
 
 A block of a page, between `<!-- rows: NAME -->` and `<!-- end -->`, is made by the function NAME
-of `doc_tables`. Reports and figures of the taken studies go to docs/results.
+of `doc_tables` or `speed_tables`. Reports and figures of the taken studies go to docs/results.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import shutil
 from pathlib import Path
 
 import tyro
-from doc_tables import AT3, KV_METHODS, OWN, SHOWN, SIDES, TABLES
+from doc_tables import AT3, KV_METHODS, OWN, SHOWN, SIDES
+from doc_tables import TABLES as STUDIES
+from speed_tables import TABLES as SPEED
 
 from isojax.report import Row, read_rows, select
 
+TABLES = STUDIES | SPEED
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "kernels.md")

@@ -19,7 +19,7 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         load_text(str(path))
     with pytest.raises(FileNotFoundError, match="nosuch: no such file"):
         load_text("nosuch")
-    with pytest.raises(ValueError, match="split of wikitext-2 must be one of test, validation, train, got 'dev'"):
+    with pytest.raises(ValueError, match="split of wikitext-2 must be .*; got 'dev'"):
         load_text("wikitext-2:dev")
 
 
