@@ -1,6 +1,7 @@
 """Statistics of calibration: those of the whole model's own vectors, in memory and on disk."""
 
 import dataclasses
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,16 @@ def test_the_cache_on_disk_gives_the_same(model, stats, tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     with pytest.raises(ValueError, match="must be a folder of statistics"):
         load_stats(tmp_path)
+
+
+def test_a_calibration_that_stops_leaves_nothing_in_the_cache(model, tmp_path, monkeypatch):
+    def full(folder, name, layer):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(sys.modules["isojax.quantize.calibrate"], "write_layer", full)
+    with pytest.raises(OSError, match="no space left"):
+        calibrate(model, WINDOWS, PLAN, samples=60, cache=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_cache_tells_models_texts_and_plans_apart(model, tmp_path):

@@ -99,12 +99,12 @@ def calibrate(
     )
     if not folder.exists():
         Path(cache).mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(suffix=".partial", dir=cache))
-        every, whole = found()
-        for i, layer in enumerate(every):
-            write_layer(partial, str(i), layer)
-        write_layer(partial, WHOLE, whole)
-        finish(partial, folder, number)
+        with tempfile.TemporaryDirectory(suffix=".partial", dir=cache) as partial:
+            every, whole = found()
+            for i, layer in enumerate(every):
+                write_layer(Path(partial), str(i), layer)
+            write_layer(Path(partial), WHOLE, whole)
+            finish(Path(partial), folder, number)
     return load_stats(folder)
 
 

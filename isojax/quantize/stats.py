@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,11 +99,9 @@ def write_layer(folder: Path, name: str, layer: Mapping[str, Any]) -> None:
 
 
 def finish(partial: Path, folder: Path, layers: int) -> None:
-    """Rename a completely written folder to its final name."""
+    """Give a completely written folder its final name, unless another process has written it."""
     (partial / "stats.json").write_text(json.dumps({"layers": layers}))
-    if folder.exists():
-        shutil.rmtree(partial)
-    else:
+    if not folder.exists():
         partial.rename(folder)
 
 
