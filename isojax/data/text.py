@@ -17,10 +17,10 @@ def load_text(source: str) -> str:
     """Read a text.
 
     Args:
-        source: a UTF-8 file, read without its byte order mark; `wikitext-2` (Merity et al. 2016, the
-            raw form, rows joined by blank lines as is usual for perplexity; fetched from the hub),
-            which is its test split, or another one as `wikitext-2:validation`; or `tiny`, the
-            held-out text of the model that ships with isojax.
+        source: a UTF-8 file, read without its byte order mark; `wikitext-2`, the test split, or
+            another one as `wikitext-2:validation` (Merity et al. 2016, the raw form, rows joined by
+            blank lines as is usual for perplexity; fetched from the hub); or `tiny`, the held-out
+            text of the model that ships with isojax.
 
     Raises:
         FileNotFoundError: there is no such text, or it cannot be fetched.
