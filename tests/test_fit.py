@@ -96,7 +96,7 @@ def test_zeros_teach_no_rotation_and_bad_numbers_are_refused():
 
 @pytest.mark.parametrize("make, optimizer", FULL.values(), ids=FULL)
 def test_the_least_log_variance_is_that_of_pca(make, optimizer):
-    root = learn.moment_root(X[:, :6])
+    root = jnp.asarray(np.linalg.qr(X[:, :6].reshape(-1, X.shape[-1]), mode="r"))  # fewer rows
 
     def loss(t, key):
         return learn.log_variance(t, root)
@@ -296,14 +296,6 @@ def test_log_variance_differs_by_the_coding_gain():
     gain = [metrics.coding_gain_db(jnp.mean(jnp.square(t.apply(X)), 0)) for t in (a, b)]
     assert_allclose(20 * np.log10(2) * bits, gain[1] - gain[0], rtol=1e-4)
     assert_allclose(learn.log_variance(a, jnp.zeros((3, DIM)), 2.0**-8), -4)
-
-
-@pytest.mark.parametrize("rows", [256, 5])
-def test_moment_root_has_the_second_moment_of_all_samples(rows):
-    x = np.asarray(X[:rows])
-    root = learn.moment_root(X[:rows].reshape(rows, 1, DIM))
-    assert root.shape == (min(rows, DIM), DIM)
-    assert_allclose(root.T @ root / len(root), x.T @ x / rows, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("step, tolerance", [(0.1, 0.01), (1.0, 0.05), (3.0, 0.15)])

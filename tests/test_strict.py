@@ -146,7 +146,6 @@ LEARNED = {
     "smooth": lambda x, s, w: learn.smooth(learn.smooth_scale(x[0], [w]), x, w),
     "log_variance": lambda x, s, w: learn.log_variance(tf.haar(KEY, 32), x),
     "kurtosis_loss": lambda x, s, w: learn.kurtosis_loss(tf.haar(KEY, 32), x),
-    "moment_root": lambda x, s, w: learn.moment_root(x),
     "quantization_error": lambda x, s, w: learn.quantization_error(
         tf.haar(KEY, 32), x, q.absmax(3, "token"), s
     ),

@@ -28,7 +28,6 @@ from isojax.learn.objectives import (
     laplace_distortion,
     laplace_rate,
     log_variance,
-    moment_root,
     quantization_error,
     rate_distortion,
 )
@@ -64,7 +63,6 @@ __all__ = [
     "low_rank",
     "mass_diff",
     "minibatch",
-    "moment_root",
     "output_error",
     "quantization_error",
     "rank_for_rate",

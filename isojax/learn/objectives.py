@@ -98,7 +98,7 @@ def log_variance(
     Up to a constant, the rate of a Gaussian at fixed error when coordinates are entropy-coded with
     one step at high rate; the difference of two transforms is the coding gain, 6.02 dB per bit. The
     axes of PCA minimise it (Goyal 2001, Theoretical foundations of transform coding). It depends
-    only on the second moment of `x`, so `moment_root(x)` can replace `x`.
+    only on the second moment of `x`.
 
     Args:
         transform: to be learned.
@@ -109,18 +109,6 @@ def log_variance(
     (x,) = computed(x)
     square = jnp.square(transform.apply(x)).reshape(-1, transform.out_dim)
     return jnp.mean(jnp.log2(jnp.mean(square, 0) + noise)) / 2
-
-
-def moment_root(x: Float[Array, "*batch d"]) -> Float[Array, "k d"]:
-    """At most d vectors with the second moment of all vectors of `x`.
-
-    The triangular factor of `x`, by QR. A function of second moments has the same value on both,
-    and is faster on this one.
-    """
-    (x,) = computed(x)
-    rows = x.reshape(-1, x.shape[-1])
-    root = jnp.linalg.qr(rows, mode="r")
-    return root * math.sqrt(len(root) / len(rows))
 
 
 def rate_distortion(
