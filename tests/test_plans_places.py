@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +189,8 @@ def test_other_refusals():
         quantize(KEY, model, plan)
     with pytest.raises(ValueError, match="stats must be of 2 layers, got 3"):
         quantize(KEY, model, plan, calibrate(model_of("qwen2", 3), TOKENS, plan))
+    with pytest.raises(ValueError, match="key must be one of jax.random.key, got LanguageModel"):
+        inspect.unwrap(quantize)(model, plan, None)  # as without the type checks of the tests
 
 
 def test_a_diagonal_beyond_fp16_is_refused_with_its_place():

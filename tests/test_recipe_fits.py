@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from isojax import quantizers
 from isojax.quantize import Plan
 from isojax.recipes import (
     COORDINATES,
@@ -229,3 +230,20 @@ def test_members_with_the_same_arguments_are_equal(name):
     block = ":4" if name == "block_hadamard" else ""
     one, two = family.parse(name + block), family.parse(name + block)
     assert one == two and hash(one) == hash(two) and len({one, two}) == 1
+
+
+def test_groups_divide_the_vector_or_are_all_of_it():
+    for text, group in (("absmax:group:4", 4), ("minmax:group:12", 12), ("fp4:group:128", 12)):
+        assert Levels.parse(text).fit(Samples(None, size=12), 4).group == group
+    found = message(Levels.parse("absmax:group:5").fit, Samples(None, size=12), 4)
+    assert "group must divide 12, the length of vectors, as 4 does; got 5" in found
+
+
+def test_a_clip_cuts_the_range_and_none_is_that_of_the_rule():
+    clipped = Recipe.parse("identity/absmax:clip=0.5").fit(KEY, SAMPLES, 4)
+    want = quantizers.absmax(4, "token", clip=0.5).roundtrip(X)
+    assert_allclose(clipped.roundtrip(X), want)
+    for text in ("absmax", "absmax:range=percentile", "minmax:range=std"):
+        first, second = (Levels.parse(t).fit(SAMPLES, 4) for t in (text, f"{text}:clip=0.0"))
+        assert_allclose(first.roundtrip(X), second.roundtrip(X))
+    assert "clip must be above 0" in message(Levels.parse("minmax:clip=1.5").fit, SAMPLES, 4)

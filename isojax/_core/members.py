@@ -216,8 +216,11 @@ class Family:
             return self._outside(name, fields[0]).read(fields[1:])
         near = nearest(name, self.members)
         found = f", and there is no module {name}" if outside else ""
+        if self is COORDINATES and name in LEVELS.members:
+            found = f", whose place is after a slash, as in hadamard/{name}"
+        more = [] if len(near) == len(self.members) else ["..."]
         raise ValueError(
-            f"{self.kind} must be {'one' if near else 'some'} of {', '.join(near)}, or "
+            f"{self.kind} must be {'one' if near else 'some'} of {', '.join([*near, *more])}, or "
             f"package.module:name for your own; got {text!r}{found}."
         )
 

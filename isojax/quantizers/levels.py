@@ -7,13 +7,14 @@ joined by `@`. `package.module:name` is your own function `(samples, bits) -> Qu
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import Array, Float
 
+from isojax._core.axes import largest_divisor
 from isojax._core.checks import check_choice
 from isojax._core.members import LEVELS, WRAPPERS, Stage
 from isojax._core.samples import Samples
@@ -106,16 +107,27 @@ jax.tree_util.register_dataclass(Levels, ["member", "wrappers"], [])
 
 
 def group_of(granularity: str, group: int, dim: int) -> int:
-    """Elements that share a scale: the largest divisor of both `group` and `dim`; 0 without groups.
+    """Elements that share a scale: `group`, at most the whole vector; 0 without groups.
 
     Raises:
-        ValueError: the granularity is `group` and no length is set.
+        ValueError: the granularity is `group`, and no length is set or it does not divide vectors
+            that are longer.
     """
     if granularity != "group":
         return 0
     if group < 1:
         raise ValueError(f"group must be at least 1, as in group:32; got {group}.")
-    return math.gcd(group, dim)
+    group = min(group, dim)
+    if dim % group:
+        raise ValueError(
+            f"group must divide {dim}, the length of vectors, as {largest_divisor(dim, group)} "
+            f"does; got {group}."
+        )
+    return group
+
+
+def _clip(clip: Any) -> Any:
+    return None if isinstance(clip, int | float) and clip == 0 else clip
 
 
 @LEVELS.member("none", fitted=(), bits=(), exact=True)
@@ -131,19 +143,21 @@ def _zero(samples: Samples, bits: Any) -> Quantizer:
 @LEVELS.member("absmax", fitted=(), bits=range(2, 9))
 def _absmax(
     samples: Samples, bits: int, granularity: str = "token", group: int = 0, range: str = "max",
-    levels: str = "restricted",
+    levels: str = "restricted", clip: float | Float[Array, ""] = 0.0,
 ) -> Uniform:  # fmt: skip
+    """Evenly spaced levels, symmetric; a `clip` of 0 is the default of the rule for the range."""
     group = group_of(granularity, group, samples.dim)
-    return absmax(bits, granularity, group, range_rule=range, levels=levels)
+    return absmax(bits, granularity, group, range_rule=range, levels=levels, clip=_clip(clip))
 
 
 @LEVELS.member("minmax", fitted=(), bits=range(2, 9))
 def _minmax(
     samples: Samples, bits: int, granularity: str = "token", group: int = 0, range: str = "max",
-    levels: str = "affine",
+    levels: str = "affine", clip: float | Float[Array, ""] = 0.0,
 ) -> Uniform:  # fmt: skip
+    """Evenly spaced levels, from minimum to maximum; `clip` as in `absmax`."""
     group = group_of(granularity, group, samples.dim)
-    return minmax(bits, granularity, group, range_rule=range, levels=levels)
+    return minmax(bits, granularity, group, range_rule=range, levels=levels, clip=_clip(clip))
 
 
 @LEVELS.member("lloyd_max", fitted=("x",), bits=range(1, 9))
