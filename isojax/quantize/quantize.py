@@ -66,7 +66,7 @@ def quantize(
             missing, a transform changes a length, or a place is quantized already or was read by
             weights that are rounded already.
     """
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         raise ValueError(f"key must be one of jax.random.key, got {type(key).__name__}.")
     keys, base = begin(key, model, plan, stats)
     number = base.config.num_hidden_layers
