@@ -55,6 +55,8 @@ PLANS = {
     "cache:values: centre@haar/lloyd_max:fitted bits=2",
     "pages": "cache:keys: minmax:channel bits=2 page=4 offset=pre_rope sinks=1; "
     "cache:values[:]: minmax:group:4 bits=2 recent=5; weight:down_proj: absmax bits=4",
+    "centred": "residual: hadamard; weight: absmax bits=4; "
+    "input: centre@balance@hadamard/absmax bits=4",
     "entropy": "weight: ecsq bits=2.5; weight:o_proj: haar/e8 bits=2.5; weight:q_proj: none",
     "exact": "",
 }

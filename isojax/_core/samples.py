@@ -25,6 +25,7 @@ class Samples:
         weight: the weights that read the vectors as x @ weight, [d, o], or None.
         learned: the transform that was learned for the place, or None.
         moment: the second moment of the vectors [d, d], over more vectors than `x`, or None.
+        mean: the mean of the vectors [d], over the same vectors as `moment`, or None.
         size: d, where there are no vectors; `dim` is d in any case.
         block: length of the blocks of the next stage, 0 where it has none.
         bits: bits per element of their codes, 0 where that is not known.
@@ -37,6 +38,7 @@ class Samples:
     weight: Float[Array, "*heads d o"] | None = None
     learned: Any = None
     moment: Float[Array, "*heads d d"] | None = None
+    mean: Float[Array, "*heads d"] | None = None
     size: int = static(default=0)
     block: int = static(default=0)
     bits: int | float = static(default=0)
@@ -84,10 +86,14 @@ class Samples:
             raise ValueError(f"samples.{name} must be given for {reader}, got None.")
         return value
 
-    def minus(self, offset: Float[Array, " d"]) -> Samples:
-        """The samples with `offset` subtracted from the vectors."""
-        x = self.vectors
-        return dataclasses.replace(self, x=x - to_rank(offset, x.ndim), moment=None)
+    def centred(self) -> tuple[Samples, Float[Array, " d"]]:
+        """The samples without their mean, and the mean: `mean`, or that of `x`."""
+        mean = self.vectors.mean(0) if self.mean is None else self.mean
+        x = None if self.x is None else self.vectors - to_rank(mean, self.x.ndim)
+        moment = None
+        if self.moment is not None and self.mean is not None:
+            moment = self.moment - jnp.outer(mean, mean)
+        return dataclasses.replace(self, x=x, moment=moment, mean=None), mean
 
     def through(self, transform: Any) -> Samples:
         """The samples after a transform, whose inverse is applied to the weights or queries."""
@@ -102,6 +108,7 @@ class Samples:
             weight=None if weight is None else dual(weight.T).T,
             learned=None,
             moment=None if moment is None else conjugated(transform, moment),
+            mean=None if self.mean is None else turn(self.mean),
             size=transform.out_dim,
         )
 
@@ -128,6 +135,7 @@ class Samples:
             weight=weight,
             learned=None,
             moment=None if moment is None else pooled(moment) / repeats,
+            mean=None,
             size=dim,
             heads=None,
         )

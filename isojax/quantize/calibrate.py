@@ -155,20 +155,20 @@ def _layers(
                 yield learned.layers[i]
                 continue
             layer = fold_layer(layer_of(params["layers"], i))
-            moments = tuple(n.partition(":")[2] for n in names if n.startswith("moment"))
+            sums = tuple(n for n in names if n.startswith(("moment:", "mean:")))
             samples = tuple(n.partition(":")[2] for n in names if n.startswith("samples"))
             totals: dict[str, Array] = {}
             seen: dict[str, list[np.ndarray]] = {kind: [] for kind in samples}
             for number, path in enumerate(streams):
                 keep = samples if number in kept else ()
                 x = jnp.asarray(np.load(path).view(dtype))  # .npy files lack bfloat16
-                x, totals, captured = _step(layer, config, x, totals, moments, keep)
+                x, totals, captured = _step(layer, config, x, totals, sums, keep)
                 if not behind:
                     np.save(path, np.asarray(x))
                 for kind in keep:
                     seen[kind].append(np.asarray(captured[kind]))
             count = windows.size
-            found = {f"moment:{kind}": np.asarray(total) / count for kind, total in totals.items()}
+            found = {name: np.asarray(total) / count for name, total in totals.items()}
             found |= {f"samples:{kind}": np.concatenate(xs) for kind, xs in seen.items()}
             found |= learned.layers[i]
             if base is not None and i < last:
@@ -188,24 +188,28 @@ def _through(one: Quantized, x: Float[Array, "1 t d"]) -> Float[Array, "1 t d"]:
     return x if turn is None else turn.inverse.apply(x)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "moments", "samples"), donate_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnames=("config", "sums", "samples"), donate_argnums=(2, 3))
 def _step(
     layer: Any,
     config: ModelConfig,
     x: Float[Array, "1 t d"],
     totals: dict[str, Array],
-    moments: tuple[str, ...],
+    sums: tuple[str, ...],
     samples: tuple[str, ...],
 ) -> tuple[Float[Array, "1 t d"], dict[str, Array], dict[str, Array]]:
     """One window through a layer: the residual stream after it, the sums, and the kept vectors."""
-    x, seen = run_layer(layer, config, x, capture=tuple(dict.fromkeys(moments + samples)))
-    sums = {kind: _gram(seen[kind], config) for kind in moments}
-    totals = {k: totals[k] + v if k in totals else v for k, v in sums.items()}
+    named = {name: name.partition(":")[::2] for name in sums}
+    capture = (*(kind for _, kind in named.values()), *samples)
+    x, seen = run_layer(layer, config, x, capture=tuple(dict.fromkeys(capture)))
+    found = {name: _sum(of, seen[kind], config) for name, (of, kind) in named.items()}
+    totals = {name: totals[name] + v if name in totals else v for name, v in found.items()}
     return x, totals, {kind: seen[kind] for kind in samples}
 
 
-def _gram(x: Array, config: ModelConfig) -> Float[Array, "*g d d"]:
-    """Sums of x^T x; for queries, means over the query heads of each key head."""
+def _sum(of: str, x: Array, config: ModelConfig) -> Float[Array, "..."]:
+    """Sums of x or x^T x; for queries, means over the query heads of each key head."""
+    if of == "mean":
+        return x.astype(jnp.float32).sum((0, 1))
     if x.ndim == 3:
         return learn.gram(x).total
     groups = config.num_key_value_heads

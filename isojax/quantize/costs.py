@@ -148,6 +148,7 @@ def code_bits(
 def online_fmas(quantized: Quantized, layer: int) -> dict[str, int]:
     """Multiply-adds per token of the transforms that run online in a layer, by place.
 
+    A mean is subtracted in one operation per element; added back, it is a bias of the projections.
     Queries and keys are turned per head. A cache transforms stored vectors once per token, and
     queries and the output of attention once per token, as attention in the codec's coordinates.
     """
@@ -156,7 +157,9 @@ def online_fmas(quantized: Quantized, layer: int) -> dict[str, int]:
     found = {}
     for place, each in quantized.inputs.items():
         if each.group[layer] >= 0:
-            found[place] = each.stacks[each.group[layer]].transform.fmas
+            codec = each.stacks[each.group[layer]]
+            means = 0 if codec.offset is None else codec.offset.shape[-1]
+            found[place] = codec.transform.fmas + means
     turn = quantized.turn
     if turn is not None and turn.group[layer] >= 0:
         found["queries_keys"] = _both(turn.stacks[turn.group[layer]], heads, groups)

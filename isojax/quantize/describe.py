@@ -35,6 +35,7 @@ from isojax.quantize.shapes import (
 )
 from isojax.quantize.stats import Stats
 from isojax.recipes import Coordinates, Samples
+from isojax.recipes.recipe import CENTRE
 from isojax.transforms import Composed, Identity, Transform
 
 SHARED = ("residual", *TABLES)  # places shared by all layers
@@ -195,11 +196,12 @@ def _entry(
     codec = None if each is None else jax.eval_shape(lambda each: each.of(layer), each)
     merged = _merged(coordinates, codec, input_samples(name, made, stats))
     stages, bits = coordinates.stages, None
+    centre = [CENTRE] if codec is not None and part.recipe.centre else []
     if codec is not None and part.recipe.levels.member.name != "none":
         x = jax.ShapeDtypeStruct((tokens, codec.transform.dim), jnp.float32)
         bits = code_bits(jax.eval_shape(lambda c, x: c.quantizer.encode(x), codec, x), part.bits)
     return dataclasses.replace(
-        entry, merged=_text(stages[:merged]), online=_text(stages[merged:]), bits=bits
+        entry, merged=_text(stages[:merged]), online=_text([*centre, *stages[merged:]]), bits=bits
     )
 
 

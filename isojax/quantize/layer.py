@@ -173,6 +173,9 @@ class _Maker:
             moment = self.statistic(f"moment:input:{site}")
             moment = moment if before is None else conjugated_by(before, moment)
             samples = dataclasses.replace(samples, moment=moment)
+        if "mean" in needs:
+            mean = applied(before, self.statistic(f"mean:input:{site}"))
+            samples = dataclasses.replace(samples, mean=mean)
         if needs & {"metric", "weight"}:
             weight = jnp.concatenate([self.kernel(name) for name in readers], axis=1)
             metric = jnp.matmul(weight, weight.T, precision="highest")
@@ -193,7 +196,9 @@ class _Maker:
         self.merged[site] = chained(online.dim, kept)
         self.through[site] = chained(online.dim, [*kept, online])
         if not isinstance(online, Identity) or not part.recipe.levels.exact:
-            self.inputs[f"input:{site}"] = dataclasses.replace(codec, transform=online)
+            mean = codec.offset
+            mean = None if mean is None else applied(chained(online.dim, merged), mean)
+            self.inputs[f"input:{site}"] = Codec(online, codec.quantizer, mean)
 
     def merge(self, site: str, transform: Transform) -> None:
         """Merge a transform in front of an input into the norm or projection that writes it."""

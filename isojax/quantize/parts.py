@@ -145,13 +145,13 @@ def parse_part(place: str, text: str) -> Part:
     bits = _bits(place, recipe, settings.pop("bits", ""))
     if place in CACHES:
         return Cached(StoreRecipe.of(recipe, settings), bits)
+    if place in INPUT_PLACES:
+        _only(place, settings, ("bits",))
+        return Input(recipe, bits)
     if recipe.centre:
         raise ValueError(
             f"{place} must not be centred, since nothing adds the mean back; got {first!r}."
         )
-    if place in INPUT_PLACES:
-        _only(place, settings, ("bits",))
-        return Input(recipe, bits)
     rounding = ROUNDINGS.parse(settings.pop("rounding", "nearest"))
     inputs = check_choice(f"{place}: inputs", settings.pop("inputs", BEHIND[0]), BEHIND)
     _only(place, settings, ("bits", "rounding", "inputs"))

@@ -179,8 +179,10 @@ class Quantized:
 
 
 def _through(codec: Codec, x: Array) -> Array:
-    """The transformed and quantized input, in its dtype."""
-    return codec.quantizer.roundtrip(codec.rotate(x)).astype(x.dtype)
+    """The transformed and quantized input, in its dtype; its mean is not quantized."""
+    y = codec.quantizer.roundtrip(codec.rotate(x))
+    y = y if codec.offset is None else y + codec.transform.apply(codec.offset)
+    return y.astype(x.dtype)
 
 
 def layer_of(stacked: Any, number: int | Layer) -> Any:

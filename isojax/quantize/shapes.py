@@ -113,6 +113,7 @@ def statistics_shapes(config: ModelConfig, stats: Stats | None = None) -> Stats:
     for site, size in sizes.items():
         layer[f"samples:input:{site}"] = _shape(1, SAMPLES, size)
         layer[f"moment:input:{site}"] = _shape(size, size)
+        layer[f"mean:input:{site}"] = _shape(size)
         layer[f"learned:input:{site}"] = _dense(size, size)
     given = Stats(({},) * config.num_hidden_layers) if stats is None else stats
     whole = {"learned:residual": _dense(width, width), **given.whole}
@@ -134,8 +135,9 @@ def input_samples(site: str, made: Quantized, stats: Mapping[str, Any]) -> Sampl
     square = _shape(width, width)
     learned = stats[f"learned:input:{site}"]
     return jax.eval_shape(
-        make, _shape(SAMPLES, width), square, _shape(width, outputs), learned, square
-    )
+        make, _shape(SAMPLES, width), square, _shape(width, outputs), learned, square,
+        _shape(width),
+    )  # fmt: skip
 
 
 def _shape(*shape: int) -> jax.ShapeDtypeStruct:

@@ -16,8 +16,8 @@ from isojax.models.hooks import INPUTS
 from isojax.quantize.parts import NORMS, Cached, Input, Part, Turn, Weight
 
 WHOLE = "whole"
-VECTORS = frozenset({"x", "moment"})
-"""Attributes of `Samples` that need vectors, not only moments."""
+VECTORS = frozenset({"x", "moment", "mean"})
+"""Attributes of `Samples` that are computed from vectors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Stats:
     Attributes:
         layers: for each layer by name: `samples:input:SITE` [windows, t, d], `samples:key` and
             `samples:value` [windows, t, kv_heads, head_dim]; `moment:input:SITE` [d, d], the mean
-            of x^T x, and `moment:query` [kv_heads, head_dim, head_dim]. Inputs of q and gate are
-            taken before the scale of the norm. NumPy or JAX arrays; arrays in a folder are read
-            when used. A learned transform is `learned:PLACE`.
+            of x^T x, and `moment:query` [kv_heads, head_dim, head_dim]; `mean:input:SITE` [d].
+            Inputs of q and gate are taken before the scale of the norm. NumPy or JAX arrays; arrays
+            in a folder are read when used. A learned transform is `learned:PLACE`.
         whole: the same for places shared by all layers.
     """
 
@@ -66,8 +66,8 @@ def needed(parts: Mapping[str, Part]) -> set[str]:
     for place, part in parts.items():
         kind, _, name = place.partition(":")
         if isinstance(part, Input):
-            found |= {f"samples:input:{name}"} if "x" in part.recipe.needs else set()
-            found |= {f"moment:input:{name}"} if "moment" in part.recipe.needs else set()
+            needs = part.recipe.needs & VECTORS
+            found |= {f"{'samples' if n == 'x' else n}:input:{name}" for n in needs}
         elif isinstance(part, Weight):
             site = f"input:{INPUTS[name]}"
             fitted = part.rounding.member.facts.get("fitted", ("moment",))

@@ -72,7 +72,7 @@ class Recipe:
     @property
     def needs(self) -> frozenset[str]:
         """Attributes of `Samples` that it is fitted on."""
-        return self.coordinates.needs | self.levels.needs | ({"x"} if self.centre else set())
+        return self.coordinates.needs | self.levels.needs | ({"mean"} if self.centre else set())
 
     @property
     def words(self) -> dict[str, Any]:
@@ -99,8 +99,8 @@ class Recipe:
         """
         offset = None
         if self.centre:
-            offset = finite("the mean of samples", samples.vectors.mean(0))
-        samples = samples if offset is None else samples.minus(offset)
+            samples, offset = samples.centred()
+            offset = finite("the mean of samples", offset)
         if not isinstance(bits, Tracer):
             samples = dataclasses.replace(samples, bits=bits)
         transform = self.coordinates.fit(key, samples)
