@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from isojax import Codec, metrics, quantizers, transforms
-from isojax.report import Entry, Job
+from isojax.report import Entry, Job, times_in_turn
 
-from ..timing import times_in_turn
 from .config import Case, Config
 
 TENSORS = ("key", "value")
