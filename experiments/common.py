@@ -118,8 +118,11 @@ class Common:
         count = check_positive("windows", self.texts)
         model = load_model(self.model, **given)
         both = self.read(model, self.text, count + more)
-        base = {"model": model.name, "text": _name(self.text), "length": self.tokens}
-        return Loaded(model, both[:count], base, both[count:])
+        return Loaded(model, both[:count], self.base(model), both[count:])
+
+    def base(self, model: Any) -> dict[str, Any]:
+        """The configuration of all rows of a model and the text."""
+        return {"model": model.name, "text": _name(self.text), "length": self.tokens}
 
     def check_positive(self, *names: str) -> None:
         """Raise `ValueError` unless these settings are at least 1."""

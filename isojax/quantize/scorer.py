@@ -39,7 +39,8 @@ class Scorer:
 
         scorer = Scorer(model, texts, fit_on, [plan])
         quantized = functools.partial(scorer.quantized, plan)
-        fill(study, [scorer.exact_job(base), scorer.job("mine", base | {"plan": "mine"}, quantized)])
+        job = scorer.job("mine", base | {"plan": "mine"}, quantized)
+        fill(study, [scorer.exact_job(base), job])
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Scorer:
         return score(made, self.texts[i : i + 1], exact)
 
     def scores(self, made: Callable[[int], Quantized]) -> Callable[[int], Scores]:
-        """The function from i to the scores of text i, each computed once, by the model `made(i)`."""
+        """The function from i to the scores of text i by the model `made(i)`, computed once."""
         return functools.cache(lambda i: self.read(made(i), i))
 
     def entries(
