@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
+import itertools
 import json
 import math
 import os
@@ -23,8 +25,8 @@ from isojax._core.checks import check_choice, check_positive
 from isojax._core.members import COORDINATES, Family
 from isojax.report import Study
 from isojax.report.study import as_json
-from isojax.transforms.coordinates import block_of
-from isojax.transforms.paley import admissible_blocks
+from isojax.transforms import from_name
+from isojax.transforms.coordinates import dividing
 
 C = TypeVar("C", bound="Common")
 
@@ -88,12 +90,45 @@ class Common:
         if not self.own(name):
             return names
         fitted = {
-            asked: "@".join(_shorter(s, dim, family) for s in asked.split("@")) for asked in names
+            asked: "@".join(_fitted(s, dim, family) for s in asked.split("@")) for asked in names
         }
         if changed := [f"{new} for {asked}" for asked, new in fitted.items() if new != asked]:
             widths = ", ".join(map(str, dict.fromkeys(dims)))
             say(f"{name}, in lengths that divide {widths}: {', '.join(changed)}")
         return tuple(dict.fromkeys(fitted.values()))
+
+    def read(self, model: Any, text: str, count: int) -> np.ndarray:
+        """The first windows of a text [count, tokens]."""
+        from isojax.data import load_text, windows
+        from isojax.models import encode
+
+        return windows(encode(model.tokenizer, load_text(text)), count, self.tokens)
+
+    def load(self, *, more: int = 0, **given: Any) -> Loaded:
+        """Load the model and the texts.
+
+        Args:
+            more: windows to fit on, which follow those to test on.
+            **given: further arguments of `load_model`.
+
+        Raises:
+            ValueError: there are no windows, or the text is too short.
+        """
+        from isojax.models import load_model
+
+        count = check_positive("windows", self.texts)
+        model = load_model(self.model, **given)
+        both = self.read(model, self.text, count + more)
+        return Loaded(model, both[:count], self.base(model), both[count:])
+
+    def base(self, model: Any) -> dict[str, Any]:
+        """The configuration of all rows of a model and the text."""
+        return {"model": model.name, "text": _name(self.text), "length": self.tokens}
+
+    def check_positive(self, *names: str) -> None:
+        """Raise `ValueError` unless these settings are at least 1."""
+        for name in names:
+            check_positive(name, getattr(self, name))
 
     def study(self, name: str, *grows: str) -> Study:
         """The output folder; settings named in `grows` only add rows."""
@@ -102,12 +137,12 @@ class Common:
 
 
 class Loaded(NamedTuple):
-    """A model, windows of text to test on and to fit on, and the configuration of all rows."""
+    """A model, windows of text to test on, the configuration of all rows, windows to fit on."""
 
     model: Any
     texts: np.ndarray
-    calibration: np.ndarray
     base: dict[str, Any]
+    fit_on: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,39 +159,24 @@ class Calibrated(Common):
         """`windows`, unless more of them would move the windows to fit on."""
         return ("windows",) if self.calibration_text else ()
 
-    def load(self) -> Loaded:
+    def load(self, **given: Any) -> Loaded:
         """Load the model and the texts.
 
         Raises:
             ValueError: a text is too short, or there are no windows to fit on.
         """
-        from isojax.data import load_text, windows
-        from isojax.models import encode, load_model
-
-        check_positive("windows", self.texts)
-        check_positive("calibration_windows", self.calibration_windows)
-        if self.calibration_text and _place(self.calibration_text) == _place(self.text):
+        apart, count = self.calibration_text, self.calibration_windows
+        check_positive("calibration_windows", count)
+        if apart and _place(apart) == _place(self.text):
             raise ValueError(
                 "calibration_text must differ from text, whose first windows are tested on; "
                 "leave it out to fit on the windows after them."
             )
-        model = load_model(self.model)
-
-        def read(text: str, count: int) -> np.ndarray:
-            return windows(encode(model.tokenizer, load_text(text)), count, self.tokens)
-
-        if self.calibration_text:
-            texts = read(self.text, self.texts)
-            fit_on = read(self.calibration_text, self.calibration_windows)
-        else:
-            both = read(self.text, self.texts + self.calibration_windows)
-            texts, fit_on = both[: self.texts], both[self.texts :]
-        fitted_on = self.calibration_text.rsplit("/", 1)[-1] or "the windows after them"
-        base = {
-            "model": model.name, "text": self.text.rsplit("/", 1)[-1], "length": self.tokens,
-            "calibration": fitted_on,
-        }  # fmt: skip
-        return Loaded(model, texts, fit_on, base)
+        model, texts, base, fit_on = super().load(more=0 if apart else count, **given)
+        if apart:
+            fit_on = self.read(model, apart, count)
+        fitted_on = _name(apart) if apart else "the windows after them"
+        return Loaded(model, texts, base | {"calibration": fitted_on}, fit_on)
 
 
 def run(main: Callable[[C], None], config: type[C], name: str, doc: str | None) -> None:
@@ -199,30 +219,25 @@ def say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def finish(study: Study, text: str, figure: Any) -> None:
-    """Write the report and the figure, and print the report."""
+def finish(study: Study, text: str | Iterable[str], figure: Any) -> None:
+    """Write the report, its paragraphs or all, and the figure, and print the report."""
     study.finish(text, figure)
     say((study.folder / "table.md").read_text(encoding="utf-8"))
 
 
-def largest_block(most: int, dim: int) -> int:
-    """The longest block of a Hadamard matrix, of length up to `most`, that divides `dim`."""
-    return next(block for block in admissible_blocks(dim) if block <= most)
-
-
-def _shorter(text: str, dim: int, family: Family) -> str:
+def _fitted(text: str, dim: int, family: Family) -> str:
     """A stage, or a granularity, whose blocks or groups divide `dim`."""
     name, _, rest = text.partition(":")
     if name == "group":
         return f"{name}:{largest_divisor(dim, int(rest))}"
-    if name not in family.members:
-        return text
-    stage = family.parse(text)
-    argument, length = stage.member.facts.get("block"), block_of(stage)
-    if not isinstance(argument, str) or not length or dim % length == 0:
-        return text
-    given = dict(stage.given) | {argument: largest_block(length, dim)}
-    return str(stage.member.stage(**given))
+    return str(dividing(family.parse(text), dim)) if name in family.members else text
+
+
+def check_drawn(names: Iterable[str], *dims: int) -> None:
+    """Raise `ValueError` unless random transforms of these names exist for these lengths."""
+    for name, dim in itertools.product(names, dims):
+        draw = functools.partial(from_name, name=name, dim=dim)
+        jax.eval_shape(draw, jax.random.key(0))
 
 
 def check_named(name: str, values: Sequence[Any], allowed: Iterable[Any] | None = None) -> None:
@@ -251,6 +266,11 @@ def _parse(default: C, name: str, doc: str | None) -> C:
         text = re.sub(r"[\u2500-\u257f]+", " ", errors.getvalue())
         text = re.sub(r"(?s)For full helptext.*|Parsing error", " ", text)
         _fail(" ".join(text.split()))
+
+
+def _name(text: str) -> str:
+    """The name of a text in rows."""
+    return text.rsplit("/", 1)[-1]
 
 
 def _place(text: str) -> str:

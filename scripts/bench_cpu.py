@@ -30,9 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.timing import times_in_turn
 from isojax import Codec, quantizers, transforms
-from isojax.report import Study, pivot
+from isojax.report import Study, pivot, times_in_turn
 
 Ways = dict[str, Callable[[], Any]]
 PEERS = ("torch", "fht-cpu", "hadamard-transform")

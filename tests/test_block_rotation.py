@@ -145,7 +145,8 @@ def test_weights_rounded_once_for_all_permutations_are_those_rounded_after_each(
 def test_weights_alone_have_the_codes_of_weights_and_inputs(model, stats):
     texts, turn = random_tokens(2, 64), TURNS[2]
     both = [Point(setting, "nearest", "int4", turn) for setting in ("W4A16", "W4A4")]
-    made = Reader(model, texts, stats).quantized(both, 1)
+    plans = [make(point) for point in both for make in (shared_plan, own_plan)]
+    made = Reader(model, texts, TOKENS[2:], plans, samples=64).models(both, 1)
     weights = "\n".join(f"weight:{n}: identity/absmax:range=mse bits=4" for n in WEIGHTS)
     alone = Plan.parse(f"residual: hadamard; values: hadamard; {DOWN}: {turn}\n{weights}")
     got, want = (score(m, texts).nll for m in (made["W4A16"], quantized(model, stats, alone)))

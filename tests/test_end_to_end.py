@@ -53,9 +53,10 @@ def test_merged_rotations_read_as_the_hooks_they_were_learned_by(reader):
     want = token_nll(reader.params, reader.config, jnp.asarray(TOKENS[2:]), hooks).mean()
     made = quantize(jax.random.key(0), reader.model, SETTINGS["W16A4"], turns.stats(2))
     got = float(score(made, TOKENS[2:]).nll.mean())
-    assert abs(float(want) - reader.exact[0]) > 1e-4
+    lost = abs(float(want - reader.exact[0].mean()))
+    assert lost > 1e-4
     # in fp32 an element may fall on the other side of a border
-    assert got == pytest.approx(float(want), abs=0.1 * abs(float(want) - reader.exact[0]))
+    assert got == pytest.approx(float(want), abs=0.1 * lost)
 
 
 def test_learning_lowers_the_divergence_and_keeps_rotations(reader):

@@ -148,6 +148,86 @@ def test_points_that_lack_a_window_are_left_out(stamp):
     assert {r.config.get("window") for r in found} == {0, 1, None}
     with pytest.raises(ValueError, match="other recipes of the same name"):
         report.complete([*rows, *rows], 2, ["method"])
+    totals = [
+        r
+        for n in (2, 3)
+        for r in stamp.rows({"method": "whole", "windows": n}, 0, {"mse": n}, UNITS)
+    ]
+    assert [r.value for r in report.complete([*rows, *totals], 2, ["method"])][-1] == 2
+
+
+def test_rows_are_told_apart_by_the_names_they_have(stamp):
+    rows = [r for b in (4, 2, 4) for r in rows_of(stamp, [b, b + 2.0], bits=b)]
+    rows += rows_of(stamp, [9.0], layer=1)
+    assert report.distinct(rows, "bits") == [4, 2]
+    assert report.distinct(rows, "bits", "layer") == []
+    assert len(select(rows, bits=...)) == 6 and len(select(rows, bits=None)) == 1
+    assert [r.value for r in select(rows, layer=...)] == [9.0]
+    found = report.summarize_by(rows, "mse", "bits")
+    assert {bits: (s.mean, s.n) for bits, s in found.items()} == {4: (5.0, 4), 2: (3.0, 2)}
+    assert rows[0].with_config(bits=5, d=1).config == {"bits": 5, "d": 1} != rows[0].config
+
+
+def test_means_over_seeds_then_over_windows_weigh_every_window_alike(stamp):
+    rows = rows_of(stamp, [1.0, 3.0], window=0, t="haar") + rows_of(
+        stamp, [8.0], window=1, t="haar"
+    )
+    means = report.averaged(rows, "seed")
+    assert [(r.value, r.seed, r.config["window"]) for r in means] == [
+        (2.0, None, 0),
+        (8.0, None, 1),
+    ]
+    (both,) = report.averaged(means, "window")
+    assert both.value == 5.0 and both.config == {"t": "haar"}
+    assert report.averaged(rows, "window")[0].value == 4.5  # of seed 0
+
+
+def test_a_frontier_is_of_points_that_no_other_beats_in_both():
+    points = {"a": (1, 5.0), "b": (2, 6.0), "c": (3, 2.0), "d": (3, 3.0), "e": (0, 9.0)}
+    assert report.frontier(points) == ["e", "a", "c"]
+    for name, (cost, loss) in points.items():
+        beaten = any(c <= cost and v <= loss for n, (c, v) in points.items() if n != name)
+        assert beaten == (name not in report.frontier(points))
+
+
+def test_lines_of_a_table_are_ranked_by_their_least_cell(stamp):
+    rows = [
+        row
+        for t, losses in (("a", (5.0, 2.0)), ("b", (1.0, 9.0)), ("c", (3.0, 3.0)))
+        for bits, loss in zip((2, 3), losses, strict=True)
+        for row in stamp.rows({"t": t, "bits": bits}, None, {"nll": loss, "mse": 0.0}, UNITS)
+    ]
+    rows += stamp.rows({"t": "none", "bits": 2}, None, {"mse": 0.0}, UNITS)
+    table = pivot(rows, ["t"], ("metric", "bits"), rank="nll")
+    assert [line.split()[1] for line in table.splitlines()[2:]] == ["b", "a", "c"]
+
+
+def test_pairs_of_metrics_are_drawn_as_points_of_their_means(stamp):
+    rows = [
+        row
+        for t, bits, x, y in (("a", 3, 3.0, 1.0), ("a", 2, 2.0, 4.0), ("b", 2, 2.5, 3.0))
+        for i in (0, 1)
+        for row in stamp.rows({"t": t, "bits": bits}, i, {"bytes": x, "nll": y + i}, UNITS)
+    ]
+    rows += rows_of(stamp, [1.0], "nll", t="c", bits=2)
+    _, axes = report.new_figure(1, 1, "")
+    found = report.draw_pairs(axes[0, 0], rows, "bytes", "nll", "t", "bits", report.deviations)
+    assert {t: [(x, s.mean) for x, s in points] for t, points in found.items()} == {
+        "a": [(2.0, 4.5), (3.0, 1.5)], "b": [(2.5, 3.5)],
+    }  # fmt: skip
+    assert [line.get_label() for line in axes[0, 0].lines] == ["a", "b"]
+
+
+def test_times_in_turn_are_medians_of_calls_that_alternate():
+    order = []
+    calls = {name: lambda name=name: order.append(name) or jnp.zeros(()) for name in "ab"}
+    times = report.times_in_turn(calls, 3)
+    assert "".join(order) == "ab" * 5 and all(0 < t < 1e6 for t in times.values())
+
+
+def test_paragraphs_of_a_report_are_apart_and_empty_ones_left_out(tmp_path):
+    Study("test", tmp_path, {}).finish(["# A", "", report.bullets(["b", "c"])])
+    assert (tmp_path / "table.md").read_text() == "# A\n\n- b\n- c\n"
 
 
 def test_a_table_shows_mean_spread_n_and_what_is_missing(stamp):

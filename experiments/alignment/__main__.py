@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from isojax._core.checks import check_positive
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run, say
@@ -72,56 +71,47 @@ class Config(Calibrated):
 def main(config: Config) -> None:
     """Fit, code, and write missing rows."""
     check_named("bits", config.bits, range(1, 9))
-    for name in ("tensors", "coordinates"):
-        check_named(name, getattr(config, name))
-    for name in ("seeds", "layers"):
-        check_positive(name, getattr(config, name))
-    seeds = {
-        name: config.seeds if random(name) else None for name in map(known, config.coordinates)
-    }
+    check_named("tensors", config.tensors)
+    check_named("coordinates", config.coordinates)
+    config.check_positive("seeds", "layers")
+    names = list(dict.fromkeys(map(known, config.coordinates)))
     study = config.study("alignment", "seeds", "tensors", "coordinates", "bits")
-    model, texts, fit_on, base = config.load()
+    model, texts, base, fit_on = config.load()
     last = model.config.num_hidden_layers - 1
     layers = sorted({round(i) for i in np.linspace(0, last, config.layers)})
     places = list(itertools.product(config.tensors, layers))
     reader = Reader(model, fit_on, texts, [f"{tensor}:{layer}" for tensor, layer in places])
-    coded = {
-        (tensor, name): reader.codings(f"{tensor}:{layers[0]}", name, config.bits)
-        for tensor, name in itertools.product(config.tensors, seeds)
-    }
-    for (tensor, name), found in coded.items():
+    coded = {}
+    for tensor, name in itertools.product(config.tensors, names):
+        found = reader.codings(f"{tensor}:{layers[0]}", name, config.bits)
+        coded[tensor, name] = found
         if "lattice" not in found:
             instead = "`lattice_d4` for" if "lattice_d4" in found else "no"
-            say(
-                f"{tensor}, {name}: {instead} `lattice`, whose blocks of 8 do not divide the vector"
-            )
-    fill(study, jobs(config.bits, reader, base, places, seeds, coded))
+            why = "whose blocks of 8 do not divide the vector"
+            say(f"{tensor}, {name}: {instead} `lattice`, {why}")
+    fill(study, jobs(config, reader, base, places, coded))
     finish(study, text(study, base), figure(study, base))
 
 
 def jobs(
-    bits: tuple[int, ...],
-    reader: Reader,
-    base: dict[str, Any],
-    places: Sequence[tuple[str, int]],
-    seeds: dict[str, int | None],
+    config: Config, reader: Reader, base: dict[str, Any], places: Sequence[tuple[str, int]],
     coded: dict[tuple[str, str], tuple[str, ...]],
-) -> Iterator[Job]:
+) -> Iterator[Job]:  # fmt: skip
     """Shannon's bound of each tensor, then all coordinates and seeds, at all bits."""
+    bits = config.bits
     for tensor, layer in places:
         here, title = base | {"tensor": tensor, "layer": layer}, f"{tensor}:{layer}"
         least = [Entry(here | {"coding": "shannon", "bits": b}, None, BOUND) for b in bits]
         yield Job(f"{title} bound", least, functools.partial(reader.bound, title))
-        for name, number in seeds.items():
+        for name in [name for of, name in coded if of == tensor]:
             own = here | {"coordinates": name}
-            for seed in range(number or 1):
+            for seed in range(config.seeds) if random(name) else [None]:
                 entries = [
-                    Entry(own | {"coding": coding, "bits": b}, seed if number else None, CODED)
+                    Entry(own | {"coding": coding, "bits": b}, seed, CODED)
                     for b, coding in itertools.product(bits, coded[tensor, name])
                 ]
-                entries.append(Entry(own, seed if number else None, LOOK))
-                measure = functools.partial(reader.coded, title, name, seed, bits)
-                yield Job(f"{title} {name}", entries, measure)
+                measure = functools.partial(reader.coded, title, name, seed or 0, bits)
+                yield Job(f"{title} {name}", [*entries, Entry(own, seed, LOOK)], measure)
 
 
 if __name__ == "__main__":

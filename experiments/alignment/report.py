@@ -15,13 +15,14 @@ from isojax.report import (
     Row,
     Stat,
     Study,
+    bullets,
     deviations,
+    distinct,
     draw_curve,
     new_figure,
     pivot,
     select,
-    stat,
-    summarize,
+    summarize_by,
 )
 
 CODINGS = {
@@ -55,10 +56,9 @@ def above_bound(rows: Sequence[Row]) -> list[Row]:
     }
     spent = {_point(r): r.value for r in select(rows, "rate_bits")}
     curves: dict[Any, dict[Any, list[Row]]] = {}
-    for row in sorted(select(rows, "nmse"), key=lambda r: r.config["bits"]):
-        if "coordinates" in row.config:
-            each = curves.setdefault((row.config["coordinates"], row.config["coding"]), {})
-            each.setdefault((row.config["layer"], row.seed), []).append(row)
+    for row in sorted(select(rows, "nmse", coordinates=...), key=lambda r: r.config["bits"]):
+        each = curves.setdefault((row.config["coordinates"], row.config["coding"]), {})
+        each.setdefault((row.config["layer"], row.seed), []).append(row)
     found = []
     for each, bits in itertools.product(curves.values(), sorted({bits for _, bits in bound})):
         here = []
@@ -66,30 +66,23 @@ def above_bound(rows: Sequence[Row]) -> list[Row]:
             rates = [spent[_point(p)] for p in points]
             if min(rates) <= bits <= max(rates):
                 error = float(np.interp(bits, rates, [_db(p.value) for p in points]))
-                own = {"config": points[0].config | {"bits": bits}, "metric": ABOVE, "unit": "dB"}
-                here.append(dataclasses.replace(points[0], value=error - bound[layer, bits], **own))
+                row = points[0].with_config(bits=bits)
+                own = {"value": error - bound[layer, bits], "metric": ABOVE, "unit": "dB"}
+                here.append(dataclasses.replace(row, **own))
         found += here if len(here) == len(each) else []
     return found
 
 
 def less(rows: Sequence[Row], name: str) -> list[Row]:
     """Rows minus the mean over seeds of the coordinates `name`, layer by layer."""
-
-    def at(row: Row) -> tuple[Any, ...]:
-        return tuple(row.config[k] for k in ("coding", "layer", "bits"))
-
-    level: dict[Any, list[float]] = {}
-    for row in select(rows, coordinates=name):
-        level.setdefault(at(row), []).append(row.value)
-    return [
-        dataclasses.replace(row, value=row.value - stat(level[at(row)]).mean)
-        for row in rows
-        if at(row) in level
-    ]
+    names = ("coding", "layer", "bits")
+    level = summarize_by(rows, ABOVE, *names, coordinates=name)
+    each = [(row, level.get(tuple(row.config[n] for n in names))) for row in rows]
+    return [dataclasses.replace(r, value=r.value - mean.mean) for r, mean in each if mean]
 
 
-def text(study: Study, base: dict[str, Any]) -> str:
-    """The report in Markdown."""
+def text(study: Study, base: dict[str, Any]) -> list[str]:
+    """The report in Markdown, by paragraphs."""
     rows = study.rows(**base)
     parts = [
         f"# Rotate or align: {base['model']}",
@@ -101,8 +94,8 @@ def text(study: Study, base: dict[str, Any]) -> str:
         "Axes, levels and code tables, which are stored once, are not counted: fitted axes of a "
         "weight are as large as the matrix itself.",
     ]
-    for tensor in dict.fromkeys(r.config["tensor"] for r in rows):
-        here = [r for r in select(rows, tensor=tensor) if "coordinates" in r.config]
+    for tensor in distinct(rows, "tensor"):
+        here = select(rows, tensor=tensor, coordinates=...)
         above = above_bound(select(rows, tensor=tensor))
         parts += [
             f"## {tensor}", answers(here, above),
@@ -110,12 +103,12 @@ def text(study: Study, base: dict[str, Any]) -> str:
         ]  # fmt: skip
         for coding, words in CODINGS.items():
             mine = select(above, coding=coding)
-            rates = {b: f"{b} bit" for b in sorted({r.config["bits"] for r in mine})}
+            rates = {b: f"{b} bit" for b in sorted(distinct(mine, "bits"))}
             head = {f"`{coding}` ({words}): above the bound, dB": "coordinates"}
             if rates:
                 parts.append(pivot(mine, head, "bits", None, FORM, order=rates, over=OVER))
             parts.append(hidden(select(here, coding=coding), coding, rates))
-    return "\n\n".join(part for part in parts if part)
+    return parts
 
 
 def hidden(rows: Sequence[Row], coding: str, rates: Iterable[float]) -> str:
@@ -141,38 +134,30 @@ def hidden(rows: Sequence[Row], coding: str, rates: Iterable[float]) -> str:
 
 def answers(rows: Sequence[Row], above: Sequence[Row]) -> str:
     """The best coordinates per coding, and their margins."""
-    names, said = _names(rows), []
-
-    def mean(metric: str, name: str) -> float:
-        return summarize(rows, metric, coordinates=name).mean
-
-    if {"identity", "haar"} <= set(names):
+    means = {metric: summarize_by(rows, metric, "coordinates") for metric in LOOKS}
+    said = []
+    if {"identity", "haar"} <= set(means["kurtosis"]):
         kurtosis, peak = (
-            " to ".join(f"{mean(metric, name):.3g}" for name in ("identity", "haar"))
+            " to ".join(f"{means[metric][name].mean:.3g}" for name in ("identity", "haar"))
             for metric in ("kurtosis", "peak_to_rms")
         )
         said.append(f"Rotation flattens: kurtosis {kurtosis}, peak over rms {peak}.")
-    gains = ", ".join(f"{n} {mean('coding_gain_db', n):.2f}" for n in names)
+    gains = ", ".join(f"{n} {gain.mean:.2f}" for n, gain in means["coding_gain_db"].items())
     said.append(f"Alignment concentrates: coding gain in dB, {gains}.")
     for coding in CODINGS:
         mine = select(above, coding=coding)
-        each = {n: {r.config["bits"] for r in select(mine, coordinates=n)} for n in names}
-        each = {n: rates for n, rates in each.items() if rates}
-        rates = sorted(set.intersection(*each.values())) if each else []
+        each = summarize_by(mine, ABOVE, "bits", "coordinates")
+        names = distinct(mine, "coordinates")
+        rates = [b for b in sorted(distinct(mine, "bits")) if all((b, n) in each for n in names)]
         if rates:
-            best = {
-                r: min(each, key=lambda n, r=r: summarize(mine, ABOVE, coordinates=n, bits=r).mean)
-                for r in rates
-            }
-            wins = ", ".join(f"{r} bit {n}" for r, n in best.items())
+            best = {b: min(names, key=lambda n, b=b: each[b, n].mean) for b in rates}
+            wins = ", ".join(f"{b} bit {n}" for b, n in best.items())
             said.append(f"Least error, `{coding}`: {wins}.")
-        if rates and {"haar", "pca"} <= set(each):
-            gap = {
-                r: summarize(less(mine, "pca"), ABOVE, coordinates="haar", bits=r) for r in rates
-            }
-            shown = ", ".join(f"{r} bit {g.mean:+.2f} ± {g.sd:.2f}" for r, g in gap.items())
+        if rates and {"haar", "pca"} <= set(names):
+            gap = summarize_by(less(mine, "pca"), ABOVE, "bits", coordinates="haar")
+            shown = ", ".join(f"{b} bit {gap[b].mean:+.2f} ± {gap[b].sd:.2f}" for b in rates)
             said.append(f"Error of haar over that of pca, `{coding}`, in dB: {shown}.")
-    return "\n".join(f"- {line}" for line in said)
+    return bullets(said)
 
 
 def figure(study: Study, base: dict[str, Any]) -> Any:
@@ -181,31 +166,25 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
     Without haar, the distance from the bound.
     """
     rows = study.rows(**base)
-    tensors = list(dict.fromkeys(r.config["tensor"] for r in rows))
+    tensors = distinct(rows, "tensor")
     title = f"Rotate or align: {base['model']}"
     codings = [c for c in CODINGS if select(rows, "nmse", coding=c)]
     chart, axes = new_figure(len(tensors), len(codings), title)
-    against = "haar" in _names(rows)
+    relative = bool(select(rows, coordinates="haar"))
     for line, tensor in zip(axes, tensors, strict=True):
         above = above_bound(select(rows, tensor=tensor))
-        above = less(above, "haar") if against else above
-        line[0].set_ylabel("error in dB, against haar" if against else "dB above the bound")
+        above = less(above, "haar") if relative else above
+        line[0].set_ylabel("error in dB, against haar" if relative else "dB above the bound")
         for panel, coding in zip(line, codings, strict=True):
-            for name in _names(above):
-                mine = select(above, coding=coding, coordinates=name)
-                bits = list(dict.fromkeys(r.config["bits"] for r in mine))
-                found = [summarize(mine, ABOVE, bits=b) for b in bits]
+            for name in distinct(above, "coordinates"):
+                found = summarize_by(above, ABOVE, "bits", coding=coding, coordinates=name)
                 if found:
-                    draw_curve(panel, bits, found, name, deviations)
+                    draw_curve(panel, list(found), list(found.values()), name, deviations)
             panel.set_title(f"{tensor}, {coding}", fontsize=9)
             panel.set_visible(panel.has_data())
     for panel in axes[-1]:
         panel.set_xlabel("bits per element")
     return chart
-
-
-def _names(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(r.config["coordinates"] for r in rows if "coordinates" in r.config))
 
 
 def _point(row: Row) -> tuple[Any, ...]:

@@ -30,13 +30,11 @@ from typing import Any
 import jax
 
 from isojax import transforms
-from isojax._core.checks import check_positive
-from isojax.quantize import calibrate
 from isojax.quantize.shapes import quantized_shapes
 from isojax.report import Entry, Job, fill
+from isojax.transforms.paley import largest_block
 
-from ..common import Calibrated, check_named, finish, largest_block, run, say
-from ..scoring import SCORED, TAILS
+from ..common import Calibrated, check_drawn, check_named, finish, run, say
 from .measure import LOOK, Reader
 from .points import (
     FITTED,
@@ -101,7 +99,10 @@ class Config(Calibrated):
         """Lengths of the blocks between none and full; default ones divide `width`."""
         lengths = self.blocks
         if self.own("blocks"):
-            lengths = [b for b in lengths if width % b == 0] or [largest_block(lengths[0], width)]
+            lengths = [b for b in lengths if width % b == 0]
+            if not lengths:
+                lengths = [largest_block(self.blocks[0], width)]
+                say(f"blocks, in lengths that divide {width}: {lengths[0]} for {self.blocks[0]}")
         return tuple(b for b in lengths if b != width)
 
 
@@ -111,49 +112,37 @@ def main(config: Config) -> None:
     check_named("formats", config.formats, FORMATS)
     check_named("permutations", config.permutations, PERMUTATIONS)
     check_named("rounding", config.rounding, ROUNDINGS)
-    for name in ("seeds", "calibration_windows", "gptq_windows"):
-        check_positive(name, getattr(config, name))
+    config.check_positive("seeds", "calibration_windows", "gptq_windows")
     grows = ("settings", "rounding", "formats", "permutations", "blocks", "coordinates")
     study = config.study("block_rotation", *grows, *config.windows_grow)
     groups = settings(config.settings, config.rounding)
     fitted = config.calibration_windows
     gptq = any(rounding in FITTED for group in groups for _, rounding in group)
     most = max(fitted, config.gptq_windows if gptq else 0)
-    model, texts, fit_on, base = dataclasses.replace(config, calibration_windows=most).load()
-    width, sizes = model.config.intermediate_size, {model.config.intermediate_size}
-    if config.settings != ("A4-down",):
-        sizes |= {model.config.hidden_size, model.config.head_dim}
+    model, texts, base, fit_on = dataclasses.replace(config, calibration_windows=most).load()
+    width = model.config.intermediate_size
     lengths = config.lengths(width)
-    if lengths and config.own("blocks") and lengths[0] not in config.blocks:
-        say(f"blocks, in lengths that divide {width}: {lengths[0]} for {config.blocks[0]}")
     for block in lengths:
         make = functools.partial(transforms.block_hadamard, dim=width, block=block)
         jax.eval_shape(make, jax.random.key(0))  # or ValueError
-    for dim in sizes:
-        jax.eval_shape(functools.partial(transforms.hadamard, dim=dim), jax.random.key(0))
+    others = (model.config.hidden_size, model.config.head_dim)
+    check_drawn(["hadamard"], width, *(others if config.settings != ("A4-down",) else ()))
     turns = ["identity", "hadamard", *config.coordinates]
     turns += [coordinates_of(p, b) for b in lengths for p in config.permutations]
-    cases = [
-        ([Point(*setting, form, turn) for setting in group], seed)
-        for form, group in itertools.product(config.formats, groups)
-        for seed, turn in itertools.product(range(config.seeds), turns)
-    ]
-    # weight-only settings need no smoothing of inputs
-    cases += [
-        ([Point(*s, form, SMOOTH) for s in group if "A16" not in s[0]], seed)
-        for form, group in itertools.product(config.formats, groups)
-        for seed in range(config.seeds)
-    ]
-    cases = [(points, seed) for points, seed in cases if points]
+    every = itertools.product(config.formats, groups, range(config.seeds), [*turns, SMOOTH])
+    cases = []
+    for form, group, seed, turn in every:
+        # weight-only settings need no smoothing of inputs
+        some = [s for s in group if turn != SMOOTH or "A16" not in s[0]]
+        cases += [([Point(*s, form, turn) for s in some], seed)] if some else []
     plans = [
         make(point) for points, _ in cases for point in points for make in (shared_plan, own_plan)
     ]
     plans.append(own_plan(Point("A4-down", "none", "int4", "mass_diff:1")))  # for `Reader.look`
-    stats = calibrate(model, fit_on, plans, samples=fitted * fit_on.shape[1])
+    reader = Reader(model, texts, fit_on, plans, samples=fitted * fit_on.shape[1])
     for turn in config.coordinates:
         own = own_plan(Point("A4-down", "none", config.formats[0], turn))
-        quantized_shapes(own, model.config, stats)  # or ValueError
-    reader = Reader(model, texts, stats)
+        quantized_shapes(own, model.config, reader.stats)  # or ValueError
     fill(study, jobs(config, reader, base, cases, turns))
     add_published(study)
     finish(study, text(study, base, config.texts), figure(study, base, config.texts))
@@ -165,19 +154,14 @@ def jobs(
     """The exact model, each point with one seed, and the input of down_proj."""
     yield reader.exact_job(base | {"setting": "exact"})
     for points, seed in cases:
-        mine, entries = range(seed, config.texts, config.seeds), []
-        for point in points:
-            own = base | point._asdict()
-            entries += [Entry(own | {"window": i}, seed, SCORED) for i in mine]
-            if mine:
-                tails = {"windows": config.texts, "seeds": config.seeds}
-                entries.append(Entry(own | tails, seed, TAILS))
+        every = [reader.entries(base | p._asdict(), seed, every=config.seeds) for p in points]
         title = " ".join([*points[0], f"seed {seed}"])
-        yield Job(title, entries, functools.partial(reader.losses, points, seed))
-    layers = reader.model.config.num_hidden_layers
+        measure = functools.partial(reader.losses, points, seed)
+        yield Job(title, list(itertools.chain(*every)), measure)
+    layers = range(reader.model.config.num_hidden_layers)
     for form, turn in itertools.product(config.formats, turns):
         own = base | {"format": form, "coordinates": turn}
-        entries = [Entry(own | {"layer": i}, 0, LOOK) for i in range(layers)]
+        entries = [Entry(own | {"layer": i}, 0, LOOK) for i in layers]
         yield Job(f"{form} {turn}, by layers", entries, functools.partial(reader.look, turn, form))
 
 

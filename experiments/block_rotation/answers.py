@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from isojax.report import Row, Stat, select, stat, summarize
+from isojax.report import Row, Stat, bullets, distinct, select, stat, summarize_by
 
 Losses = dict[int, float]  # by window
 
@@ -45,9 +45,8 @@ def answers(rows: Sequence[Row], looked: Sequence[Row], full: int) -> str:
         looked: statistics of down_proj's input in the same format, by layers.
         full: length of the full rotation.
     """
-    blocks = sorted({r.config["block"] for r in rows} - {0, full})
-    blocks = [b for b in blocks if losses(rows, b, "none")]
-    names = list(dict.fromkeys(r.config["permutation"] for r in rows if r.config["block"]))
+    blocks = sorted(set(distinct(select(rows, permutation="none"), "block")) - {0, full})
+    names = distinct([r for r in rows if r.config["block"]], "permutation")
     start, end = losses(rows, 0, "none"), losses(rows, full, "none")
     said = []
     if blocks:
@@ -58,10 +57,9 @@ def answers(rows: Sequence[Row], looked: Sequence[Row], full: int) -> str:
             f"{_mean(end):.4f} nats per token) with blocks of {first}: {each}. Published, for the "
             "perplexity and blocks of 16: none 46%, mass_diff 90%."
         )
-        plain = [_mean(losses(rows, b, "none")) for b in (*blocks, full)]
         steps = ", ".join(
-            f"{'full' if b == full else b} {x:.4f}"
-            for b, x in zip((*blocks, full), plain, strict=True)
+            f"{'full' if b == full else b} {_mean(losses(rows, b, 'none')):.4f}"
+            for b in (*blocks, full)
         )
         said.append(f"Loss without permutation, by length of the blocks: {steps}.")
     others = [n for n in names if n != "none"]
@@ -69,7 +67,7 @@ def answers(rows: Sequence[Row], looked: Sequence[Row], full: int) -> str:
         each = ", ".join(f"{n} {_difference(rows, blocks, n)}" for n in others)
         said.append(f"Loss against no permutation, mean over blocks, paired, ± se: {each}.")
     found = [] if "A16" in rows[0].config["setting"] else _correlations(rows, looked)
-    return "\n".join(f"- {line}" for line in [*said, *found])
+    return bullets([*said, *found])
 
 
 def _mean(values: Losses) -> float:
@@ -88,16 +86,18 @@ def _difference(rows: Sequence[Row], blocks: Sequence[int], name: str) -> str:
 
 def _correlations(rows: Sequence[Row], looked: Sequence[Row]) -> list[str]:
     """Correlations of the loss of points with statistics of the quantizer's input."""
-    turns = dict.fromkeys(
-        (r.config["block"], r.config["permutation"]) for r in rows if r.config["block"]
+    losses, at = (
+        summarize_by([r for r in some if r.config["block"]], metric, "block", "permutation")
+        for some, metric in ((rows, "delta_nll"), (looked, "peak"))
     )
-    seen = [t for t in turns if select(looked, block=t[0], permutation=t[1])]
-    loss = [_mean(losses(rows, *t)) for t in seen]
+    seen = [turn for turn in losses if turn in at]
+    loss = [losses[turn].mean for turn in seen]
     if len(seen) < 3 or len(set(loss)) < 2:
         return []
 
     def with_(metric: str, change: Callable[[float], float] = float) -> str:
-        values = [change(summarize(looked, metric, block=b, permutation=p).mean) for b, p in seen]
+        found = summarize_by(looked, metric, "block", "permutation")
+        values = [change(found[turn].mean) for turn in seen]
         return f"{statistics.correlation(values, loss):.2f}" if len(set(values)) > 1 else "-"
 
     return [

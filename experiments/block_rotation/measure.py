@@ -8,17 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from isojax import Codec, metrics, quantizers
-from isojax.models import LanguageModel
-from isojax.quantize import Quantized, Stats, calibrate, quantize
+from isojax.quantize import Plan, Quantized, Scorer, calibrate, quantize
 from isojax.recipes import Recipe, Samples
 from isojax.report import Entry
 from isojax.transforms import Composed, Permutation
 
-from ..scoring import Texts
 from .points import DOWN, FORMATS, Point, own_plan, parts, shared_plan
 
 LOOK = {
@@ -29,19 +26,15 @@ LOOK = {
 }  # fmt: skip
 
 
-class Reader(Texts):
-    """A model, statistics to fit on, and texts to test on."""
+class Reader(Scorer):
+    """A model, texts to test on, and the plans of all points with texts to fit them on."""
 
-    def __init__(self, model: LanguageModel, texts: np.ndarray, stats: Stats) -> None:
-        """Take texts [n, tokens]."""
-        super().__init__(model, texts)
-        self.stats = stats
-        self.shared = functools.lru_cache(1)(self._shared)  # one at a time: it is a whole model
+    @functools.lru_cache(1)  # noqa: B019  # one at a time: it is a whole model
+    def shared(self, plan: Plan, seed: int) -> Quantized:
+        """The model of a plan that points share."""
+        return self.quantized(plan, seed)
 
-    def _shared(self, plan: Any, seed: int) -> Quantized:
-        return quantize(jax.random.key(seed), self.model, plan, self.stats, progress=False)
-
-    def quantized(self, points: Sequence[Point], seed: int) -> dict[str, Quantized]:
+    def models(self, points: Sequence[Point], seed: int) -> dict[str, Quantized]:
         """The models of points that differ only in the inputs, by setting."""
         whole = max(points, key=lambda p: p.setting.endswith("A4"))
         base = self.shared(shared_plan(whole), seed)
@@ -52,11 +45,10 @@ class Reader(Texts):
 
     def losses(self, points: Sequence[Point], seed: int, todo: Sequence[Entry]) -> Iterator[Any]:
         """Values of entries: of one window, or with the tails of the divergence over several."""
-        made = self.quantized(points, seed)
-        scores = functools.cache(lambda setting, i: self.read(made[setting], i))
+        made = self.models(points, seed)
+        scores = {name: self.scores(lambda _, one=one: one) for name, one in made.items()}
         for entry in todo:
-            windows = range(seed, len(self.texts), entry.config.get("seeds", 1))
-            yield self.scored(entry, functools.partial(scores, entry.config["setting"]), windows)
+            yield self.scored(entry, scores[entry.config["setting"]])
 
     @functools.cached_property
     def seen(self) -> list[Any]:

@@ -111,7 +111,8 @@ def _weight(point: Point) -> str:
 def parts(coordinates: Any) -> tuple[float, str]:
     """Length of the blocks, and the permutation of channels before them.
 
-    The length is 0 for no rotation and infinite for the full one.
+    The length is 0 for no rotation and infinite for the full one, or for coordinates without
+    Hadamard matrices, whose name is in place of a permutation.
     """
     if coordinates == SMOOTH:
         return 0, "smooth"
@@ -119,6 +120,8 @@ def parts(coordinates: Any) -> tuple[float, str]:
     if not stages:
         return 0, "none"
     last = stages[-1]
+    if last.name not in ("hadamard", "block_hadamard"):
+        return math.inf, str(coordinates)
     permutation = str(Coordinates(stages[:-1])) if len(stages) > 1 else "none"
     return last.arguments.get("block", math.inf), permutation
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +12,16 @@ from isojax.report import (
     Stat,
     Study,
     complete,
+    distinct,
     draw_curve,
     draw_lines,
     errors,
     markdown,
     new_figure,
+    pivot,
     select,
-    stat,
     summarize,
+    summarize_by,
 )
 
 from .answers import answers, losses, share
@@ -61,23 +63,22 @@ def by_parts(rows: Sequence[Row]) -> list[Row]:
     """The rows with block and permutation in place of coordinates, setting and rounding as one."""
     found = []
     for row in rows:
-        config = dict(row.config)
-        if "coordinates" in config:
-            block, permutation = parts(config["coordinates"])
-            config |= {"block": block, "permutation": permutation}
-        if config.get("rounding") in FITTED:
-            config["setting"] += f", {config['rounding']}"
-        found.append(dataclasses.replace(row, config=config))
+        if "coordinates" in row.config:
+            block, permutation = parts(row.config["coordinates"])
+            row = row.with_config(block=block, permutation=permutation)
+        if (rounding := row.config.get("rounding")) in FITTED:
+            row = row.with_config(setting=f"{row.config['setting']}, {rounding}")
+        found.append(row)
     return found
 
 
-def text(study: Study, base: dict[str, Any], windows: int) -> str:
-    """The report in Markdown."""
+def text(study: Study, base: dict[str, Any], windows: int) -> list[str]:
+    """The report in Markdown, by paragraphs."""
     rows = by_parts(study.rows(**base))
     whole = complete(rows, windows, Point._fields)
     scored = select(whole, "delta_nll")
     exact = summarize(whole, "nll", setting="exact")
-    full = max(r.config["block"] for r in scored)
+    full = max(distinct(scored, "block"))
     parts = [
         f"# Block rotations and permutations in {base['model']}",
         f"{windows} windows of {base['length']} tokens of {base['text']}; unquantized nll "
@@ -90,77 +91,68 @@ def text(study: Study, base: dict[str, Any], windows: int) -> str:
         "apart. Windows share seeds (of signs and random permutations), window i seed i modulo "
         f"{len({r.seed for r in scored})}.",
     ]
-    for setting in dict.fromkeys(r.config["setting"] for r in scored):
-        for form in dict.fromkeys(r.config["format"] for r in select(scored, setting=setting)):
-            here = select(scored, setting=setting, format=form)
-            looked = [r for r in select(rows, format=form) if "layer" in r.config]
-            parts += [
-                f"## {setting}, {form}", answers(here, looked, full),
-                grid(here, exact.mean, full), recoveries(here, full),
-            ]  # fmt: skip
+    for setting, form in itertools.product(distinct(scored, "setting"), distinct(scored, "format")):
+        here = select(scored, setting=setting, format=form)
+        if not here:
+            continue
+        parts += [
+            f"## {setting}, {form}", answers(here, select(rows, format=form, layer=...), full),
+            grid(here, exact.mean, full), recoveries(here, full),
+        ]  # fmt: skip
     alone = select(scored, setting="A4-down")
-    if len({r.config["format"] for r in alone}) > 1:
+    if len(distinct(alone, "format")) > 1:
         parts += ["## Formats of down_proj's input", formats(alone, rows)]
     parts += [f"## Published: {PUBLISHED['model']}, INT4 W4A4", published(study)]
     if select(rows, "relative_error"):
         parts += ["## The input of down_proj, by layers", *by_layers(rows)]
-    return "\n\n".join(p for p in parts if p)
+    return parts
 
 
 def grid(rows: Sequence[Row], exact: float, full: int) -> str:
     """Loss by block and permutation; no rotation and the full one have no permutation."""
-    blocks = sorted({r.config["block"] for r in rows})
-    lines = []
-    for permutation in dict.fromkeys(r.config["permutation"] for r in rows):
-        cells = []
-        for block in blocks:
-            mine = select(rows, permutation=permutation, block=block)
-            loss = summarize(mine, "delta_nll") if mine else None
-            cells.append(_cell(loss, exact) if loss else "")
-        lines.append([permutation, *cells])
-    names = ["full" if b == full else str(b) for b in blocks]
-    return markdown(["permutation", *names], lines)
+
+    def cell(loss: Stat) -> str:
+        return f"{loss.with_error()} ({_perplexity(exact + loss.mean)})"
+
+    blocks = {b: "full" if b == full else str(b) for b in sorted(distinct(rows, "block"))}
+    return pivot(rows, ["permutation"], "block", form=cell, order=blocks)
 
 
 def formats(scored: Sequence[Row], rows: Sequence[Row]) -> str:
     """Loss and bits per element of each format: no rotation, the shortest blocks, the full one."""
-    points = dict.fromkeys((r.config["block"], r.config["permutation"]) for r in scored)
-    blocks = sorted({block for block, _ in points})
-    shown = (*blocks[:2], blocks[-1])
-    points = sorted((p for p in points if p[0] in shown), key=lambda point: point[0])
-    lines = []
-    for form in dict.fromkeys(r.config["format"] for r in scored):
-        bits = select(rows, "rate_bits", format=form, block=0)
-        cells = [f"{stat(r.value for r in bits).mean:.2f}" if bits else "-"]
-        for block, permutation in points:
-            mine = select(scored, format=form, block=block, permutation=permutation)
-            loss = summarize(mine, "delta_nll") if mine else None
-            cells.append(f"{loss.mean:.4f} ± {loss.sem:.4f}" if loss else "")
-        lines.append([form, *cells])
-    names = [f"{_length(block)} {permutation}" for block, permutation in points]
-    table = markdown(["format", "bits", *names], lines)
+    points = sorted(distinct(scored, "block", "permutation"), key=lambda point: point[0])
+    blocks = sorted(distinct(scored, "block"))
+    shown: dict[Any, str] = {"bits": "bits"}
+    for block, permutation in points:
+        if block in (*blocks[:2], blocks[-1]):
+            shown[block, permutation] = f"{_length(block)} {permutation}"
+
+    def column(row: Row) -> Any:
+        loss = row.metric == "delta_nll"
+        return (row.config["block"], row.config["permutation"]) if loss else "bits"
+
+    table = pivot(
+        [*scored, *select(rows, "rate_bits", block=0)], ["format"], column,
+        form=dict.fromkeys(shown, Stat.with_error) | {"bits": "{0.mean:.2f}".format}, order=shown,
+        over=("seed", "window", "layer"),
+    )  # fmt: skip
     return f"Bits per element, scales counted; delta nll in nats per token ± se.\n\n{table}"
 
 
 def recoveries(rows: Sequence[Row], full: int) -> str:
     """The share of the full rotation's gain over a block that a permutation reaches."""
-    blocks = sorted({r.config["block"] for r in rows} - {0, full})
-    names = dict.fromkeys(r.config["permutation"] for r in rows if r.config["block"])
+    blocks = [block for block in sorted(distinct(rows, "block")) if 0 < block < full]
     best = losses(rows, full, "none")
-    lines = []
-    for name in names:
-        if name != "none":
-            each = [(losses(rows, b, "none"), losses(rows, b, name)) for b in blocks]
-            lines.append([name, *(share(none, mine, best) for none, mine in each)])
-    return markdown(["recovery", *map(str, blocks)], lines) if lines and blocks else ""
+    lines = [
+        [name, *(share(losses(rows, b, "none"), losses(rows, b, name), best) for b in blocks)]
+        for name in distinct(select(rows, block=tuple(blocks)), "permutation")
+        if name != "none"
+    ]
+    return markdown(["recovery", *map(str, blocks)], lines) if lines else ""
 
 
 def _length(block: float) -> str:
     return "full" if block == math.inf else str(block)
-
-
-def _cell(loss: Stat, exact: float) -> str:
-    return f"{loss.mean:.4f} ± {loss.sem:.4f} ({_perplexity(exact + loss.mean)})"
 
 
 def _perplexity(nll: float) -> str:
@@ -170,34 +162,28 @@ def _perplexity(nll: float) -> str:
 def published(study: Study) -> str:
     """The paper's row, which is of another model."""
     rows = by_parts(study.rows("perplexity", model=PUBLISHED["model"]))
-    lines = []
-    for permutation in PUBLISHED_PERPLEXITY:
-        mine = select(rows, permutation=permutation)
-        lines.append([permutation, *(f"{r.value:.1f}" for r in mine)])
-    (float_,) = select(rows, setting="exact")
-    head = [f"perplexity (float {float_.value:.1f})", *map(str, PUBLISHED_BLOCKS)]
-    return markdown(head, lines)
+    exact = summarize(rows, "perplexity", setting="exact").mean
+    index = {f"perplexity (float {exact:.1f})": "permutation"}
+    return pivot(select(rows, block=...), index, "block", form="{0.mean:.1f}".format)
 
 
 def by_layers(rows: Sequence[Row]) -> list[str]:
     """Means over layers for each block and permutation; the layers with the largest error."""
-    looked = [r for r in rows if "layer" in r.config]
+    looked = select(rows, layer=...)
     form = looked[0].config["format"]
-    looked = select(looked, format=form)
-    lines = []
-    for block in sorted({r.config["block"] for r in looked}):
-        for name in dict.fromkeys(r.config["permutation"] for r in select(looked, block=block)):
-            mine = select(looked, block=block, permutation=name)
-            cells = [f"{summarize(mine, metric).mean:.4g}" for metric in LOOKS]
-            lines.append([_length(block), name, *cells])
-    table = markdown(["block", "permutation", *LOOKS.values()], lines)
+    looked = sorted(select(looked, format=form), key=lambda row: row.config["block"])
+    index = {"block": lambda row: _length(row.config["block"]), "permutation": "permutation"}
+    table = pivot(
+        looked, index, "metric", form="{0.mean:.4g}".format, order=LOOKS, over=("seed", "layer")
+    )
     plain = select(looked, block=0)
     share = summarize(plain, "persistent_share")
-    worst = sorted(select(plain, "relative_error"), key=lambda r: -r.value)[:WORST]
+    errors, persistent = (
+        summarize_by(plain, metric, "layer") for metric in ("relative_error", "persistent_share")
+    )
+    worst = sorted(errors, key=lambda layer: -errors[layer].mean)[:WORST]
     named = ", ".join(
-        f"layer {r.config['layer']} ({r.value:.3f}; persistent "
-        f"{summarize(plain, 'persistent_share', layer=r.config['layer']).mean:.0%})"
-        for r in worst
+        f"layer {i} ({errors[i].mean:.3f}; persistent {persistent[i].mean:.0%})" for i in worst
     )
     said = (
         f"Means over layers, first window, {form}, seed 0. Of the largest 1% of all |x|, "
@@ -210,36 +196,35 @@ def by_layers(rows: Sequence[Row]) -> list[str]:
 
 def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
     """Loss over block length for each setting, and the peak against its bound."""
-    rows = [r for r in by_parts(study.rows(**base)) if "block" in r.config]
+    rows = select(by_parts(study.rows(**base)), block=...)
     scored = select(complete(rows, windows, Point._fields), "delta_nll")
-    forms = list(dict.fromkeys(r.config["format"] for r in scored))
-    scored = select(scored, format=forms[0])
+    form = scored[0].config["format"]
+    scored = select(scored, format=form)
     settings = [setting for setting in LABELS if select(scored, setting=setting)]
-    title = f"Block rotations in {base['model']}, {forms[0]}"
-    columns = math.ceil((len(settings) + 1) / (1 if len(settings) < 4 else 2))
-    chart, axes = new_figure(math.ceil((len(settings) + 1) / columns), columns, title)
-    panels = list(axes.flat)
-    for panel in panels[len(settings) + 1 :]:
+    number = len(settings) + 1
+    columns = math.ceil(number / (1 if number < 5 else 2))
+    title = f"Block rotations in {base['model']}, {form}"
+    chart, axes = new_figure(math.ceil(number / columns), columns, title)
+    for panel in axes.flat[number:]:
         panel.remove()
-    blocks = sorted({r.config["block"] for r in scored})
-    for panel, setting in zip(panels, settings, strict=False):
-        mine = select(scored, setting=setting, format=forms[0])
+    *panels, last = axes.flat[:number]
+    blocks = sorted(distinct(scored, "block"))
+    for panel, setting in zip(panels, settings, strict=True):
+        mine = select(scored, setting=setting)
         draw_lines(panel, mine, "delta_nll", "block", "permutation", order=blocks, spread=errors)
         panel.set_title(setting, fontsize=10)
-        panel.set_xlabel("block (0: no rotation)")
     for row in axes:
         row[0].set_ylabel("delta nll, nats per token")
-    panel = panels[len(settings)]
-    looked = select([r for r in rows if "layer" in r.config], format=forms[0])
-    for name in dict.fromkeys(r.config["permutation"] for r in looked):
-        mine = select(looked, permutation=name)
-        at = sorted({r.config["block"] for r in mine})
+    looked = select(rows, format=form, layer=...)
+    for name in distinct(looked, "permutation"):
         for metric, style in (("peak", "o-"), ("peak_expected", ":"), ("peak_bound", "--")):
-            found = [summarize(mine, metric, block=b) for b in at]
-            draw_curve(panel, [blocks.index(b) for b in at], found, name, errors, style=style)
-    for panel in panels[: len(settings) + 1]:
+            found = summarize_by(looked, metric, "block", permutation=name)
+            at = [block for block in blocks if block in found]
+            places = [blocks.index(block) for block in at]
+            draw_curve(last, places, [found[b] for b in at], name, errors, style=style)
+    for panel in (*panels, last):
         panel.set_xticks(range(len(blocks)), map(_length, blocks))
-    panel.set_yscale("log")
-    panel.set_xlabel("block (0: no rotation)")
-    panel.set_title("largest element (dotted: expected, dashed: bound)", fontsize=8)
+        panel.set_xlabel("block (0: no rotation)")
+    last.set_yscale("log")
+    last.set_title("largest element (dotted: expected, dashed: bound)", fontsize=8)
     return chart

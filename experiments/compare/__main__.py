@@ -20,26 +20,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from isojax._core.checks import check_positive
+from isojax.quantize import Plan
 from isojax.recipes import Coordinates
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, finish, run
-from ..scoring import SCORED, TAILS
-from .measure import (
-    COST,
-    ERRORS,
-    KV,
-    SIZE,
-    TENSOR,
-    TIMES,
-    Reader,
-    plans,
-    shape,
-)  # fmt: skip
+from .measure import COST, ERRORS, KV, SIZE, TENSOR, TIMES, Reader, plans, shape
 from .report import figure, text
 
 
@@ -74,50 +63,48 @@ class Config(Calibrated):
 
 def main(config: Config) -> None:
     """Measure, and write missing rows."""
-    for name in ("seeds", "repeats"):
-        check_positive(name, getattr(config, name))
+    config.check_positive("seeds", "repeats")
     for name in config.coordinates:
         Coordinates.parse(name)  # or ValueError
     if config.tensor.startswith("weight"):
         raise ValueError(f"tensor must be of activations, which texts change, got {config.tensor}.")
     study = config.study("compare", "coordinates", "seeds")
-    model, texts, fit_on, base = config.load()
-    reader = Reader(model, fit_on, texts, config.tensor)
-    sizes = model.config
-    widths = reader.x.shape[-1], sizes.hidden_size, sizes.intermediate_size, sizes.head_dim
+    model, texts, base, fit_on = config.load()
+    reader = Reader(model, texts, fit_on, config.tensor)
+    sizes, dim = model.config, reader.x.shape[-1]
+    widths = dim, sizes.hidden_size, sizes.intermediate_size, sizes.head_dim
     every = "identity", "haar", *config.dividing("coordinates", *widths)
-    names = list(dict.fromkeys(str(Coordinates.parse(name)) for name in every))
-    for name in names:
-        shape(Coordinates.parse(name), reader.x.shape[-1])  # or ValueError
-        reader.plans[name] = plans(Coordinates.parse(name), model)
+    settings = {}
+    for name in dict.fromkeys(str(Coordinates.parse(name)) for name in every):
+        shape(Coordinates.parse(name), dim)  # or ValueError
+        settings[name] = plans(Coordinates.parse(name), model)
+    reader.plans = [plan for each in settings.values() for plan in each.values()]
     base |= {"tensor": config.tensor}
-    fill(study, jobs(config, reader, base, names))
+    fill(study, jobs(config, reader, base, settings))
     finish(study, text(study, base), figure(study, base))
 
 
 def jobs(
-    config: Config, reader: Reader, base: dict[str, Any], names: Sequence[str]
+    config: Config, reader: Reader, base: dict[str, Any], settings: dict[str, dict[str, Plan]]
 ) -> Iterator[Job]:
     """The exact model, all coordinates on the tensor and in the model, controls and times."""
-    windows = range(config.windows)
     yield reader.exact_job(base | {"setting": "exact"})
-    for name in names:
+    for name, by_setting in settings.items():
         own, random = base | {"coordinates": name}, Coordinates.parse(name).random
-        seeds = range(config.seeds) if random else [None]
-        entries = [Entry(own, seed, TENSOR) for seed in seeds]
+        entries = [Entry(own, seed, TENSOR) for seed in (range(config.seeds) if random else [None])]
         yield Job(name, entries, functools.partial(reader.tensor, name))
         yield Job.one(name, own, COST, functools.partial(reader.cost, name))
-        for setting, plan in reader.plans[name].items():
+        for setting, plan in by_setting.items():
             on, title = own | {"setting": setting}, f"{name} {setting}"
-            entries = [Entry(on | {"window": i}, i if random else None, SCORED) for i in windows]
-            entries.append(Entry(on | {"windows": config.windows}, None, TAILS))
-            yield Job(title, entries, functools.partial(reader.losses, plan, random))
+            # window i has seed i
+            made = functools.partial(reader.drawn, plan, random)
+            yield reader.job(title, on, made, int if random else None)
             if setting == KV:
                 yield Job.one(title, on, SIZE, functools.partial(reader.size, plan))
     controls = [Entry(base | {"quantizer": q}, None, ERRORS) for q in ("zero", "gaussian_noise")]
     yield Job("controls", controls, reader.controls)
-    entries = [Entry(base | {"coordinates": name}, None, TIMES) for name in names]
-    yield Job("times", entries, functools.partial(reader.times, names, config.repeats))
+    entries = [Entry(base | {"coordinates": name}, None, TIMES) for name in settings]
+    yield Job("times", entries, functools.partial(reader.times, list(settings), config.repeats))
 
 
 if __name__ == "__main__":

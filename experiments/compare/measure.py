@@ -12,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from isojax import Codec, metrics, quantizers
+from isojax import metrics, quantizers
 from isojax.models import LanguageModel, capture_tensors, fold_norms
-from isojax.quantize import Plan, Quantized, calibrate, costs, quantize
+from isojax.quantize import Plan, Quantized, Scorer, costs, quantize
 from isojax.recipes import Coordinates, Samples
-from isojax.report import Entry
+from isojax.report import Entry, times_in_turn
 from isojax.transforms import Transform
 
-from ..scoring import Texts, dense
-from ..timing import times_in_turn
+from ..scoring import dense, dense_cache
 
 KV, W4A4 = "KV3", "W4A4"  # settings
 BITS = 3  # on the tensor
@@ -91,24 +90,22 @@ def _exists(coordinates: Coordinates, dim: int) -> Any:
         return None
 
 
-class Reader(Texts):
+class Reader(Scorer):
     """A model, vectors of one of its tensors, and texts to test on and to fit on."""
 
     def __init__(
-        self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray, tensor: str
+        self, model: LanguageModel, texts: np.ndarray, fit_on: np.ndarray, tensor: str
     ) -> None:
         """Read the tensor on windows [n, tokens]."""
-        super().__init__(model, texts)
-        self.calibration = calibration
+        super().__init__(model, texts, fit_on)
         params, config = fold_norms(model.params, model.config)
         self.folded = dataclasses.replace(model, params=params, config=config)
-        fit_on, self.x = (
+        sample, self.x = (
             jnp.concatenate([capture_tensors(model, ids, [tensor])[tensor] for ids in windows])
-            for windows in (calibration, texts)
+            for windows in (fit_on, texts)
         )
-        self.sample = jax.random.permutation(jax.random.key(0), fit_on)[:MOST]
+        self.sample = jax.random.permutation(jax.random.key(0), sample)[:MOST]
         self.at = metrics.thresholds(self.x)
-        self.plans: dict[str, dict[str, Plan]] = {}
         self.quantized = functools.lru_cache(1)(self._quantized)
 
     def make(self, name: str, seed: int) -> Transform:
@@ -156,22 +153,15 @@ class Reader(Texts):
         for name in (entry.config["coordinates"] for entry in todo):
             yield {"time_us": us[name], "copy_ratio": us[name] / us[""]}
 
-    @functools.cached_property
-    def stats(self) -> Any:
-        """The statistics of all plans."""
-        every = [plan for each in self.plans.values() for plan in each.values()]
-        return calibrate(self.model, self.calibration, every)
-
-    def _quantized(self, plan: Plan, seed: int) -> Quantized:
+    def _quantized(self, plan: Plan, seed: int = 0) -> Quantized:
         # transforms of the residual stream need folded norms, so all coordinates have these
         model = self.folded if "residual" in plan.places else self.model
-        return _plain(quantize(jax.random.key(seed), model, plan, self.stats, progress=False))
+        made = dense_cache(quantize(jax.random.key(seed), model, plan, self.stats, progress=False))
+        return _dense_input(made) if DOWN in made.inputs else made
 
-    def losses(self, plan: Plan, random: bool, todo: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-        """Values of entries: of one window, or with the tails of the divergence over all."""
-        scores = functools.cache(lambda i: self.read(self.quantized(plan, i * random), i))
-        for entry in todo:
-            yield self.scored(entry, scores, range(len(self.texts)))
+    def drawn(self, plan: Plan, random: bool, seed: int) -> Quantized:
+        """The model of a plan, drawn with a seed if it is random."""
+        return self.quantized(plan, seed * random)
 
     def size(self, plan: Plan) -> dict[str, float]:
         """Bits per element of the KV cache of one window, norms and exact tokens counted."""
@@ -184,23 +174,13 @@ def _fit(key: Array, x: Float[Array, "n d"], coordinates: Coordinates) -> Transf
 
 
 @jax.jit
-def _plain(made: Quantized) -> Quantized:
-    """The same model, with a matrix in place of each transform that runs online."""
-
-    def plain(codec: Codec, *sizes: int) -> Codec:
-        return dataclasses.replace(codec, transform=dense(codec.transform, *sizes))
-
-    layers, heads = made.config.num_hidden_layers, made.config.num_key_value_heads
-    stores = {
-        side: dataclasses.replace(store, codec=plain(store.codec, layers, heads))
-        for side, store in (("keys", made.keys), ("values", made.values))
-        if store is not None
-    }
-    inputs = dict(made.inputs)
-    if DOWN in inputs:
-        (stack,) = inputs[DOWN].stacks
-        inputs[DOWN] = dataclasses.replace(inputs[DOWN], stacks=(plain(stack, layers),))
-    return dataclasses.replace(made, inputs=inputs, codes={}, shared={}, **stores)
+def _dense_input(made: Quantized) -> Quantized:
+    """The same model, with matrices in place of the transforms before down_proj."""
+    (stack,) = made.inputs[DOWN].stacks
+    transform = dense(stack.transform, made.config.num_hidden_layers)
+    stacks = (dataclasses.replace(stack, transform=transform),)
+    inputs = made.inputs | {DOWN: dataclasses.replace(made.inputs[DOWN], stacks=stacks)}
+    return dataclasses.replace(made, inputs=inputs, codes={}, shared={})
 
 
 @jax.jit

@@ -12,16 +12,17 @@ from isojax.report import (
     Row,
     Stat,
     Study,
-    color_of,
+    bullets,
     deviations,
-    draw_curve,
+    distinct,
+    draw_pairs,
     errors,
     least,
     new_figure,
     pivot,
     select,
-    stat,
     summarize,
+    summarize_by,
 )
 
 # of a metric, in the model after its setting
@@ -57,19 +58,19 @@ def by_column(rows: Sequence[Row]) -> list[Row]:
     """Rows with the column as their metric, and controls among the coordinates."""
     found = []
     for row in rows:
-        config = row.config
-        if config.get("setting") != "exact":
-            metric = f"{config.get('setting', '')} {row.metric}".strip()
-            name = {"coordinates": config.get("coordinates", config.get("quantizer"))}
-            found.append(dataclasses.replace(row, metric=metric, config=config | name))
+        setting, control = row.config.get("setting", ""), row.config.get("quantizer")
+        if setting != "exact":
+            metric = f"{setting} {row.metric}".strip()
+            named = row.with_config(coordinates=row.config.get("coordinates", control))
+            found.append(dataclasses.replace(named, metric=metric))
     return found
 
 
-def text(study: Study, base: dict[str, Any]) -> str:
-    """The report in Markdown."""
+def text(study: Study, base: dict[str, Any]) -> list[str]:
+    """The report in Markdown, by paragraphs."""
     rows = study.rows(**base)
     exact = summarize(rows, "nll", setting="exact")
-    said = [
+    return [
         f"# Every transform by every measure: {base['model']}",
         f"Columns to `missed`: the tensor {base['tensor']} on {exact.n} windows of "
         f"{base['length']} tokens of {base['text']}, mean ± sd over seeds. `effective dims` "
@@ -88,20 +89,17 @@ def text(study: Study, base: dict[str, Any]) -> str:
         "rotation, which is online). Bold: the least of a column, where more than two standard "
         "errors below the second.",
         lines(rows),
-        "\n".join(f"- {line}" for line in answers(by_column(rows))),
+        bullets(answers(by_column(rows))),
     ]
-    return "\n\n".join(part for part in said if part)
 
 
 def lines(rows: Sequence[Row]) -> str:
     """One line per coordinates."""
     rows = by_column(rows)
-    names = _names(rows)
     shown = {metric: head for metric, head in COLUMNS.items() if select(rows, metric)}
     forms = {}
     for metric in shown:
-        found = {n: mine for n in names if (mine := select(rows, metric, coordinates=n))}
-        found = {n: stat(r.value for r in mine) for n, mine in found.items()}
+        found = summarize_by(rows, metric, "coordinates", coordinates=tuple(_names(rows)))
         best = found.get(least(found)) if metric in BEST else None
         forms[metric] = functools.partial(_cell, best=best, loss=metric in LOSSES)
     return pivot(rows, ["coordinates"], "metric", form=forms, order=shown)
@@ -109,18 +107,16 @@ def lines(rows: Sequence[Row]) -> str:
 
 def answers(rows: Sequence[Row]) -> list[str]:
     """Rank correlations of columns over the coordinates."""
-    said = []
-    for one, other in PAIRS:
-        pairs = [
-            (_mean(rows, one, n), _mean(rows, other, n))
-            for n in _names(rows)
-            if select(rows, one, coordinates=n) and select(rows, other, coordinates=n)
-        ]
-        if len(pairs) > 2 and all(len(set(side)) > 1 for side in zip(*pairs, strict=True)):
-            rho = statistics.correlation(*map(_ranks, zip(*pairs, strict=True)))
+    said, names = [], tuple(_names(rows))
+    for pair in PAIRS:
+        found = [summarize_by(rows, metric, "coordinates", coordinates=names) for metric in pair]
+        both = [name for name in names if all(name in each for each in found)]
+        sides = [[each[name].mean for name in both] for each in found]
+        if len(both) > 2 and all(len(set(side)) > 1 for side in sides):
+            rho = statistics.correlation(*map(_ranks, sides))
+            one, other = (COLUMNS[metric] for metric in pair)
             said.append(
-                f"Rank correlation over {len(pairs)} coordinates of {COLUMNS[one]} with "
-                f"{COLUMNS[other]}: {rho:+.2f}."
+                f"Rank correlation over {len(both)} coordinates of {one} with {other}: {rho:+.2f}."
             )
     return said
 
@@ -128,16 +124,11 @@ def answers(rows: Sequence[Row]) -> list[str]:
 def figure(study: Study, base: dict[str, Any]) -> Any:
     """The value of flattening and concentration: one panel per pair of columns."""
     rows = by_column(study.rows(**base))
+    rows = select(rows, coordinates=tuple(_names(rows)))
     chart, axes = new_figure(1, len(PAIRS), f"Rotate or align: {base['model']}")
     for panel, (one, other) in zip(axes[0], PAIRS, strict=True):
-        for name in _names(rows):
-            across, up = (
-                [r.value for r in select(rows, m, coordinates=name)] for m in (one, other)
-            )
-            if across and up:
-                x, y = stat(across), stat(up)
-                draw_curve(panel, [x.mean], [y], name, errors if other in LOSSES else deviations)
-                panel.hlines(y.mean, *deviations(x), color=color_of(panel, name), lw=1)
+        spread = errors if other in LOSSES else deviations
+        draw_pairs(panel, rows, one, other, "coordinates", spread=spread)
         panel.set_xlabel(COLUMNS[one])
         panel.set_ylabel(COLUMNS[other])
     axes[0, 0].set_xscale("log")
@@ -147,20 +138,14 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
 
 
 def _cell(found: Stat, best: Stat | None, loss: bool) -> str:
-    cell = found.format(3)
-    if loss and found.n > 1:
-        cell = f"{found.mean:.3f} ± {found.sem:.3f}"
+    cell = found.with_error(3) if loss and found.n > 1 else found.format(3)
     return f"**{cell}**" if found == best else cell
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
     """All coordinates, without the controls."""
-    return list(dict.fromkeys(r.config["coordinates"] for r in select(rows, "fmas")))
+    return distinct(select(rows, "fmas"), "coordinates")
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
     return [sorted(values).index(v) for v in values]
-
-
-def _mean(rows: Sequence[Row], metric: str, name: str) -> float:
-    return summarize(rows, metric, coordinates=name).mean

@@ -25,18 +25,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
-from isojax import transforms
-from isojax._core.checks import check_positive
 from isojax.report import Entry, Job, fill
 
-from ..common import Calibrated, check_named, finish, run
-from ..scoring import SCORED, TAILS
+from ..common import Calibrated, check_drawn, check_named, finish, run
 from .measure import CHECKS, DESCENT, SETTINGS, Reader, steps_told
 from .report import figure, text
 
-KEY = jax.random.key(0)
 STARTS = ("identity", "hadamard", "haar")
 
 
@@ -68,17 +62,15 @@ class Config(Calibrated):
 def main(config: Config) -> None:
     """Learn, merge, score, and write missing rows."""
     check_named("starts", config.starts)
-    check_positive("seeds", config.seeds)
-    if check_positive("steps", config.steps) % CHECKS:
+    config.check_positive("seeds", "steps")
+    if config.steps % CHECKS:
         raise ValueError(f"steps must be a multiple of {CHECKS}, got {config.steps}.")
     if not 0 < config.rate < math.inf:
         raise ValueError(f"rate must be above 0 and finite, got {config.rate}.")
     study = config.study("end_to_end", "starts", "seeds", *config.windows_grow)
-    model, texts, fit_on, base = config.load()
-    for name in config.starts:
-        for dim in (model.config.hidden_size, model.config.head_dim):
-            jax.eval_shape(functools.partial(transforms.from_name, name=name, dim=dim), KEY)
-    jax.eval_shape(functools.partial(transforms.hadamard, dim=model.config.intermediate_size), KEY)
+    model, texts, base, fit_on = config.load()
+    check_drawn(config.starts, model.config.hidden_size, model.config.head_dim)
+    check_drawn(["hadamard"], model.config.intermediate_size)
     reader = Reader(model, fit_on, texts)
     fill(study, jobs(config, reader, base))
     finish(study, text(study, base, config), figure(study, base, config))
@@ -91,9 +83,7 @@ def jobs(config: Config, reader: Reader, base: dict[str, Any]) -> Iterator[Job]:
         own = base | {"coordinates": name}
         entries = [Entry(own | {"step": i}, seed, DESCENT) for i in steps_told(config.steps)]
         for learned, setting in itertools.product((False, True), SETTINGS):
-            here = own | {"setting": setting, "learned": learned}
-            entries += [Entry(here | {"window": i}, seed, SCORED) for i in range(config.texts)]
-            entries.append(Entry(here | {"windows": config.texts}, seed, TAILS))
+            entries += reader.entries(own | {"setting": setting, "learned": learned}, seed)
         values = functools.partial(reader.values, name, seed, config.steps, config.rate)
         yield Job(f"{name}, seed {seed}", entries, values)
 

@@ -13,12 +13,10 @@ import numpy as np
 
 from isojax import quantizers
 from isojax.models import LanguageModel, fold_norms
-from isojax.quantize import Plan, Quantized, quantize, reference
+from isojax.quantize import Plan, Quantized, Scorer, quantize, reference
 from isojax.quantize.learned import CHECKS, Turns, divergence, learn_turns, start_turns
 from isojax.recipes import Coordinates
 from isojax.report import Entry
-
-from ..scoring import Texts
 
 TURNED = """
 residual: learned
@@ -33,7 +31,7 @@ SETTINGS = {
 DESCENT = {"kl_mean": "nats per token"}
 
 
-class Reader(Texts):
+class Reader(Scorer):
     """A model, texts to learn from, and texts to test on."""
 
     def __init__(self, model: LanguageModel, calibration: np.ndarray, texts: np.ndarray) -> None:
@@ -85,14 +83,16 @@ class Reader(Texts):
                 jax.random.key(seed), self.model, SETTINGS[setting], stats, progress=False
             )
 
-        scores = functools.cache(lambda *case: self.read(made(*case[:2]), case[2]))
+        @functools.cache
+        def scores(setting: str, learned: bool) -> Any:
+            return self.scores(lambda _: made(setting, learned))
+
         for entry in todo:
             on = entry.config
             if "step" in on:
                 yield {"kl_mean": told[on["step"]]}
             else:
-                case = functools.partial(scores, on["setting"], on["learned"])
-                yield self.scored(entry, case, range(len(self.texts)))
+                yield self.scored(entry, scores(on["setting"], on["learned"]))
 
 
 def steps_told(steps: int) -> range:

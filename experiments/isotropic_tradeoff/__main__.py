@@ -24,7 +24,6 @@ from typing import Any, Literal
 import jax.numpy as jnp
 
 from isojax import metrics
-from isojax._core.checks import check_positive
 from isojax.recipes import Coordinates
 from isojax.report import Job, fill
 
@@ -111,8 +110,8 @@ def main(config: Config) -> None:
 
     for kinds in (quantized, quantized_weights):
         check_names(names, cases(kinds, config.granularities))
-    check_positive("seeds", config.seeds)
-    if not 0 <= config.skip_tokens < check_positive("length", config.tokens):
+    config.check_positive("seeds", "length")
+    if not 0 <= config.skip_tokens < config.tokens:
         raise ValueError(
             f"skip_tokens must be at least 0 and below length={config.tokens}, "
             f"got {config.skip_tokens}."
@@ -152,9 +151,8 @@ def main(config: Config) -> None:
         factor = (PUBLISHED_CHECK / check) ** 0.5
         x, samples = x * factor, samples if samples is None else samples * factor
         at = metrics.thresholds(x, *split, pooled=not config.per_channel)
-    base = {
-        "model": model.name, "text": config.text.rsplit("/", 1)[-1], "windows": count,
-        "length": config.tokens, "skip_tokens": config.skip_tokens, "rescale": config.rescale,
+    base = config.base(model) | {
+        "windows": count, "skip_tokens": config.skip_tokens, "rescale": config.rescale,
         "tensor": config.tensor,
     }  # fmt: skip
     tensor = Tensor(x, at, samples)

@@ -10,12 +10,14 @@ from isojax.report import (
     Stat,
     Study,
     against,
+    distinct,
     draw_lines,
     new_figure,
     paired,
     pivot,
     select,
     summarize,
+    summarize_by,
 )
 
 from .measure import ERRORS, FIXED_RATE
@@ -57,12 +59,14 @@ def shares(row: Row) -> str:
     return f"group:{row.config['group']}" if granularity == "group" else granularity
 
 
-def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequence[int]) -> str:
-    """The report in Markdown."""
+def text(
+    study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequence[int]
+) -> list[str]:
+    """The report in Markdown, by paragraphs."""
     rows = study.rows(**base)
     plain = {"quantizer": "absmax", "bits": 3, "granularity": "tensor"}
     head = select([*study.rows(model=PUBLISHED_MODEL), *rows], **plain)
-    rest = [r for r in rows if r.config.get("quantizer") in ("zero", "gaussian_noise", "ecsq")]
+    rest = select(rows, quantizer=("zero", "gaussian_noise", "ecsq"))
     names = ["model", "coordinates", "quantizer", "bits", "matches"]
     check = summarize(rows, "check_value").mean
     same = abs(check / PUBLISHED_CHECK - 1) < 1e-3
@@ -94,11 +98,8 @@ def text(study: Study, base: dict[str, Any], weights: Sequence[str], shape: Sequ
         of = study.rows(**(base | {"tensor": name}))
         keys = ["coordinates", "quantizer", "bits", "granularity", "group"]
         metrics = ["nmse", "outlier_mse", "noise_floor_mse", "false_firing_share", "output_nmse"]
-        parts += [
-            f"### {name}",
-            show(of, keys, metrics),
-        ]
-    return "\n\n".join(parts)
+        parts += [f"### {name}", show(of, keys, metrics)]
+    return parts
 
 
 def show(rows: Sequence[Row], index: Sequence[str], metrics: Any) -> str:
@@ -134,9 +135,8 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
     signs = []
     for kind in [k for k in ("haar", "hadamard") if select(rows, coordinates=k)]:
         change = _change(select(rows, **plain), kind, "noise_floor_mse")
-        above = [
-            r.value > naive for r in select(rows, "noise_floor_mse", coordinates=kind, **plain)
-        ]
+        floors = select(rows, "noise_floor_mse", coordinates=kind, **plain)
+        above = [row.value > naive for row in floors]
         inside = change.low <= 0.115 <= change.high
         signs.append(
             f"{kind} {change.percent()}, up in {sum(above)} of {len(above)} seeds (published "
@@ -160,11 +160,9 @@ def answers(rows: Sequence[Row], plain: dict[str, Any]) -> list[str]:
         f"effect on the noise floor: {'; '.join(said)}."
     )
     if select(rows, coordinates="pca"):
-        coded = select(rows, quantizer="ecsq", bits=3, matches="")
-        three = {
-            t: summarize(coded, "mse", coordinates=t).mean for t in ("identity", "haar", "pca")
-        }
-        order = " < ".join(f"{t} {v:.3g}" for t, v in sorted(three.items(), key=lambda p: p[1]))
+        coded = summarize_by(rows, "mse", "coordinates", quantizer="ecsq", bits=3, matches="")
+        three = sorted((coded[name].mean, name) for name in ("identity", "haar", "pca"))
+        order = " < ".join(f"{name} {mse:.3g}" for mse, name in three)
         lines.append(
             f"6. **PCA axes.** Fixed rate, one scale per tensor: MSE pca "
             f"{value('mse', 'pca'):.3g}, haar {value('mse', 'haar'):.3g}. "
@@ -189,7 +187,7 @@ def changes(rows: Sequence[Row]) -> str:
     """Relative change of the noise floor, one line per quantizer and granularity."""
     at3 = select(rows, "noise_floor_mse", quantizer=FIXED_RATE, bits=3)
     changed = against(at3, {"coordinates": "identity"}, relative=True)
-    kinds = [k for k in dict.fromkeys(r.config["coordinates"] for r in at3) if k != "identity"]
+    kinds = [name for name in distinct(at3, "coordinates") if name != "identity"]
     index = {"quantizer": "quantizer", "scale per": shares}
     return pivot(changed, index, "coordinates", form=Stat.percent, order=kinds)
 
@@ -200,17 +198,15 @@ def figure(
     """Outlier error, noise floor and firings over bits and over granularity."""
     rows = select(study.rows(**base), quantizer="absmax")
     chart, axes = new_figure(2, 4, f"{base['tensor']} of {base['model']}, absmax quantizer")
-    over_bits = select(rows, granularity="tensor")
-    for column, metric in enumerate(
-        ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings")
-    ):
+    metrics = ("outlier_mse", "noise_floor_mse", "false_firings", "missed_firings")
+    for (above, below), metric in zip(axes.T, metrics, strict=True):
         draw_lines(
-            axes[0, column], over_bits, metric, "bits", "coordinates", order=bits,
+            above, select(rows, granularity="tensor"), metric, "bits", "coordinates", order=bits,
             label="bits, one scale per tensor",
         )  # fmt: skip
         draw_lines(
-            axes[1, column], select(rows, bits=3), metric, shares, "coordinates",
-            order=granularities, label="granularity of the scale, 3 bit",
+            below, select(rows, bits=3), metric, shares, "coordinates", order=granularities,
+            label="granularity of the scale, 3 bit",
         )  # fmt: skip
-        axes[1, column].tick_params(axis="x", labelsize=7)
+        below.tick_params(axis="x", labelsize=7)
     return chart

@@ -24,21 +24,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from isojax._core.checks import check_positive
-from isojax.quantize import Plan, calibrate
+from isojax.quantize import Plan
 from isojax.quantize.shapes import quantized_shapes
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run
-from ..scoring import TAILS
 from .measure import INDUCTION, NEEDLE, SIZE, Reader, units_of
 from .methods import DEFAULT, DRAWN, plan, recipes, words
-from .report import figure, text
-
-TARGETS = ("K", "V", "KV")
+from .report import TARGETS, figure, text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,50 +102,43 @@ def main(config: Config) -> None:
     """Fit, score, and write missing rows."""
     check_named("targets", config.targets, TARGETS)
     check_named("bits", config.bits, range(2, 9))
-    check_positive("prompts", config.prompts)
-    for name, least in (("sinks", 0), ("recent", 0), ("induction", 0)):
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}.")
+    config.check_positive("prompts")
+    for name in ("sinks", "recent", "induction"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
     methods = [*config.methods, *(DRAWN.format(name) for name in config.coordinates)]
     check_named("methods", methods)
     pairs = {name: recipes(name, config.sinks, config.recent) for name in methods}
     grows = ("methods", "coordinates", "bits", "targets", "needles")
     study = config.study("kv_cache", *grows, *config.windows_grow)
-    model, texts, fit_on, base = config.load()
+    model, texts, base, fit_on = config.load()
     every = [plan(pair, "KV", config.bits[0]) for pair in pairs.values()]
-    stats = calibrate(model, fit_on, every, samples=fit_on.size)
+    reader = Reader(model, texts, fit_on, every, config.induction or 0)
     for what in every:
-        quantized_shapes(what, model.config, stats)  # or ValueError
-    reader = Reader(model, texts, stats, config.induction or 0)
+        quantized_shapes(what, model.config, reader.stats)  # or ValueError
     for length in config.needles:
         reader.needles(length, config.prompts)  # or ValueError
+    fill(study, jobs(config, reader, base, pairs))
+    finish(study, text(study, base, config.texts), figure(study, base, config.texts))
 
-    def jobs() -> Iterator[Job]:
-        exact = base | {"method": "none"}
-        yield reader.exact_job(exact, "exact cache")
-        yield from probes(config, reader, exact, None, False)
-        for bits in config.bits:
-            for name, pair in pairs.items():
-                for target in config.targets:
-                    if target == "V" and pair[1].recipe.centre and pair[0].offset == "none":
-                        continue  # values have no RoPE: the same as +pre
-                    yield from point(bits, name, pair, target)
 
-    def point(bits: int, name: str, pair: Any, target: str) -> Iterator[Job]:
+def jobs(
+    config: Config, reader: Reader, base: dict[str, Any], pairs: dict[str, Any]
+) -> Iterator[Job]:
+    """The exact cache, then every number of bits, method and side in codes."""
+    exact = base | {"method": "none"}
+    yield reader.exact_job(exact, "exact cache")
+    yield from probes(config, reader, exact, None, False)
+    for bits, (name, pair), target in itertools.product(config.bits, pairs.items(), config.targets):
+        if target == "V" and pair[1].recipe.centre and pair[0].offset == "none":
+            continue  # values have no RoPE: the same as +pre
         own = base | words(pair, target) | {"method": name, "target": target, "bits": bits}
         what, title = plan(pair, target, bits), f"{name} {bits} bit {target}"
         random = any(r.recipe.random for r, s in zip(pair, "KV", strict=True) if s in target)
         yield Job.one(title, own, SIZE, functools.partial(reader.size, what))
-        entries = [
-            Entry(own | {"window": i}, i if random else None, units_of(target))
-            for i in range(len(texts))
-        ]
-        entries.append(Entry(own | {"windows": len(texts)}, None, TAILS))
+        entries = reader.entries(own, int if random else None, more=units_of(target))
         yield Job(title, entries, functools.partial(reader.windows, what, random))
         yield from probes(config, reader, own, what, random)
-
-    fill(study, jobs())
-    finish(study, text(study, base, config.texts), figure(study, base, config.texts))
 
 
 def probes(
@@ -156,37 +146,27 @@ def probes(
 ) -> Iterator[Job]:
     """Probes of recall, each prompt with a separate seed."""
 
-    def made(seed: int) -> Any:
-        return None if what is None else reader.quantized(what, seed * random)
-
-    for length in config.needles:
-        probe = {"probe": "needle", "probe_length": length, "prompts": config.prompts}
+    def job(kind: str, length: int, count: int, units: dict[str, str], measure: Any) -> Job:
+        """The job of `measure(i, model)` for each prompt i."""
+        probe = {"probe": kind, "probe_length": length, "prompts": count}
         entries = [
-            Entry(own | probe | {"prompt": i}, i if random else None, NEEDLE)
-            for i in range(config.prompts)
+            Entry(own | probe | {"prompt": i}, i if random else None, units) for i in range(count)
         ]
 
-        def needles(todo: Any, length: int = length) -> Iterator[Any]:
-            prompts = reader.needles(length, config.prompts)
+        def values(todo: Sequence[Entry]) -> Iterator[Any]:
             for entry in todo:
                 i = entry.config["prompt"]
-                yield reader.needle(prompts[i], made(i))
+                made = None if what is None else reader.quantized(what, i * random)
+                yield measure(i, made)
 
-        yield Job(f"needles at {length} tokens", entries, needles)
-    count = config.induction or 0
+        return Job(f"{kind} at {length} tokens", entries, values)
+
+    for length in config.needles:
+        needle = functools.partial(reader.needle, length, config.prompts)
+        yield job("needle", length, config.prompts, NEEDLE, needle)
     length = reader.texts.shape[1] // 2 * 2
-    probe = {"probe": "induction", "probe_length": length, "prompts": count}
-    entries = [
-        Entry(own | probe | {"prompt": i}, i if random else None, INDUCTION) for i in range(count)
-    ]
-
-    def induction(todo: Any) -> Iterator[Any]:
-        for entry in todo:
-            i = entry.config["prompt"]
-            yield reader.induction(i, made(i))
-
-    if count:
-        yield Job("induction", entries, induction)
+    if config.induction:
+        yield job("induction", length, config.induction, INDUCTION, reader.induction)
 
 
 if __name__ == "__main__":

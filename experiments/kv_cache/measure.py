@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from isojax import Codec, metrics
+from isojax import metrics
 from isojax.data import Needles, induction_tokens, needle_accuracy, needle_prompts, second_half
 from isojax.kvcache import PackedSide, Store
 from isojax.models import LanguageModel, Site, empty_cache, forward, logits
 from isojax.models.rope import rope_frequencies
-from isojax.quantize import Plan, Quantized, Stats, costs, quantize, reference, score
+from isojax.quantize import Plan, Quantized, Scorer, costs
 from isojax.quantize.costs import EXACT
 from isojax.report import Entry
 
-from ..scoring import SCORED, Texts, dense, exact_nll
+from ..scoring import dense_cache
 
 OUTPUT = {"attention_output_nmse": "1"}
 OF_KEYS = {
@@ -38,38 +38,34 @@ INDUCTION = {"induction_nll": "nats per token"}
 
 
 def units_of(target: str) -> dict[str, str]:
-    """Metrics and units of a window with `target` in codes."""
-    return (
-        SCORED | OUTPUT | (OF_KEYS if "K" in target else {}) | (OF_VALUES if "V" in target else {})
-    )
+    """Metrics and units of the attention of a window with `target` in codes."""
+    return OUTPUT | (OF_KEYS if "K" in target else {}) | (OF_VALUES if "V" in target else {})
 
 
-class Reader(Texts):
-    """A model, statistics to fit on, and texts to read through its cache."""
+class Reader(Scorer):
+    """A model, texts to read through its cache, and texts to fit on."""
 
     def __init__(
-        self, model: LanguageModel, texts: np.ndarray, stats: Stats, induction: int
-    ) -> None:
-        """Store texts [n, tokens] to test on, and the number of texts of the induction probe."""
-        super().__init__(model, texts)
-        self.stats = stats
-        self.induction_count = induction
-        self.made = functools.lru_cache(len(texts))(self._made)
-        self.quantized = functools.lru_cache(len(texts))(self._shared)
+        self, model: LanguageModel, texts: np.ndarray, fit_on: np.ndarray, plans: Sequence[Plan],
+        induction: int,
+    ) -> None:  # fmt: skip
+        """Store texts [n, tokens], and make `induction` texts of the induction probe."""
+        super().__init__(model, texts, fit_on, plans, samples=fit_on.size)
+        length, vocab = texts.shape[1] // 2 * 2, model.config.vocab_size
+        tokens = induction_tokens(jax.random.key(0), vocab, length, induction)
+        self.repeated = Scorer(model, np.asarray(tokens))
+        self.made = functools.lru_cache(len(texts))(super().quantized)
+        self.quantized = functools.lru_cache(len(texts))(self._dense)
         self._tensors = functools.lru_cache(8)(self._captured)
 
-    def _made(self, plan: Plan, seed: int) -> Quantized:
-        return quantize(jax.random.key(seed), self.model, plan, self.stats, progress=False)
-
-    def _shared(self, plan: Plan, seed: int) -> Quantized:
-        made = self.made(plan, seed)
-        return dataclasses.replace(made, keys=_plain(made.keys), values=_plain(made.values, False))
+    def _dense(self, plan: Plan, seed: int = 0) -> Quantized:
+        return dense_cache(self.made(plan, seed))
 
     def windows(self, plan: Plan, random: bool, entries: Sequence[Entry]) -> Iterator[Any]:
         """Values of entries: of one window, or with the tails of the divergence over all."""
-        scores = functools.cache(lambda i: self.read(self.quantized(plan, i * random), i))
+        scores = self.scores(lambda i: self.quantized(plan, i * random))
         for entry in entries:
-            found = self.scored(entry, scores, range(len(self.texts)))
+            found = self.scored(entry, scores)
             i = entry.config.get("window")
             if i is not None:
                 found |= self.attention(i, self.quantized(plan, i * random))
@@ -98,37 +94,27 @@ class Reader(Texts):
         given = self.model.params, self.model.config, self.texts[i]
         return jax.device_get(_capture(*given))
 
+    @functools.lru_cache(1)  # noqa: B019
     def needles(self, length: int, prompts: int) -> list[Needles]:
         """Prompts of a length, one by one."""
         every = needle_prompts(jax.random.key(length), self.model.tokenizer, length, prompts)
         return [Needles(*(part[i : i + 1] for part in every)) for i in range(prompts)]
 
-    def needle(self, needle: Needles, made: Quantized | None) -> dict[str, float]:
-        """Whether the answer of one prompt is found through the cache."""
+    def needle(self, length: int, prompts: int, i: int, made: Quantized | None) -> dict[str, float]:
+        """Whether the answer of prompt i is found through the cache."""
+        needle = self.needles(length, prompts)[i]
         ids, last = jnp.asarray(needle.tokens), needle.answer.shape[1]
-        predicted = _predict(self.model.params, self.model.config, ids, last, *_stores(made))
+        stores = (None, None) if made is None else (made.keys, made.values)
+        predicted = _predict(self.model.params, self.model.config, ids, last, *stores)
         return {"needle_accuracy": needle_accuracy(np.asarray(predicted), needle)}
-
-    @functools.cached_property
-    def induction_texts(self) -> Any:
-        """Random tokens, repeated once."""
-        length, vocab = self.texts.shape[1] // 2 * 2, self.model.config.vocab_size
-        return np.asarray(induction_tokens(jax.random.key(0), vocab, length, self.induction_count))
-
-    @functools.cached_property
-    def _induction_reference(self) -> Any:
-        return reference(self.model, self.induction_texts)
 
     def induction(self, i: int, made: Quantized | None) -> dict[str, float]:
         """Mean nll of the second half of an induction text, nats per token.
 
         Scored by the same program as a window.
         """
-        exact, texts = self._induction_reference, self.induction_texts[i : i + 1]
-        exact = exact._replace(hidden=exact.hidden[i : i + 1])
-        nll = next(exact_nll(exact, texts)) if made is None else score(made, texts, exact).nll[0]
-        nll = jnp.asarray(nll)
-        return {"induction_nll": float(second_half(nll).mean())}
+        nll = self.repeated.exact[i] if made is None else self.repeated.read(made, i).nll[0]
+        return {"induction_nll": float(second_half(jnp.asarray(nll)).mean())}
 
     def size(self, plan: Plan) -> dict[str, float]:
         """Bytes of a cache of one window."""
@@ -138,10 +124,6 @@ class Reader(Texts):
             "rate_bits": found.cache_bits, "bytes_per_token": found.cache_bytes,
             "compression_ratio": EXACT / found.cache_bits, "side_bytes": float(found.side_bytes),
         }  # fmt: skip
-
-
-def _stores(made: Quantized | None) -> tuple[Store | None, Store | None]:
-    return (None, None) if made is None else (made.keys, made.values)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "last"))
@@ -159,20 +141,6 @@ def _capture(params: Any, config: Any, ids: Array) -> dict[str, Float[Array, "la
     kinds = ("query", "key", "value")
     sites = tuple(Site(k, i) for k in kinds for i in range(config.num_hidden_layers))
     return forward(params, config, ids[None], capture=sites).captured
-
-
-@functools.partial(jax.jit, static_argnames="of_keys")
-def _plain(store: Store | None, of_keys: bool = True) -> Store | None:
-    """The same codes with dense matrices, no exact tokens: most methods then share a program."""
-    if store is None:
-        return None
-    codec = store.codec
-    layers, heads = jax.tree.leaves(store)[0].shape[:2]
-    zeros = jnp.zeros((layers, heads, codec.transform.dim))
-    transform = dense(codec.transform, layers, heads)
-    offset = zeros if codec.offset is None else codec.offset
-    mean = zeros if store.mean is None and of_keys else store.mean
-    return dataclasses.replace(store, mean=mean, codec=Codec(transform, codec.quantizer, offset))
 
 
 @jax.jit

@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from isojax._core.checks import check_positive
+from isojax._core.checks import check_choice
 from isojax.quantize.parts import SITES
 from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run
-from ..scoring import SCORED, TAILS
 from .measure import COSTS, LAYER, Reader
 from .methods import COORDINATES, FORMATS, PLANS, ROUNDINGS, Case, bits_of, cases, plan_of
 from .report import figure, text
@@ -82,14 +82,13 @@ def main(config: Config) -> None:
     check_named("rounding", config.rounding, ROUNDINGS)
     check_named("plans and coordinates", (*config.plans, *config.coordinates))
     for name in config.plans:
-        check_named("plans", (name,), PLANS)
-    for name in ("seeds", "steps", "samples"):
-        check_positive(name, getattr(config, name))
+        check_choice("plans", name, PLANS)
+    config.check_positive("seeds", "steps", "samples")
     grows = ("settings", "formats", "rounding", "plans", "coordinates", "seeds", "layers")
     study = config.study("linear_layers", *grows, *config.windows_grow)
     given = config.settings, config.formats, config.rounding
     cases(config.plans, config.coordinates, *given)  # or ValueError
-    model, texts, fit_on, base = config.load()
+    model, texts, base, fit_on = config.load()
     sizes = model.config
     widths = sizes.hidden_size, sizes.num_attention_heads * sizes.head_dim, sizes.intermediate_size
     every = cases(config.plans, config.dividing("coordinates", *widths), *given)
@@ -110,22 +109,18 @@ def jobs(config: Config, reader: Reader, base: dict[str, Any], every: list[Case]
         plan = plan_of(case, config.steps)
         for number in range(config.seeds if plan.random else 1):
             seed, own = number if plan.random else None, base | case._asdict()
-            entries = [Entry(own | {"window": i}, seed, SCORED) for i in range(config.texts)]
-            entries.append(Entry(own | {"windows": config.texts}, seed, TAILS))
+            entries = reader.entries(own, seed)
             entries += [Entry(own, seed, COSTS)] if not number else []
             title = " ".join([*case, f"seed {number}"])
             yield Job(title, entries, functools.partial(reader.values, plan, number))
-    looked = [case for case in every if config.layers and case[3:] == every[0][3:]]
-    number = reader.model.config.num_hidden_layers
-    for case in looked:
+    places = itertools.product(SITES, range(reader.model.config.num_hidden_layers))
+    places = [{"input": site, "layer": i} for site, i in places]
+    for case in [case for case in every if config.layers and case[3:] == every[0][3:]]:
         plan = plan_of(case, config.steps, setting="W16A16")
-        own = base | {"plan": case.plan, "coordinates": case.coordinates}
-        own |= {"norm_scale": case.norm_scale, "format": case.format}
-        entries = [
-            Entry(own | {"input": site, "layer": i}, 0 if plan.random else None, LAYER)
-            for site in SITES
-            for i in range(number)
-        ]
+        own = case._asdict()
+        del own["setting"], own["rounding"]  # nothing is quantized
+        seed = 0 if plan.random else None
+        entries = [Entry(base | own | place, seed, LAYER) for place in places]
         values = functools.partial(reader.layers, plan, 0, case.format)
         yield Job(f"{case.plan} {case.coordinates}, by layers", entries, values)
 

@@ -12,14 +12,13 @@ from jaxtyping import Array, Float
 from isojax import metrics
 from isojax.models import Site, forward
 from isojax.models.hooks import INPUTS
-from isojax.quantize import Plan, Quantized, costs
+from isojax.quantize import Plan, Quantized, Scorer, costs
 from isojax.quantize.costs import online_fmas
 from isojax.quantize.parts import SITES
 from isojax.quantizers.levels import Levels
 from isojax.recipes import Samples
 from isojax.report import Entry
 
-from ..scoring import Planned
 from .methods import FORMATS
 
 COSTS = {
@@ -32,13 +31,13 @@ LAYER = {
 }  # fmt: skip
 
 
-class Reader(Planned):
+class Reader(Scorer):
     """A model, texts to fit on, and texts to test on."""
 
     def values(self, plan: Plan, seed: int, todo: Sequence[Entry]) -> Iterator[dict[str, float]]:
         """Values of entries of a plan: of one window, of all windows, or its costs."""
         made = self.quantized(plan, seed)
-        scores = functools.cache(lambda i: self.read(made, i))
+        scores = self.scores(lambda i: made)
         for entry in todo:
             if entry.units == COSTS:
                 found = costs(made, 1)
@@ -48,7 +47,7 @@ class Reader(Planned):
                     "online_fmas": found.online_fmas, "side_bytes": found.side_bytes,
                 }  # fmt: skip
             else:
-                yield self.scored(entry, scores, range(len(self.texts)))
+                yield self.scored(entry, scores)
 
     def layers(
         self, plan: Plan, seed: int, form: str, todo: Sequence[Entry]
@@ -58,11 +57,8 @@ class Reader(Planned):
         seen = _inputs(made, jnp.asarray(self.texts[:1]))
         for entry in todo:
             layer, site = entry.config["layer"], entry.config["input"]
-            kernels = [
-                made.params["layers"][name]["kernel"][layer]
-                for name, read in INPUTS.items()
-                if read == site
-            ]
+            readers = [name for name, read in INPUTS.items() if read == site]
+            kernels = [made.params["layers"][name]["kernel"][layer] for name in readers]
             found = _look(seen[site][layer], jnp.concatenate(kernels, 1), form)
             yield {name: float(value) for name, value in found.items()}
 

@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isojax.report import (
     Row,
-    Stat,
     Study,
-    draw_curve,
+    averaged,
+    complete,
+    distinct,
+    draw_pairs,
     errors,
-    markdown,
+    frontier,
     new_figure,
     pivot,
     select,
-    stat,
+    summarize_by,
 )
 
 from .methods import Case
 
-NAME = {"plan": "plan", "coordinates": "coordinates at the inputs", "norm_scale": "norm scale"}
+KIND = ("setting", "format", "rounding")  # a panel of the figure
+NAME = {"plan": "plan", "coordinates at the inputs": "coordinates", "norm scale": "norm_scale"}
+ONLINE = {"online_transforms": "transforms", "online_fmas": "FMAs / 1000"}
+SCORES = {"delta_nll": "loss", "kl_mean": "KL", "kl_p99": "KL 99%", "same_top1": "same top"}
+FORMS = {
+    "online_transforms": "{0.mean:.0f}".format,
+    "online_fmas": lambda found: f"{found.mean / 1000:,.0f}",
+    "delta_nll": lambda found: found.with_error(3),
+    "kl_mean": "{0.mean:.3f}".format,
+    "kl_p99": "{0.mean:.2f}".format,
+    "same_top1": "{0.mean:.1%}".format,
+}
 
 
-def text(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> str:
-    """The report in Markdown."""
-    rows = study.rows(**base)
+def scored(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> list[Row]:
+    """Means over seeds, of the cases that have all windows."""
+    rows = averaged(study.rows(**base), "seed")
+    whole = complete(rows, windows, Case._fields, "delta_nll")
+    return [row for case in cases for row in select(whole, **case._asdict())]
+
+
+def text(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> list[str]:
+    """The report in Markdown, by paragraphs."""
+    rows = scored(study, base, cases, windows)
     parts = [
         f"# Linear layers of {base['model']}: rotate, align, or align and then flatten",
         f"{windows} windows of {base['length']} tokens of {base['text']}, all fitted on "
@@ -37,116 +56,71 @@ def text(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: 
         "error over windows. FMAs: multiply-adds per token of online transforms, in thousands, "
         "all layers; transforms: number of online transforms per layer.",
     ]
-    for setting, form in dict.fromkeys((c.setting, c.format) for c in cases):
-        here = [c for c in cases if (c.setting, c.format) == (setting, form)]
-        parts += [f"## {setting}, {form}", _table(rows, here, windows)]
-    looked = select(rows, "alignment_db")
+    for setting, form in distinct(rows, "setting", "format"):
+        parts += [f"## {setting}, {form}", table(select(rows, setting=setting, format=form))]
+    looked = study.rows(**base, layer=...)
     if looked:
         parts += [
             "## Terms of the error per layer",
             "Mean over layers on the first window, in dB: concentration of inputs and of weights, "
             "alignment, and the SQNR of the output in 4 bits, measured and by the law of CAT.",
             pivot(
-                [r for r in rows if "layer" in r.config], ["input", *NAME], "metric",
-                form=lambda s: f"{s.mean:.1f}", over=("seed", "layer"),
+                looked, ["input", *NAME.values()], "metric", form="{0.mean:.1f}".format,
+                over=("seed", "layer"),
             ),
         ]  # fmt: skip
-    return "\n\n".join(parts)
+    return parts
 
 
-def _table(rows: Sequence[Row], cases: Sequence[Case], windows: int) -> str:
-    """One line per method, in order of its best loss."""
-    roundings = list(dict.fromkeys(c.rounding for c in cases))
-    lines: dict[tuple[str, ...], dict[str, Any]] = {}
-    for case in cases:
-        own = select(rows, **case._asdict())
-        loss = by_window(own, "delta_nll", windows)
-        if loss is not None:
-            lines.setdefault(case[:3], {})[case.rounding] = own
-    ranked = sorted(lines.items(), key=lambda item: _best(item[1], windows))
-    head = [*NAME.values(), "transforms", "FMAs / 1000"]
-    for rounding in roundings:
-        head += [f"{rounding}: loss", "KL", "KL 99%", "same top"]
-    body = []
-    for name, found in ranked:
-        any_rows = next(iter(found.values()))
-        online = [_mean(any_rows, m) for m in ("online_transforms", "online_fmas")]
-        line = [*name, f"{online[0]:.0f}", f"{online[1] / 1000:,.0f}"]
-        for rounding in roundings:
-            own = found.get(rounding, [])
-            loss, kl = (by_window(own, m, windows) for m in ("delta_nll", "kl_mean"))
-            if loss is None or kl is None:
-                line += ["-"] * 4
-                continue
-            top = by_window(own, "same_top1", windows)
-            line += [f"{loss.mean:.3f} ± {loss.sem:.3f}", f"{kl.mean:.3f}",
-                     f"{_mean(own, 'kl_p99'):.2f}", f"{top.mean:.1%}" if top else "-"]  # fmt: skip
-        body.append(line)
-    return markdown(head, body)
+def table(rows: Sequence[Row]) -> str:
+    """One line per method, in order of its best loss; means over seeds, then over windows."""
+    heads: dict[Any, str] = dict(ONLINE)
+    for rounding in distinct(rows, "rounding"):
+        named = SCORES | {"delta_nll": f"{rounding}: loss"}
+        heads |= {(rounding, metric): head for metric, head in named.items()}
+    forms = {at: FORMS[at if isinstance(at, str) else at[1]] for at in heads}
 
+    def column(row: Row) -> Any:
+        return row.metric if row.metric in ONLINE else (row.config["rounding"], row.metric)
 
-def by_window(rows: Sequence[Row], metric: str, windows: int) -> Stat | None:
-    """Statistics over windows of the mean over seeds; None unless all windows are there."""
-    found: dict[int, list[float]] = {}
-    for row in select(rows, metric):
-        if "window" in row.config:
-            found.setdefault(row.config["window"], []).append(row.value)
-    if any(i not in found for i in range(windows)):
-        return None
-    return stat(statistics.fmean(found[i]) for i in range(windows))
-
-
-def _best(found: Mapping[str, Sequence[Row]], windows: int) -> float:
-    losses = [by_window(rows, "delta_nll", windows) for rows in found.values()]
-    return min(loss.mean for loss in losses if loss is not None)
-
-
-def _mean(rows: Sequence[Row], metric: str) -> float:
-    values = [row.value for row in select(rows, metric)]
-    return statistics.fmean(values) if values else float("nan")
+    over = ("window", "rounding")  # online transforms are the same for all roundings
+    return pivot(rows, NAME, column, form=forms, order=heads, over=over, rank="delta_nll")
 
 
 def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> Any:
     """Loss against online cost, one panel per setting and rounding; a line joins the best."""
-    rows = study.rows(**base)
-    kinds = list(dict.fromkeys((c.setting, c.format, c.rounding) for c in cases))
+    rows = [row.with_config(name=_short(row)) for row in scored(study, base, cases, windows)]
+    kinds = distinct(rows, *KIND)
+    panels = [select(rows, **dict(zip(KIND, kind, strict=True))) for kind in kinds]
+    numbers: dict[str, str] = {}
+    for here in panels:
+        losses = summarize_by(here, "delta_nll", "name")
+        for name in sorted(losses, key=lambda name, of=losses: of[name].mean):
+            numbers.setdefault(name, str(len(numbers) + 1))
     chart, axes = new_figure(1, len(kinds), f"{base['model']}: loss against online cost")
-    numbers: dict[str, int] = {}
-    for panel, kind in zip(axes[0], kinds, strict=True):
-        points = []
-        for case in cases:
-            own = select(rows, **case._asdict()) if case[3:] == kind else []
-            loss = by_window(own, "delta_nll", windows)
-            if loss is not None:
-                name = case.coordinates if case.plan == "inputs" else case.plan
-                points.append((_mean(own, "online_fmas") / 1000, loss, name))
-        for cost, loss, name in sorted(points, key=lambda point: point[1].mean):
-            number = numbers.setdefault(name, len(numbers) + 1)
-            draw_curve(panel, [cost], [loss], f"{number} {_short(name)}", errors, style="o")
-            panel.annotate(
-                str(number), (cost, loss.mean), (4, 2), textcoords="offset points", fontsize=7
-            )
-        best = _frontier([(cost, loss.mean) for cost, loss, _ in points])
-        if best:
-            panel.step(*zip(*best, strict=True), where="post", color="0.7", lw=1, zorder=0)
+    for panel, kind, here in zip(axes[0], kinds, panels, strict=True):
+        here = [row for name in numbers for row in select(here, name=name)]
+        named = [
+            r.with_config(name=f"{numbers[r.config['name']]} {r.config['name']}") for r in here
+        ]
+        drawn = draw_pairs(panel, named, "online_fmas", "delta_nll", "name", "", errors, style="o")
+        points = {name: (cost, loss.mean) for name, [(cost, loss)] in drawn.items()}
+        for name, at in points.items():
+            number = name.partition(" ")[0]
+            panel.annotate(number, at, (4, 2), textcoords="offset points", fontsize=7)
+        best = [points[name] for name in frontier(points)]
+        panel.step(*zip(*best, strict=True), where="post", color="0.7", lw=1, zorder=0)
         panel.set_title(", ".join(kind))
-        panel.set_xlabel("online multiply-adds per token / 1000")
-        panel.set_xscale("symlog", linthresh=100)
+        panel.set_xlabel("online multiply-adds per token")
+        panel.set_xscale("symlog", linthresh=1e5)
         panel.set_yscale("symlog", linthresh=0.01)
     axes[0, 0].set_ylabel("delta nll, nats per token")
     axes[0, -1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return chart
 
 
-def _short(name: str) -> str:
-    """A chain without the module of a member from outside."""
+def _short(row: Row) -> str:
+    """The plan, or the coordinates without the module of a member from outside."""
+    config = row.config
+    name = config["coordinates"] if config["plan"] == "inputs" else config["plan"]
     return "@".join(re.sub(r"^[\w.]+\.\w+:", "", stage) for stage in name.split("@"))
-
-
-def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points for which no other one with at most their cost has less loss."""
-    kept: list[tuple[float, float]] = []
-    for cost, loss in sorted(points):
-        if not kept or loss < kept[-1][1]:
-            kept.append((cost, loss))
-    return kept

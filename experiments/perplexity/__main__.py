@@ -20,7 +20,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from isojax.report import Entry, Job, Row, draw_lines, fill, new_figure, pivot, stat
+from isojax.report import Entry, Job, Row, complete, draw_lines, fill, new_figure, pivot, summarize
 
 from ..common import Common, run, say
 
@@ -37,44 +37,34 @@ class Config(Common):
 
 def main(config: Config) -> None:
     """Score the windows."""
-    from isojax.data import load_text, windows
-    from isojax.models import encode, load_model, token_nll
+    from isojax.models import token_nll
 
     study = config.study("perplexity", "windows")
-    model = load_model(config.model, config.dtype)
-    ids = windows(encode(model.tokenizer, load_text(config.text)), config.texts, config.tokens)
-    base = {
-        "model": model.name,
-        "text": config.text.rsplit("/", 1)[-1],
-        "length": config.tokens,
-        "dtype": config.dtype,
-    }
+    model, texts, base, _ = config.load(dtype=config.dtype)
+    base |= {"dtype": config.dtype}
     score = jax.jit(lambda params, tokens: token_nll(params, model.config, tokens[None]).mean())
 
     def nll(entries: Sequence[Entry]) -> Iterator[dict[str, jax.Array]]:
         for entry in entries:
-            yield {"nll": score(model.params, jnp.asarray(ids[entry.config["window"]]))}
+            yield {"nll": score(model.params, jnp.asarray(texts[entry.config["window"]]))}
 
     def scored() -> list[Row]:
-        return [row for row in study.rows("nll", **base) if row.config["window"] < config.texts]
+        return complete(study.rows(**base), config.texts, list(base))
 
     def perplexity() -> dict[str, float]:
-        return {"perplexity": math.exp(stat(row.value for row in scored()).mean)}
+        return {"perplexity": math.exp(summarize(scored(), "nll").mean)}
 
     entries = [Entry(base | {"window": i}, None, NLL) for i in range(config.texts)]
     total = base | {"windows": config.texts}
-    title = f"{model.name}, windows of {config.tokens} tokens"
-    fill(
-        study,
-        [Job(title, entries, nll), Job.one("perplexity", total, {"perplexity": "1"}, perplexity)],
-    )
-    done = study.rows("perplexity", **total)
-    text = pivot([*scored(), *done], ["model", "text", "length", "dtype"], "metric")
+    windows = Job(f"{model.name}, windows of {config.tokens} tokens", entries, nll)
+    fill(study, [windows, Job.one("perplexity", total, {"perplexity": "1"}, perplexity)])
+    text = pivot(scored(), list(base), "metric")
     figure, axes = new_figure(1, 1, f"{model.name} on {base['text']}")
     draw_lines(axes[0, 0], scored(), "nll", "window", "model", log=False)
     axes[0, 0].set_ylabel("nats per token")
     study.finish(f"nll: mean ± sd over {config.texts} windows, nats per token.\n\n{text}", figure)
-    say(f"perplexity {done[0].value:.4f}  nll {math.log(done[0].value):.4f} nats per token")
+    (found,) = study.rows("perplexity", **total)
+    say(f"perplexity {found.value:.4f}  nll {math.log(found.value):.4f} nats per token")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from isojax._core.checks import check_positive
 from isojax.quantize import Plan, find_plan, unquantized
 from isojax.quantize.learned import check_learned
 from isojax.quantize.presets import PLANS
@@ -31,7 +30,6 @@ from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run, say
-from ..scoring import SCORED, TAILS
 from .measure import COSTS, ERROR, PEAK, Reader
 from .report import figure, text
 
@@ -82,7 +80,7 @@ class Config(Calibrated):
 def main(config: Config) -> None:
     """Quantize, score, and write missing rows."""
     check_named("plans", config.plans)
-    check_positive("seeds", config.seeds)
+    config.check_positive("seeds")
     if config.continuation < 0:
         raise ValueError(f"continuation must be at least 0, got {config.continuation}.")
     plans = {_name(given): find_plan(given) for given in config.plans}
@@ -90,7 +88,7 @@ def main(config: Config) -> None:
         raise ValueError(f"plans must have different names, got {', '.join(config.plans)}.")
     grows = ("plans", "errors", "prompt", "continuation", "save")
     study = config.study("quantize", *grows, *config.windows_grow)
-    model, texts, fit_on, base = config.load()
+    model, texts, base, fit_on = config.load()
     plans = dividing(config, plans, model.config.intermediate_size)
     shapes = statistics_shapes(model.config)
     for name, plan in plans.items():
@@ -130,10 +128,8 @@ def jobs(
         seeds = min(config.seeds, config.texts) if plan.random else 1
         for number in range(seeds):
             seed = number if plan.random else None
-            read = range(number, config.texts, seeds)
-            entries = [Entry(own | {"window": i}, seed, SCORED) for i in read]
-            whole = own | {"windows": config.texts, "seeds": seeds}
-            entries += [Entry(whole, seed, TAILS)]
+            entries = reader.entries(own, seed, every=seeds)
+            whole = entries[-1].config
             entries += [Entry(own, seed, COSTS)] if not number else []
             # before the errors, which would count the exact model's memory too
             entries.append(Entry(whole, seed, PEAK))

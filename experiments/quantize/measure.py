@@ -15,18 +15,9 @@ from jaxtyping import Array, Float, Int
 
 from isojax import metrics
 from isojax.models import LanguageModel, Site, encode, forward
-from isojax.quantize import (
-    Plan,
-    Quantized,
-    costs,
-    generate,
-    save,
-    unquantized,
-)
+from isojax.quantize import Plan, Quantized, Scorer, costs, generate, save, unquantized
 from isojax.quantize.score import running
 from isojax.report import Entry
-
-from ..scoring import Planned
 
 COSTS = {
     "weight_bits": "bits per element", "weight_bytes": "bytes", "cache_bits": "bits per element",
@@ -37,7 +28,7 @@ PEAK = {"peak_rss_bytes": "bytes"}
 PROMPT = 16  # tokens
 
 
-class Reader(Planned):
+class Reader(Scorer):
     """A model, statistics to fit on, texts to test on, and a text to continue."""
 
     def __init__(
@@ -62,25 +53,23 @@ class Reader(Planned):
         _ = self.reference  # not counted
         reset_peak()
         made = self.quantized(plan, seed)
-        scores = functools.cache(lambda i: self.read(made, i))
+        scores = self.scores(lambda i: made)
 
         @functools.cache
         def errors() -> np.ndarray:
             return np.asarray(_errors(made, jnp.asarray(self.texts[0]), jnp.asarray(self.hidden)))
 
         for entry in todo:
-            on = entry.config
-            read = range(seed, len(self.texts), on.get("seeds", 1))
             if entry.units == COSTS:
                 yield self.costs(made)
             elif entry.units == ERROR:
-                yield {"relative_error": float(errors()[on["layer"]])}
+                yield {"relative_error": float(errors()[entry.config["layer"]])}
             elif entry.units == PEAK:
-                for i in read:  # also where the record has their scores
-                    scores(i)
+                for i in range(seed, len(self.texts), entry.config["seeds"]):
+                    scores(i)  # also where the record has them
                 yield {"peak_rss_bytes": peak()}
             else:
-                yield self.scored(entry, scores, read)
+                yield self.scored(entry, scores)
         if not seed:
             self.finish(name, plan, made)
 

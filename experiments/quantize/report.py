@@ -18,7 +18,7 @@ from isojax.report import (
     new_figure,
     pivot,
     select,
-    summarize,
+    summarize_by,
 )
 
 COLUMNS = {
@@ -36,30 +36,19 @@ COLUMNS = {
 }
 
 
-def _mean(digits: int) -> Any:
-    return lambda stat: f"{stat.mean:.{digits}f}"
-
-
-def _count(stat: Stat) -> str:
-    return f"{stat.mean:,.0f}"
-
-
-def _megabytes(stat: Stat) -> str:
-    return f"{stat.mean / 1e6:,.1f}"
-
-
+COUNT, MEGABYTES = "{0.mean:,.0f}".format, lambda found: f"{found.mean / 1e6:,.1f}"
 FORMS = {
-    "nll": _mean(4),
-    "delta_nll": lambda stat: f"{stat.mean:.4f} ± {stat.sem:.4f}",
-    "kl_mean": _mean(4),
-    "kl_p99": _mean(3),
-    "same_top1": lambda stat: f"{stat.mean:.1%}",
-    "weight_bits": _mean(2),
-    "weight_bytes": _megabytes,
-    "cache_bits": _mean(2),
-    "bytes_per_token": _count,
-    "online_fmas": _count,
-    "peak_rss_bytes": _megabytes,
+    "nll": "{0.mean:.4f}".format,
+    "delta_nll": Stat.with_error,
+    "kl_mean": "{0.mean:.4f}".format,
+    "kl_p99": "{0.mean:.3f}".format,
+    "same_top1": "{0.mean:.1%}".format,
+    "weight_bits": "{0.mean:.2f}".format,
+    "weight_bytes": MEGABYTES,
+    "cache_bits": "{0.mean:.2f}".format,
+    "bytes_per_token": COUNT,
+    "online_fmas": COUNT,
+    "peak_rss_bytes": MEGABYTES,
 }
 
 
@@ -68,20 +57,15 @@ def rows_of(
 ) -> list[Row]:
     """Rows of these plans in their current form and order, with all windows."""
     rules = {"unquantized": ""} | {n: "; ".join(str(p).splitlines()) for n, p in plans.items()}
-    rows = [
-        row
-        for name, rule in rules.items()
-        for row in study.rows(**base, plan=name, rules=rule)
-        if row.config.get("windows", windows) == windows
-    ]
+    rows = [r for name, rule in rules.items() for r in study.rows(**base, plan=name, rules=rule)]
     return complete(rows, windows, ("plan",))
 
 
 def text(
     study: Study, base: Mapping[str, Any], plans: Mapping[str, Plan], windows: int,
     config: ModelConfig,
-) -> str:  # fmt: skip
-    """The report in Markdown."""
+) -> list[str]:  # fmt: skip
+    """The report in Markdown, by paragraphs."""
     rows = rows_of(study, base, plans, windows)
     parts = [
         f"# {base['model']} quantized by plans",
@@ -99,14 +83,14 @@ def text(
         parts += [
             "## Relative error of the hidden state after each layer",
             "Mean over the tokens of the first window.",
-            pivot(behind, ["plan"], "layer", form=_mean(3)),
+            pivot(behind, ["plan"], "layer", form="{0.mean:.3f}".format),
         ]
     parts.append("## Parts of the plans")
     for name, plan in plans.items():
         said = describe(plan, config, tokens=base["length"])
         parts.append(f"**{name}**\n\n```\n{said.table}\n```")
         parts += said.notes
-    return "\n\n".join(parts)
+    return parts
 
 
 def figure(
@@ -118,8 +102,7 @@ def figure(
     behind = select(rows, "relative_error")
     chart, axes = new_figure(1, 1 + bool(behind), f"{base['model']} quantized by plans")
     panel = axes[0, 0]
-    names = dict.fromkeys(r.config["plan"] for r in select(rows, "delta_nll"))
-    draw_ranked(panel, {name: summarize(rows, "delta_nll", plan=name) for name in names}, errors)
+    draw_ranked(panel, summarize_by(rows, "delta_nll", "plan"), errors)
     panel.set_xscale("symlog", linthresh=0.01)
     panel.set_xlabel("delta nll ± se, nats per token")
     if behind:

@@ -15,25 +15,24 @@ takes half a minute on 2 CPU cores.
 
 from __future__ import annotations
 
-from isojax._core.checks import check_positive
+import itertools
+
 from isojax.report import fill
 
-from ..common import finish, run
+from ..common import check_drawn, finish, run
 from .config import Config
-from .measure import check, codebook, costs, real, synthetic, times
+from .measure import codebook, costs, real, synthetic, times
 from .report import add_published, figure, text
 
 
 def main(config: Config) -> None:
     """The tables and the figure."""
-    for name in ("seeds", "vectors", "repeats"):
-        check_positive(name, getattr(config, name))
+    config.check_positive("seeds", "vectors", "repeats")
     if len(config.coordinates) == 1:
         raise ValueError("coordinates must name others than identity.")
-    for dim in config.dims:
-        check(config.coordinates, dim)
-        for bits in config.bits:
-            codebook(("sphere", bits), dim)
+    check_drawn(config.coordinates, *config.dims)
+    for dim, bits in itertools.product(config.dims, config.bits):
+        codebook(("sphere", bits), dim)
     study = config.study("stage1", "seeds")
     base, on_model = real(config)
     fill(study, [on_model, *costs(config), *synthetic(config), *times(config)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from isojax import Codec, metrics, quantizers, transforms
-from isojax.report import Entry, Job
+from isojax.report import Entry, Job, times_in_turn
 
-from ..timing import times_in_turn
+from ..common import check_drawn
 from .config import Case, Config
 
 TENSORS = ("key", "value")
@@ -81,12 +82,11 @@ def unit_vectors(key: jax.Array, n: int, dim: int, dtype: str) -> jax.Array:
 
 def costs(config: Config) -> Iterator[Job]:
     """Parameters and FMAs of each rotation."""
-    for dim in config.dims:
-        for name in config.coordinates:
-            t = transforms.from_name(jax.random.key(0), name, dim)
-            on = {"section": "cost", "coordinates": name, "dim": dim}
-            values = {"params": t.params, "fmas": t.fmas}
-            yield Job.one("costs", on, COSTS, lambda values=values: values)
+    for dim, name in itertools.product(config.dims, config.coordinates):
+        t = transforms.from_name(jax.random.key(0), name, dim)
+        on = {"section": "cost", "coordinates": name, "dim": dim}
+        values = {"params": t.params, "fmas": t.fmas}
+        yield Job.one("costs", on, COSTS, lambda values=values: values)
 
 
 def synthetic(config: Config) -> Iterator[Job]:
@@ -120,14 +120,13 @@ def synthetic(config: Config) -> Iterator[Job]:
 
 def times(config: Config) -> Iterator[Job]:
     """Times of round trips and of `x + 1`, in alternating calls in one process."""
-    for dim in config.dims:
-        for dtype in config.dtypes:
-            yield _times(config, dim, dtype)
+    for dim, dtype in itertools.product(config.dims, config.dtypes):
+        yield _times(config, dim, dtype)
 
 
 def _times(config: Config, dim: int, dtype: str) -> Job:
     base = {"section": "time", "dim": dim, "dtype": dtype, "vectors": config.vectors}
-    cases = [(name, bits) for name in config.coordinates for bits in config.bits]
+    cases = list(itertools.product(config.coordinates, config.bits))
 
     def measure(entries: Sequence[Entry]) -> Iterator[dict[str, float]]:
         own, others = jax.random.split(jax.random.key(0))
@@ -158,16 +157,14 @@ def real(config: Config) -> tuple[dict[str, Any], Job]:
 
     Returns the common configuration of its rows, and the job.
     """
-    from isojax.data import load_text, windows
-    from isojax.models import capture_tensors, encode, load_model
+    from isojax.models import capture_tensors
 
-    model = load_model(config.model)
-    ids = windows(encode(model.tokenizer, load_text(config.text)), config.texts, config.tokens)
+    model, texts, base, _ = config.load()
     layers, size = range(model.config.num_hidden_layers), model.config.head_dim
-    check(config.coordinates, size)
+    check_drawn(config.coordinates, size)
 
     wanted = [f"{kind}:{layer}" for kind in TENSORS for layer in layers]
-    seen = [capture_tensors(model, window, wanted) for window in ids]
+    seen = [capture_tensors(model, window, wanted) for window in texts]
     x = jnp.stack(
         [jnp.concatenate([one[name].reshape(-1, size) for one in seen]) for name in wanted]
     )  # [keys of all layers, then values; tokens * heads, head_dim]
@@ -186,20 +183,9 @@ def real(config: Config) -> tuple[dict[str, Any], Job]:
                 means[(*case, tensor)] = {n: jnp.mean(v[i]) for n, v in by_tensor.items()}
         return means
 
-    base = {
-        "section": "real", "model": model.name, "text": config.text.rsplit("/", 1)[-1],
-        "windows": config.texts, "length": config.tokens, "dim": size,
-    }  # fmt: skip
+    base |= {"section": "real", "windows": config.texts, "dim": size}
     return base, Job.sweep(
         "real", named(base, "codebook", "bits", "tensor"), ERRORS | {"nmse_worst_layer": "1"},
         jax.random.key(0), trial, seeds=config.seeds, static={"coordinates": config.coordinates},
         inner={"case": [(*case, tensor) for case in config.cases for tensor in TENSORS]},
     )  # fmt: skip
-
-
-def check(names: Sequence[str], dim: int) -> None:
-    """Raise `ValueError` unless the transforms exist for this length."""
-    for name in names:
-        jax.eval_shape(
-            lambda key, name=name: transforms.from_name(key, name, dim), jax.random.key(0)
-        )

@@ -12,14 +12,15 @@ from isojax.report import (
     Stat,
     Study,
     against,
+    distinct,
     draw_lines,
     markdown,
     new_figure,
-    paired,
     pivot,
     select,
     stat,
     summarize,
+    summarize_by,
 )
 
 from .measure import COSTS, TIMES
@@ -65,12 +66,11 @@ def add_published(study: Study) -> None:
                 study.add_published(config, {"time_us": value}, TIMES, CUDA)
 
 
-def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:
-    """The report in Markdown."""
+def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> list[str]:
+    """The report in Markdown, by paragraphs."""
     shown = 3 if 3 in bits else bits[0]
     real = sorted(study.rows(**base), key=lambda r: r.config["tensor"])
-    return "\n\n".join(
-        [
+    return [
             f"# Stage 1: rotate, Lloyd-Max, rotate back; unit vectors, and {base['model']}",
             finding(study, base, shown),
             "Cells are mean ± sd over the seeds; codebook `gaussian` is that of N(0, 1/d), "
@@ -93,16 +93,12 @@ def text(study: Study, base: dict[str, Any], bits: Sequence[int]) -> str:
             pivot(real, ["tensor", "codebook", "bits"], "coordinates", "nmse"),
             f"At {shown} bit, codebook `gaussian`:",
             pivot(
-                select(real, codebook="gaussian", bits=shown),
-                ["tensor", "coordinates"],
-                "metric",
-                order=COLUMNS,
-                count=True,
+                select(real, codebook="gaussian", bits=shown), ["tensor", "coordinates"], "metric",
+                order=COLUMNS, count=True,
             ),
             "## Time",
             *times(study),
-        ]
-    )  # fmt: skip
+    ]  # fmt: skip
 
 
 def isotropic_cv(dim: int) -> float:
@@ -117,8 +113,7 @@ def finding(study: Study, base: dict[str, Any], bits: int) -> str:
     """The answer to the question of the study from the rows, in words."""
     plain = {"codebook": "gaussian", "bits": bits}
     iso = study.rows("nmse", section="synthetic", **plain)
-    dims, dtypes = ({r.config[name] for r in iso} for name in ("dim", "dtype"))
-    settings = [select(iso, dim=d, dtype=t) for d in dims for t in dtypes]
+    settings = [select(iso, dim=d, dtype=t) for d, t in distinct(iso, "dim", "dtype")]
     apart = max((abs(c.mean), c.sd) for rows in settings for c in changes(rows).values())
     limit = summarize(study.rows(section="theory", **plain), "nmse").mean
     lines = [
@@ -129,13 +124,14 @@ def finding(study: Study, base: dict[str, Any], bits: int) -> str:
     ]
     largest = 1.0
     for tensor in ("key", "value"):
-        rows = study.rows("nmse", tensor=tensor, **base, **plain)
-        means = {n: summarize(rows, "nmse", coordinates=n).mean for n in names(rows)}
-        best, worst = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-        largest = max(largest, means[worst] / means[best])
+        rows = study.rows(tensor=tensor, **base, **plain)
+        found = summarize_by(rows, "nmse", "coordinates")
+        means = [(each.mean, name) for name, each in found.items()]
+        (low, best), (high, worst) = min(means), max(means)
+        largest = max(largest, high / low)
         lines.append(
-            f"On the {tensor}s of {base['model']} it goes from {means[best]:.4g} ({best}) to "
-            f"{means[worst]:.4g} ({worst}), a factor of {means[worst] / means[best]:.2f}."
+            f"On the {tensor}s of {base['model']} it goes from {low:.4g} ({best}) to "
+            f"{high:.4g} ({worst}), a factor of {high / low:.2f}."
         )
     alike = "cannot" if apart[0] < 0.01 else "CAN"
     differ = "differ by more than a tenth" if largest > 1.1 else "do NOT differ by a tenth"
@@ -146,19 +142,11 @@ def finding(study: Study, base: dict[str, Any], bits: int) -> str:
     return " ".join(lines)
 
 
-def names(rows: Sequence[Row]) -> list[str]:
-    """The transforms in `rows`, in order."""
-    return list(dict.fromkeys(r.config["coordinates"] for r in rows))
-
-
 def changes(rows: Sequence[Row]) -> dict[str, Stat]:
     """Relative change of the NMSE against the identity, by transform, seeds paired."""
-    none = {"coordinates": "identity"}
-    return {
-        name: paired(rows, "nmse", {"coordinates": name}, none, relative=True)
-        for name in names(rows)
-        if name != "identity"
-    }
+    changed = against(rows, {"coordinates": "identity"}, relative=True)
+    found = summarize_by(changed, "nmse", "coordinates")
+    return {name: change for name, change in found.items() if name != "identity"}
 
 
 def costs(study: Study) -> str:
@@ -179,16 +167,16 @@ def costs(study: Study) -> str:
 def synthetic(study: Study) -> str:
     """NMSE and theory; the exact codebook only in the first dtype."""
     rows = study.rows("nmse", section="synthetic")
-    dtypes = list(dict.fromkeys(r.config["dtype"] for r in rows))
+    dtypes = distinct(rows, "dtype")
     theory = [
-        dataclasses.replace(r, config=r.config | {"coordinates": "theory", "dtype": dtype})
+        r.with_config(coordinates="theory", dtype=dtype)
         for r in study.rows("nmse", section="theory")
         for dtype in dtypes
     ]
     gaussian, exact = {"codebook": "gaussian"}, {"codebook": "sphere", "dtype": dtypes[0]}
     shown = [r for on in (gaussian, exact) for r in select([*rows, *theory], **on)]
     keys = ["codebook", "dim", "dtype", "bits"]
-    return pivot(shown, keys, "coordinates", order=["theory", *names(rows)])
+    return pivot(shown, keys, "coordinates", order=["theory", *distinct(rows, "coordinates")])
 
 
 def times(study: Study) -> list[str]:
@@ -197,11 +185,11 @@ def times(study: Study) -> list[str]:
     ours = select(rows, source=None)
     ratios = select(ours, "copy_ratio")
     copies = [
-        dataclasses.replace(r, config=r.config | {"coordinates": "copy, us", "bits": bits})
+        r.with_config(coordinates="copy, us", bits=bits)
         for r in select(ours, "time_us", coordinates="copy")
-        for bits in dict.fromkeys(r.config["bits"] for r in ratios)
+        for bits in distinct(ratios, "bits")
     ]
-    which, keys = names(ratios), ["dim", "dtype", "bits"]
+    which, keys = distinct(ratios, "coordinates"), ["dim", "dtype", "bits"]
     forms = {"copy, us": "{0.mean:,.0f}".format} | dict.fromkeys(which, "{0.mean:.1f}".format)
     parts = [
         f"Quantize and dequantize {ours[0].config['vectors']} vectors on {ours[0].device} as a "
@@ -221,15 +209,10 @@ def times(study: Study) -> list[str]:
             "that were measured. The published kernels are CUDA, near launch latency, and their "
             "rotor is in multivector form, so the two lines are not comparable.",
             pivot(
-                speedups,
-                index,
-                "coordinates",
-                form=lambda s: s.format(3),
-                order=faster,
-                count=True,
-                over=("seed", "dtype", "bits", "dim"),
+                speedups, index, "coordinates", form=lambda s: s.format(3), order=faster,
+                count=True, over=("seed", "dtype", "bits", "dim"),
             ),
-        ]
+        ]  # fmt: skip
     return parts
 
 
@@ -246,7 +229,7 @@ def figure(study: Study, base: dict[str, Any]) -> Any:
         draw_lines(place, rows, "nmse", "bits", "coordinates")
         place.set_title(title, fontsize=9)
     values = [r.value for rows, _ in panels for r in rows]
-    across = "y" if len({r.config["bits"] for r in iso}) > 1 else "x"
+    across = "y" if len(distinct(iso, "bits")) > 1 else "x"
     for place in axes[0]:
         place.set(**{f"{across}lim": (min(values) / 1.3, max(values) * 1.3)})
     return chart

@@ -22,6 +22,7 @@ from isojax.quantize.quantize import quantize, unquantized
 from isojax.quantize.quantized import Origin, Quantized
 from isojax.quantize.save import load_quantized, save
 from isojax.quantize.score import reference, score, summary
+from isojax.quantize.scorer import Scorer
 from isojax.quantize.stats import Stats
 from isojax.quantize.texts import token_windows
 
@@ -33,6 +34,7 @@ __all__ = [
     "Plan",
     "Quantized",
     "Rule",
+    "Scorer",
     "Stats",
     "calibrate",
     "costs",

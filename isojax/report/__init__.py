@@ -5,6 +5,7 @@ from isojax.report.figure import (
     deviations,
     draw_curve,
     draw_lines,
+    draw_pairs,
     draw_ranked,
     errors,
     new_figure,
@@ -14,9 +15,23 @@ from isojax.report.figure import (
 from isojax.report.jobs import Entry, Job, fill
 from isojax.report.rows import Record, Row, Stamp, read_rows
 from isojax.report.source import source_of
-from isojax.report.stats import Stat, against, complete, least, paired, select, stat, summarize
+from isojax.report.stats import (
+    Stat,
+    against,
+    averaged,
+    complete,
+    distinct,
+    frontier,
+    least,
+    paired,
+    select,
+    stat,
+    summarize,
+    summarize_by,
+)
 from isojax.report.study import Study
-from isojax.report.table import markdown, pivot
+from isojax.report.table import bullets, markdown, pivot
+from isojax.report.timing import times_in_turn
 
 __all__ = [
     "Entry",
@@ -27,14 +42,19 @@ __all__ = [
     "Stat",
     "Study",
     "against",
+    "averaged",
+    "bullets",
     "color_of",
     "complete",
     "deviations",
+    "distinct",
     "draw_curve",
     "draw_lines",
+    "draw_pairs",
     "draw_ranked",
     "errors",
     "fill",
+    "frontier",
     "least",
     "markdown",
     "new_figure",
@@ -47,4 +67,6 @@ __all__ = [
     "span",
     "stat",
     "summarize",
+    "summarize_by",
+    "times_in_turn",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from isojax.report.rows import Row
-from isojax.report.stats import Stat, select, stat
+from isojax.report.stats import Stat, distinct, select, stat
 
 COLORS = {
     "identity": "#444444",
@@ -87,6 +87,52 @@ def draw_curve(
         axes.vlines(x, low, high, color=color, lw=1)
 
 
+def draw_pairs(
+    axes: Any,
+    rows: Sequence[Row],
+    x: str,
+    y: str,
+    hue: str,
+    along: str = "",
+    spread: Spread = span,
+    *,
+    style: str = "o-",
+) -> dict[str, list[tuple[float, Stat]]]:
+    """One line per value of `hue`: the mean of metric `y` against that of metric `x`.
+
+    Bars show the spread of `y`, and the standard deviation of `x` where it has one.
+
+    Args:
+        axes: matplotlib axes.
+        rows: the rows; names without both metrics are left out.
+        x: metric on the horizontal axis.
+        y: metric on the vertical axis.
+        hue: configuration name that distinguishes the lines.
+        along: configuration name that distinguishes the points of a line, in its order; empty for
+            one point per line.
+        spread: ends of the bars of `y`.
+        style: line style of matplotlib.
+
+    Returns:
+        The points (mean of x, statistics of y) of each line.
+    """
+    drawn: dict[str, list[tuple[float, Stat]]] = {}
+    for name in distinct(select(rows, y), hue):
+        mine = select(rows, **{hue: name})
+        places = [{along: at} for at in sorted(distinct(mine, along))] if along else [{}]
+        sides = [[select(mine, metric, **at) for metric in (x, y)] for at in places]
+        found = [[stat(r.value for r in side) for side in both] for both in sides if all(both)]
+        if found:
+            points = [(across.mean, up) for across, up in found]
+            means, stats = zip(*points, strict=True)
+            draw_curve(axes, means, stats, name, spread, style=style)
+            for across, up in found:
+                if across.sd:
+                    axes.hlines(up.mean, *deviations(across), color=color_of(axes, name), lw=1)
+            drawn[name] = points
+    return drawn
+
+
 def draw_ranked(axes: Any, found: Mapping[str, Stat], spread: Spread = span) -> None:
     """One line per name with its mean and spread, the least on top."""
     names = sorted(found, key=lambda name: found[name].mean)
@@ -136,7 +182,7 @@ def draw_lines(
     where = x if callable(x) else lambda row: row.config[x]
     places = list(order or sorted({where(r) for r in rows}))
     curves: dict[str, dict[int, Stat]] = {}
-    for name in dict.fromkeys(r.config[hue] for r in rows):
+    for name in distinct(rows, hue):
         mine = select(rows, **{hue: name})
         found = {i: [r.value for r in mine if where(r) == p] for i, p in enumerate(places)}
         curves[(labels or {}).get(name, str(name))] = {

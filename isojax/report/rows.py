@@ -58,6 +58,10 @@ class Row:
         """The key of the row: everything except the value and how it was measured."""
         return identity(self.experiment, self.config, self.seed, self.metric)
 
+    def with_config(self, **config: Any) -> Row:
+        """The same row with these values in its configuration, as a table or a figure needs it."""
+        return dataclasses.replace(self, config=self.config | config)
+
 
 def identity(experiment: str, config: Mapping[str, Any], seed: int | None, metric: str) -> str:
     """The key of a row, which need not exist."""

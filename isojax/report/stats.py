@@ -7,7 +7,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from isojax.report.rows import Row
@@ -34,6 +34,10 @@ class Stat(NamedTuple):
         """`mean ± sd`, or only the number if there is one."""
         mean = _number(self.mean, digits)
         return mean if self.n == 1 else f"{mean} ± {_number(self.sd, 2)}"
+
+    def with_error(self, decimals: int = 4) -> str:
+        """`mean ± standard error`, with these decimals."""
+        return f"{self.mean:.{decimals}f} ± {self.sem:.{decimals}f}"
 
     def percent(self) -> str:
         """A relative change as `mean ± sd [lowest, highest]` in percent, with signs."""
@@ -84,15 +88,39 @@ def least(found: Mapping[Any, Stat]) -> Any:
 
 
 def select(rows: Iterable[Row], metric: str | None = None, **config: Any) -> list[Row]:
-    """The rows of a metric whose configuration has these values; a tuple allows several."""
+    """The rows of a metric whose configuration has these values.
 
-    def matches(row: Row) -> bool:
-        return (metric is None or row.metric == metric) and all(
-            row.config.get(k) in v if isinstance(v, tuple) else row.config.get(k) == v
-            for k, v in config.items()
-        )
+    A tuple allows several values, `...` any, and None stands for a name that a row lacks.
+    """
 
-    return [row for row in rows if matches(row)]
+    def holds(value: Any, wanted: Any) -> bool:
+        if wanted is ...:
+            return value is not None
+        return value in wanted if isinstance(wanted, tuple) else value == wanted
+
+    return [
+        row
+        for row in rows
+        if metric in (None, row.metric)
+        and all(holds(row.config.get(k), v) for k, v in config.items())
+    ]
+
+
+def distinct(rows: Iterable[Row], *names: str) -> list[Any]:
+    """The values of a name in the configurations, in order of appearance; tuples for several names.
+
+    Rows without one of the names do not count.
+    """
+    found = dict.fromkeys(at for _, at in _places(rows, names))
+    return [values[0] for values in found] if len(names) == 1 else list(found)
+
+
+def _places(rows: Iterable[Row], names: Sequence[str]) -> Iterator[tuple[Row, tuple[Any, ...]]]:
+    """The rows that have all these names, with their values."""
+    for row in rows:
+        at = tuple(row.config.get(name) for name in names)
+        if None not in at:
+            yield row, at
 
 
 def complete(
@@ -100,7 +128,8 @@ def complete(
 ) -> list[Row]:
     """Rows of the first `windows`, and rows without a window, of points that have all of these.
 
-    So an interrupted study does not compare means over different texts.
+    So an interrupted study does not compare means over different texts. Rows over all of another
+    number of `windows` are left out.
 
     Args:
         rows: of one study.
@@ -115,7 +144,11 @@ def complete(
     def of(row: Row) -> tuple[Any, ...]:
         return tuple(row.config.get(name) for name in point)
 
-    kept = [r for r in rows if r.config.get("window", 0) < windows]
+    kept = [
+        r
+        for r in rows
+        if r.config.get("window", 0) < windows and r.config.get("windows", windows) == windows
+    ]
     read = Counter(of(r) for r in select(kept, metric))
     twice = sorted(str(p) for p, n in read.items() if n > windows)
     if twice:
@@ -133,6 +166,46 @@ def summarize(rows: Iterable[Row], metric: str, **config: Any) -> Stat:
     if not values:
         raise ValueError(f"no row of {metric} has the configuration {config}.")
     return stat(values)
+
+
+def summarize_by(rows: Iterable[Row], metric: str, *names: str, **config: Any) -> dict[Any, Stat]:
+    """Statistics of one metric for each value of a name; see `summarize` and `distinct`."""
+    rows = select(rows, metric, **config)
+    found: dict[Any, list[float]] = {}
+    for row, at in _places(rows, names):
+        found.setdefault(at[0] if len(names) == 1 else at, []).append(row.value)
+    return {at: stat(values) for at, values in found.items()}
+
+
+def averaged(rows: Iterable[Row], *over: str) -> list[Row]:
+    """Means over some names, such as the windows of one seed, as rows without these names.
+
+    Args:
+        rows: to average.
+        over: names in the configuration, or `seed`.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        config = {name: value for name, value in row.config.items() if name not in over}
+        seed = None if "seed" in over else row.seed
+        rest = dataclasses.replace(row, config=config, seed=seed)
+        groups.setdefault(rest.identity, []).append(rest)
+    return [
+        dataclasses.replace(group[0], value=statistics.fmean(row.value for row in group))
+        for group in groups.values()
+    ]
+
+
+def frontier(points: Mapping[Any, tuple[float | int, float]]) -> list[Any]:
+    """The names of points (cost, loss) with less loss than all others of at most their cost.
+
+    In order of cost.
+    """
+    kept: list[Any] = []
+    for name, (_, loss) in sorted(points.items(), key=lambda item: item[1]):
+        if not kept or loss < points[kept[-1]][1]:
+            kept.append(name)
+    return kept
 
 
 def against(

@@ -149,8 +149,14 @@ class Study:
         """The rows so far; see `isojax.report.select`."""
         return select(self.record.rows, metric, **config)
 
-    def finish(self, text: str, figure: Any = None) -> None:
-        """Write `table.md`, with a note on rows of uncommitted code, and `figure.png`."""
+    def finish(self, text: str | Iterable[str], figure: Any = None) -> None:
+        """Write `table.md`, with a note on rows of uncommitted code, and `figure.png`.
+
+        Args:
+            text: in Markdown; or its paragraphs, of which empty ones are left out.
+            figure: of matplotlib.
+        """
+        text = text if isinstance(text, str) else "\n\n".join(part for part in text if part)
         dirty = sorted({r.commit for r in self.record.rows if r.commit.endswith("-dirty")})
         if dirty:
             text += f"\n\nSome rows were measured with uncommitted changes: {', '.join(dirty)}."

@@ -8,7 +8,7 @@ from typing import Any
 
 from isojax._core.checks import nearest
 from isojax.report.rows import Row
-from isojax.report.stats import Stat, stat
+from isojax.report.stats import Stat, select, stat
 
 Cell = Callable[[Stat], str]
 Key = str | Callable[[Row], Any]
@@ -26,6 +26,11 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     if short:
         raise ValueError(f"a line must have {len(header)} cells, got {short[0]}.")
     return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in r) + " |" for r in rows)
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def value_of(row: Row, key: Key) -> Any:
@@ -49,10 +54,12 @@ def pivot(
     order: Mapping[Any, str] | Sequence[Any] | None = None,
     count: bool = False,
     over: Sequence[str] = ("seed", "window"),
+    rank: str | None = None,
 ) -> str:
     """A Markdown table: one line per value of the index, one column per value of `columns`.
 
-    Lines and columns are in the order in which their values first appear. A cell shows the
+    Lines and columns are in the order in which their values first appear, or lines in order of a
+    metric. A cell shows the
     statistics of all rows with these values, which may differ only in the keys of `over`; a dash
     where there are none. Values without a seed count once, without a spread.
 
@@ -69,6 +76,7 @@ def pivot(
             values where `columns` is a tuple.
         count: show a last column, n, the largest number of rows in a cell of the line.
         over: keys of replicates, over which a cell takes the mean.
+        rank: metric whose least mean in a cell orders the lines, which must have it to be shown.
 
     Raises:
         ValueError: no row has a key, or the rows of a cell differ in further keys; names them.
@@ -93,12 +101,24 @@ def pivot(
     shown = dict(found) if isinstance(found, Mapping) else {at: heading(at) for at in found}
     forms = form if isinstance(form, Mapping) else dict.fromkeys(shown, form)
     lines = []
-    for name, line in cells.items():
+    for name, line in _ranked(cells, rank).items():
         found = {at: _replicates(line[at], over) for at in shown if at in line}
         counts = [max(map(len, found.values()), default=0)] if count else []
         told = [forms[at](stat(found[at])) if at in found else "-" for at in shown]
         lines.append([*name, *told, *counts])
     return markdown([*map(str, heads), *shown.values(), *(["n"] if count else [])], lines)
+
+
+def _ranked(cells: dict[Any, dict[Any, list[Row]]], metric: str | None) -> dict[Any, Any]:
+    """The lines of a table in order of the least mean of a metric in one of their cells."""
+    if metric is None:
+        return cells
+    best: dict[Any, float] = {}
+    for name, line in cells.items():
+        each = [select(found, metric) for found in line.values()]
+        if any(each):
+            best[name] = min(stat(row.value for row in found).mean for found in each if found)
+    return {name: cells[name] for name in sorted(best, key=best.__getitem__)}
 
 
 def _check_keys(rows: Sequence[Row], keys: Iterable[Key]) -> None:

@@ -18,6 +18,7 @@ from isojax._core.members import COORDINATES, Stage
 from isojax._core.samples import Samples, identity_samples
 from isojax.transforms.base import Identity, Transform, chained, identity
 from isojax.transforms.drawn import drawn
+from isojax.transforms.paley import largest_block
 from isojax.transforms.value_scale import spread
 
 
@@ -120,6 +121,14 @@ def block_of(stage: Stage) -> int:
     """Length of the blocks within which a stage mixes coordinates, 0 where it has none."""
     block = stage.member.facts.get("block", 0)
     return stage.arguments[block] if isinstance(block, str) and block else int(block or 0)
+
+
+def dividing(stage: Stage, dim: int) -> Stage:
+    """The stage with the longest Hadamard blocks, up to its own, that divide `dim`."""
+    argument, length = stage.member.facts.get("block"), block_of(stage)
+    if not isinstance(argument, str) or not length or dim % length == 0:
+        return stage
+    return stage.member.stage(**dict(stage.given) | {argument: largest_block(length, dim)})
 
 
 def from_name(key: Key[Array, ""], name: str, dim: int) -> Transform:

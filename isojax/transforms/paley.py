@@ -51,6 +51,11 @@ def admissible_blocks(dim: int) -> tuple[int, ...]:
     return tuple(n for n in divisors if _base(n) is not None)
 
 
+def largest_block(most: int, dim: int) -> int:
+    """The largest of `admissible_blocks` that is at most `most`."""
+    return next(block for block in admissible_blocks(dim) if block <= most)
+
+
 @functools.lru_cache(maxsize=16)
 def sylvester(order: int) -> Int8[np.ndarray, "n n"]:
     """The symmetric Hadamard matrix of order 2^k in natural order: (-1)^popcount(i & j)."""

@@ -13,7 +13,12 @@ K = TypeVar("K", bound=Hashable)
 
 
 def times_in_turn(calls: Mapping[K, Callable[[], Any]], repeats: int) -> dict[K, float]:
-    """Median microseconds per call, over `repeats` rounds after two that are not counted."""
+    """Median microseconds per call, over `repeats` rounds after two that are not counted.
+
+    Args:
+        calls: name -> function of no arguments; it ends when the arrays it returns are computed.
+        repeats: rounds, in each of which every function is called once.
+    """
     taken: dict[K, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 2):
         for name, call in calls.items():
