@@ -1,21 +1,27 @@
-"""Rotate or align: under which coding, and at which rate, does each win?
+r"""Rotate or align: under which coding, and at which rate, does each win?
 
     isojax alignment
     isojax alignment --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
-        --calibration-text valid.txt --out results/alignment
+        --calibration-text wikitext-2:validation --out results/alignment
 
 Keys and values (per head), inputs of linear layers and weights are transformed, coded at 1 to 6
 bits per element and compared on vectors that nothing was fitted on (of weights, every second
 output). Rotations: identity, haar, hadamard, learned_rotation (least 3 bit absmax error, from
-Hadamard). Alignment: pca, local_pca (axes of 4 clusters), low_rank (leading axes and the rest, each
-rotated, at the rank with the least error at 3 bit), learned_alignment (least rate + lambda
-distortion, from pca). Codings: `fixed`, the same levels for all coordinates and one norm per
-vector; `allocated`, whole bits where they reduce the error most; `entropy`, one step and one
-entropy code per coordinate with the frequencies of the calibration text; `lattice`, the same with
-eight neighbours rounded to the lattice E8 (`lattice_d4`, four to D4, where 8 does not divide the
-vector). All are compared with Shannon's bound for Gaussian vectors of the same
-covariance. `--quick` takes 100 s of a CPU with SmolLM2-135M. Sources: Goyal 2001,
-KurTail (2503.01483), SpinQuant (2405.16406), Balle et al. (1611.01704).
+Hadamard).
+
+Alignment: pca, local_pca (axes of 4 clusters), low_rank (leading axes and the rest, each rotated,
+at the rank with the least error at 3 bit), learned_alignment (least rate + lambda distortion, from
+pca).
+
+Codings: `fixed`, the same levels for all coordinates and one norm per vector; `allocated`, whole
+bits where they reduce the error most; `entropy`, one step and one entropy code per coordinate with
+the frequencies of the calibration text; `lattice`, the same with eight neighbours rounded to the
+lattice E8 (`lattice_d4`, four to D4, where 8 does not divide the vector). All are compared with
+Shannon's bound for Gaussian vectors of the same covariance.
+
+`--quick` takes 100 s of a CPU with SmolLM2-135M.
+
+Sources: Goyal 2001, KurTail (2503.01483), SpinQuant (2405.16406), Balle et al. (1611.01704).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Block rotations: does a permutation before them make up for short blocks?
+r"""Block rotations: does a permutation before them make up for short blocks?
 
     isojax block-rotation
     isojax block-rotation --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
@@ -7,13 +7,20 @@
 
 A Hadamard rotation in front of down_proj spreads the outliers of its input. In blocks it is cheaper
 and spreads less; MixQuant (2601.22347) permutes the channels first, so that all blocks have equal
-l1 mass. Here only the input of down_proj is quantized to 4 bit (A4-down), or all inputs of linear
-layers (W16A4), all their weights (W4A16), or both (W4A4), weights to nearest or by GPTQ. Where more
-than down_proj's input is quantized, the residual stream and the values are rotated too, by full
-Hadamard matrices merged into the weights. Permutations are fitted on calibration text and merged as
-well; only the rotation before down_proj runs online.
+l1 mass.
+
+Here only the input of down_proj is quantized to 4 bit (A4-down), or all inputs of linear layers
+(W16A4), all their weights (W4A16), or both (W4A4), weights to nearest or by GPTQ.
+
+Where more than down_proj's input is quantized, the residual stream and the values are rotated too,
+by full Hadamard matrices merged into the weights.
+
+Permutations are fitted on calibration text and merged as well; only the rotation before down_proj
+runs online.
+
 Window i uses the signs and random permutations of seed i modulo the number of seeds, so that all
 methods share text and seed; `delta_nll` is against the unquantized model.
+
 Expected, A4-down and INT4, 8 windows of 2048 of WikiText-2, nats per token: SmolLM2-135M none 1.39,
 full 0.10, blocks of 16 none 0.39, mass_diff 0.32, random 0.36. A point takes about 40 s with this
 model on 2 CPU cores; `--quick` takes 2 CPU minutes.

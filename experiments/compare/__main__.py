@@ -1,18 +1,25 @@
-"""One table: all transforms by all measures of the four works.
+r"""One table: all transforms by all measures of the four works.
 
     isojax compare
     isojax compare --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
-        --calibration-text valid.txt --out results/compare
+        --calibration-text wikitext-2:validation --out results/compare
 
 One line per coordinates: rotations (haar, hadamard, block_hadamard:32, planar, rotor,
 quaternion_fast, quaternion_full, butterfly_planar), two of them after a MassDiff permutation, a
-learned rotation, and axes: pca and learned_alignment. On the vectors of one tensor: flatness and
-concentration of the coordinates, their error at 3 bits, the bits of an entropy coder at one error
-for all, and errors of outliers and of the noise floor. In the model: the loss and the divergence
-from the unquantized model, with a KV cache of 3 bits and with weights and activations of 4 bits, in
-separate coordinates per layer and key head (except the residual stream). And the costs. All fits,
-including the frequencies of the entropy coder, use the calibration text. Controls: a zero
-predictor, and Gaussian noise with the error of haar. `--quick` takes two minutes on 2 CPU cores.
+learned rotation, and axes: pca and learned_alignment.
+
+On the vectors of one tensor: flatness and concentration of the coordinates, their error at 3 bits,
+the bits of an entropy coder at one error for all, and errors of outliers and of the noise floor. In
+the model: the loss and the divergence from the unquantized model, with a KV cache of 3 bits and
+with weights and activations of 4 bits, in separate coordinates per layer and key head (except the
+residual stream). And the costs.
+
+All fits, including the frequencies of the entropy coder, use the calibration text.
+
+Controls: a zero predictor, and Gaussian noise with the error of haar.
+
+`--quick` takes two minutes on 2 CPU cores.
+
 Sources: The Isotropic Tradeoff, IsoQuant (2603.28430), MixQuant (2601.22347), Goyal 2001.
 """
 

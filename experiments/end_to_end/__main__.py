@@ -1,18 +1,22 @@
-"""Rotations learned end to end: what do they gain from the loss of the whole model?
+r"""Rotations learned end to end: what do they gain from the loss of the whole model?
 
     isojax end-to-end
     isojax end-to-end --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
-        --calibration-text valid.txt --length 256 --out results/end_to_end
+        --calibration-text wikitext-2:validation --length 256 --out results/end_to_end
 
 SpinQuant (2405.16406) learns the rotation of the residual stream (R1) and those of the values of
 each head (R2) by gradient descent on the model's own loss, inputs of linear layers in INT4 with one
-scale per token. Here the loss is the KL divergence from the unquantized model on the calibration
-text, one window per step, gradients straight through the rounding and into the scales, Adam on the
-orthogonal group. Each start, random or none, is compared with its learned rotations: merged into
-the weights, which stay exact (W16A4) or are rounded too (W4A4, to nearest). Before down_proj a
-random Hadamard transform (R4) runs in all cases, and is not learned. Every seed draws and learns
-separate rotations and reads all windows of the test text; `delta_nll` is against the unquantized
-model.
+scale per token.
+
+Here the loss is the KL divergence from the unquantized model on the calibration text, one window
+per step, gradients straight through the rounding and into the scales, Adam on the orthogonal group.
+Each start, random or none, is compared with its learned rotations: merged into the weights, which
+stay exact (W16A4) or are rounded too (W4A4, to nearest). Before down_proj a random Hadamard
+transform (R4) runs in all cases, and is not learned.
+
+Every seed draws and learns separate rotations and reads all windows of the test text; `delta_nll`
+is against the unquantized model.
+
 A step needs memory for the gradients of all layers: SmolLM2-135M 1.7 GB at 512 tokens.
 """
 

@@ -6,13 +6,18 @@
 Quantizes a tensor of a language model in several coordinates (unchanged, Haar-rotated, randomised
 Hadamard, PCA axes) and measures three parts of the error: the top 1% of |x| (outliers), the
 bottom 90% (noise floor), and entries that were silent and now fire, or fired and now are silent.
-Seeds vary the rotation. Controls: the zero predictor, and Gaussian noise of the rotation's noise
-floor. Source: S. Dev, The Isotropic Tradeoff (2026), 10.5281/zenodo.19338651; 3 bit, one absmax
-scale per tensor, final hidden state; this setting is always measured. Expected: with SmolLM2-135M
-and Qwen2.5-Coder-0.5B outlier error falls by 95 to 98% with every seed, and the sign of the noise
-floor's change depends on the seed; with the tiny model both fall. The check value is 2.2721 with
-Qwen/Qwen2.5-1.5B on the first 2048 tokens of WikiText-2. 3 minutes on 2 CPU cores with the tiny
-model.
+Seeds vary the rotation.
+
+Controls: the zero predictor, and Gaussian noise of the rotation's noise floor.
+
+Source: S. Dev, The Isotropic Tradeoff (2026), 10.5281/zenodo.19338651; 3 bit, one absmax scale per
+tensor, final hidden state; this setting is always measured.
+
+Expected: with SmolLM2-135M and Qwen2.5-Coder-0.5B outlier error falls by 95 to 98% with every seed,
+and the sign of the noise floor's change depends on the seed; with the tiny model both fall.
+
+The check value is 2.2721 with Qwen/Qwen2.5-1.5B on the first 2048 tokens of WikiText-2. 3 minutes
+on 2 CPU cores with the tiny model.
 """
 
 from __future__ import annotations

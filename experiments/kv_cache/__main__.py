@@ -1,23 +1,31 @@
-"""The KV cache: which coordinates lose least when keys and values are stored in 2 to 4 bits?
+r"""The KV cache: which coordinates lose least when keys and values are stored in 2 to 4 bits?
 
     isojax kv-cache
     isojax kv-cache --model Qwen/Qwen2.5-0.5B --text wikitext-2 \
-        --calibration-text valid.txt --bits 3 --out results/kv
+        --calibration-text wikitext-2:validation --bits 3 --out results/kv
 
 Every window of text is read through the packed cache itself: keys and values of all layers are
 encoded, packed, unpacked and decoded, scales in fp16, and every position reads its own token and
 all before it from the codes (except first or last tokens that a method keeps exact). Nothing is
 deferred: keys are coded during the prompt too. `delta_nll` is against the same window with an exact
-cache. Every window has separate random rotations, so that the spread over windows is over texts and
-seeds. Means, scales, axes and codebooks are fitted on the calibration text. Methods are
-in `experiments/kv_cache/methods.py`. Expected at 3 bit, keys and values, 8 windows of WikiText-2,
-fitted on 8 of its validation split, nats per token: SmolLM2-135M haar 0.28, haar+pre 0.19,
-quaternion_full 1.1, kivi (4.5 bit) 0.03, aligned 0.11; Qwen2.5-Coder-0.5B, whose keys have a bias,
-haar 2.8 at a cosine of 0.984, haar+pre 0.10, quaternion_full+pre 0.30, kivi 0.02, aligned 0.01.
-At 2 bit haar+pre+sinks loses 0.46 and 0.25, aligned keys with rotated values (aligned+haar) 0.18
-and 0.08. A method takes about 15 s and 45 s on 2 CPU cores, longer if it learns; the tiny model
-half a minute with `--quick`. Sources: IsoQuant (2603.28430), TurboQuant (2504.19874),
-KIVI (2402.02750), KVQuant (2401.18079), KVTC (2511.01815).
+cache.
+
+Every window has separate random rotations, so that the spread over windows is over texts and seeds.
+Means, scales, axes and codebooks are fitted on the calibration text.
+
+Methods are in `experiments/kv_cache/methods.py`.
+
+Expected at 3 bit, keys and values, 8 windows of WikiText-2, fitted on 8 of its validation split,
+nats per token: SmolLM2-135M haar 0.28, haar+pre 0.19, quaternion_full 1.1, kivi (4.5 bit) 0.03,
+aligned 0.11; Qwen2.5-Coder-0.5B, whose keys have a bias, haar 2.8 at a cosine of 0.984,
+haar+pre 0.10, quaternion_full+pre 0.30, kivi 0.02, aligned 0.01. At 2 bit haar+pre+sinks loses 0.46
+and 0.25, aligned keys with rotated values (aligned+haar) 0.18 and 0.08.
+
+A method takes about 15 s and 45 s on 2 CPU cores, longer if it learns; the tiny model half a minute
+with `--quick`.
+
+Sources: IsoQuant (2603.28430), TurboQuant (2504.19874), KIVI (2402.02750), KVQuant (2401.18079),
+KVTC (2511.01815).
 """
 
 from __future__ import annotations

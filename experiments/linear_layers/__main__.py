@@ -1,17 +1,26 @@
-"""Rotate, align, or align and then flatten: what do linear layers lose in 4 bits, at what cost?
+r"""Rotate, align, or align and then flatten: what do linear layers lose in 4 bits, at what cost?
 
     isojax linear-layers
     isojax linear-layers --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
-        --calibration-text valid.txt --seeds 5 --out results/linear_layers
+        --calibration-text wikitext-2:validation --seeds 5 --out results/linear_layers
 
 Every row quantizes the inputs and the weights of all linear layers at the same places and ranges,
 on the same texts; only the basis differs. A rotation of the residual stream (`quarot`) merges, but
-folds the scales of norms into the weights. Coordinates at the four inputs (`--coordinates`) leave
-the scales, and run online except for a leading diagonal: hence loss against online cost. Diagonals
-before a Hadamard matrix were used in QuIP (only for weights), SmoothRot, DuQuant and OSTQuant; CAT
-and WUSH are closed forms that align inputs with weights, Kronecker factors are FlatQuant's. Every
-seed reads all windows; `delta_nll` is against the unquantized model. A table by layer and input
-shows the contributions of concentration and alignment.
+folds the scales of norms into the weights.
+
+With `centre` in front, the mean of an input over the calibration text is subtracted before it is
+quantized, and added back by a bias, as in Outlier Suppression+ (2304.09145).
+
+Coordinates at the four inputs (`--coordinates`) leave the scales, and run online except for a
+leading diagonal: hence loss against online cost.
+
+Diagonals before a Hadamard matrix were used in QuIP (only for weights), SmoothRot, DuQuant and
+OSTQuant; CAT and WUSH are closed forms that align inputs with weights, Kronecker factors are
+FlatQuant's.
+
+Every seed reads all windows; `delta_nll` is against the unquantized model.
+
+A table by layer and input shows the contributions of concentration and alignment.
 """
 
 from __future__ import annotations
@@ -25,6 +34,7 @@ from typing import Any
 from isojax._core.checks import check_choice
 from isojax.quantize.parts import SITES
 from isojax.quantize.shapes import quantized_shapes, statistics_shapes
+from isojax.recipes import CENTRE
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run
@@ -46,8 +56,8 @@ class Config(Calibrated):
     """Rounding of weights: nearest, gptq, gptq-behind (on inputs after quantized layers)."""
     plans: tuple[str, ...] = tuple(name for name in PLANS if name != "spinquant")
     """none, smoothquant, quarot (its places), quarot+balance (the same with a diagonal at o and
-    down), spinquant (quarot with rotations learned on the loss, per seed), folded (a Hadamard at
-    all inputs, norms folded)."""
+    down), quarot+centre (the same, all inputs centred), spinquant (quarot with rotations learned on
+    the loss, per seed), folded (a Hadamard at all inputs, norms folded)."""
     coordinates: tuple[str, ...] = COORDINATES
     """Coordinates at all four inputs, with the scales of norms not folded. Default blocks that do
     not divide all inputs become the longest shorter ones that do."""
@@ -56,7 +66,7 @@ class Config(Calibrated):
     steps: int = 100
     """Steps of learned rotations, a multiple of 10."""
     layers: bool = True
-    """Measure every layer and input too."""
+    """Whether every layer and input is measured too."""
     samples: int = 4096
     """Tokens whose vectors are kept, for coordinates fitted on more than moments."""
 
@@ -115,7 +125,9 @@ def jobs(config: Config, reader: Reader, base: dict[str, Any], every: list[Case]
             yield Job(title, entries, functools.partial(reader.values, plan, number))
     places = itertools.product(SITES, range(reader.model.config.num_hidden_layers))
     places = [{"input": site, "layer": i} for site, i in places]
-    for case in [case for case in every if config.layers and case[3:] == every[0][3:]]:
+    for case in every if config.layers else ():
+        if case[3:] != every[0][3:] or CENTRE in case.coordinates:  # the law has no mean
+            continue
         plan = plan_of(case, config.steps, setting="W16A16")
         own = case._asdict()
         del own["setting"], own["rounding"]  # nothing is quantized

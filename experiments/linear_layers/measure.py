@@ -13,11 +13,11 @@ from isojax import metrics
 from isojax.models import Site, forward
 from isojax.models.hooks import INPUTS
 from isojax.quantize import Plan, Quantized, Scorer, costs
-from isojax.quantize.costs import online_fmas
 from isojax.quantize.parts import SITES
 from isojax.quantizers.levels import Levels
 from isojax.recipes import Samples
 from isojax.report import Entry
+from isojax.transforms import Identity
 
 from .methods import FORMATS
 
@@ -41,7 +41,8 @@ class Reader(Scorer):
         for entry in todo:
             if entry.units == COSTS:
                 found = costs(made, 1)
-                online = sum(fmas > 0 for fmas in online_fmas(made, 0).values())
+                codecs = filter(None, (each.of(0) for each in made.inputs.values()))
+                online = sum(not isinstance(codec.transform, Identity) for codec in codecs)
                 yield {
                     "weight_bits": found.weight_bits, "online_transforms": online,
                     "online_fmas": found.online_fmas, "side_bytes": found.side_bytes,

@@ -40,6 +40,10 @@ PLANS: dict[str, tuple[dict[str, str], str, tuple[str, ...]]] = {
         {"residual": "hadamard"}, "folded",
         ("identity", "balance@hadamard", "identity", "balance@hadamard"),
     ),
+    "quarot+centre": (
+        {"residual": "hadamard", "values": "hadamard"}, "folded",
+        tuple(f"centre@{chain}" for chain in ROTATED),
+    ),
     "spinquant": (
         {"residual": "learned:steps={steps}", "values": "learned:steps={steps}"}, "folded", ROTATED,
     ),
@@ -55,6 +59,7 @@ COORDINATES = (
     "balance_search@hadamard", "balance@haar", "shuffled_balance@hadamard",
     "cat:32@hadamard", "wush:32@block_hadamard:32", "kron_wush@hadamard", "wush@hadamard",
     "balance@kron_wush@hadamard", "flatquant", "balance@flatquant",
+    "centre@hadamard", "centre@balance@hadamard", "centre@wush@hadamard",
 )  # fmt: skip
 """Coordinates at all four inputs, with the scales of norms not folded."""
 OWN = {"shuffled_balance": f"{__name__}:shuffled_balance"}

@@ -1,18 +1,19 @@
-"""Whole models quantized by plans: what does each lose, and what does it cost?
+r"""Whole models quantized by plans: what does each lose, and what does it cost?
 
     isojax quantize
     isojax quantize --plans quarot aligned my.plan "weight: absmax bits=4" \
         --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 --save results/models --errors
 
-A plan is a published method by name (`quarot`, `quarot:3` for 3 bits;
-see `isojax.quantize.presets`), a file of rules, the rules themselves, or `package.module:name`. One
+A plan is a published method by name (`quarot`, `quarot:3` for 3 bits; see
+`isojax.quantize.presets`), a file of rules, the rules themselves, or `package.module:name`. One
 table has, for each, the loss and its difference from the unquantized model, the divergence from its
 predictions (mean, 99% quantile, share of tokens with the same most likely one), bits per weight and
 per element of the cache, bytes, multiply-adds per token of online transforms, and the peak memory
-of the process from quantizing to the last window. Plans are fitted on the calibration text. Window
-i has seed i modulo the number of seeds, for random plans. Where a plan stores the cache in codes,
-every token reads all tokens before it from the codes. At the end each quantized model continues a
-short text.
+of the process from quantizing to the last window. Plans are fitted on the calibration text.
+
+Window i has seed i modulo the number of seeds, for random plans. Where a plan stores the cache in
+codes, every token reads all tokens before it from the codes. At the end each quantized model
+continues a short text.
 """
 
 from __future__ import annotations

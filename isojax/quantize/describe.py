@@ -34,8 +34,7 @@ from isojax.quantize.shapes import (
     statistics_shapes,
 )
 from isojax.quantize.stats import Stats
-from isojax.recipes import Coordinates, Samples
-from isojax.recipes.recipe import CENTRE
+from isojax.recipes import CENTRE, Coordinates, Samples
 from isojax.transforms import Composed, Identity, Transform
 
 SHARED = ("residual", *TABLES)  # places shared by all layers

@@ -12,10 +12,11 @@ from isojax import learn
 from isojax._core.members import COORDINATES, LEVELS, ROUNDINGS, WRAPPERS
 from isojax._core.samples import Samples
 from isojax.quantizers.levels import Levels
-from isojax.recipes.recipe import Recipe
+from isojax.recipes.recipe import CENTRE, Recipe
 from isojax.transforms.coordinates import Coordinates
 
 __all__ = [
+    "CENTRE",
     "COORDINATES",
     "Coordinates",
     "LEVELS",
