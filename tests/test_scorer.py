@@ -69,3 +69,12 @@ def test_tokens_of_windows_that_share_seeds_are_those_a_seed_read(scorer):
     scorer.scored(whole, scores)
     scorer.scored(whole, scores)
     assert read == [1]
+
+
+def test_a_reference_of_other_texts_is_refused(scorer):
+    model = scorer.model
+    other = reference(model, TOKENS[1:4])
+    with pytest.raises(ValueError, match="reference must be of the same texts"):
+        score(model, TOKENS[:3], other)
+    with pytest.raises(ValueError, match="reference must be of the 2 windows, got 3"):
+        score(model, TOKENS[:2], other)

@@ -35,10 +35,16 @@ class Reference(NamedTuple):
         hidden: after the final norm, as `forward` returns it.
         params: its parameters. Only the head is used, which may differ from that of the other
             model: a merged rotation of the residual stream changes it.
+        tokens: of the texts, or None where they are not kept.
     """
 
     hidden: Float[Array, "b t d"]
     params: Params
+    tokens: Integer[Array, "b t"] | None = None
+
+    def window(self, i: int) -> Reference:
+        """The reference of window `i` alone, without its tokens."""
+        return Reference(self.hidden[i][None], self.params)
 
 
 class Scores(NamedTuple):

@@ -37,7 +37,8 @@ def reference(model: LanguageModel, texts: Any, *, length: int = LENGTH) -> Refe
         np.asarray(read(model.params, model.config, jnp.asarray(ids)[None])) for ids in windows
     ]
     head = {"head": model.params["head"]} if "head" in model.params else None
-    return Reference(np.concatenate(hidden), head or {"embedding": model.params["embedding"]})  # pyright: ignore[reportArgumentType]
+    head = head or {"embedding": model.params["embedding"]}
+    return Reference(np.concatenate(hidden), head, windows)  # pyright: ignore[reportArgumentType]
 
 
 def score(
@@ -73,9 +74,12 @@ def score(
         raise ValueError(
             f"reference must be of the {len(windows)} windows, got {len(reference.hidden)}."
         )
+    if reference is not None and reference.tokens is not None:
+        if not np.array_equal(reference.tokens, windows):
+            raise ValueError("reference must be of the same texts, got that of others.")
     found = []
     for i, ids in enumerate(windows):
-        exact = None if reference is None else reference._replace(hidden=reference.hidden[i][None])
+        exact = None if reference is None else reference.window(i)
         found.append(_score(bare, jnp.asarray(ids)[None], exact, chunk))
     return jax.tree.map(lambda *a: jnp.concatenate(a), *found)
 

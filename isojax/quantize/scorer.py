@@ -72,11 +72,8 @@ class Scorer:
     @functools.cached_property
     def exact(self) -> Float[np.ndarray, "n rest"]:
         """The nll of each token but the first by the unquantized model, nats [n, t - 1]."""
-        given = zip(self.reference.hidden, self.texts, strict=True)
-        return np.concatenate([
-            _nll(self.reference._replace(hidden=hidden[None]), jnp.asarray(ids)[None])
-            for hidden, ids in given
-        ])  # fmt: skip
+        texts = enumerate(jnp.asarray(self.texts))
+        return np.concatenate([_nll(self.reference.window(i), ids[None]) for i, ids in texts])
 
     @functools.cached_property
     def stats(self) -> Stats:
@@ -93,8 +90,7 @@ class Scorer:
 
     def read(self, made: LanguageModel | Quantized, i: int) -> Scores:
         """Scores [1, t - 1] of text i by a model; see `isojax.quantize.score`."""
-        exact = self.reference._replace(hidden=self.reference.hidden[i : i + 1])
-        return score(made, self.texts[i : i + 1], exact)
+        return score(made, self.texts[i : i + 1], self.reference.window(i))
 
     def scores(self, made: Callable[[int], Quantized]) -> Callable[[int], Scores]:
         """The function from i to the scores of text i by the model `made(i)`, computed once."""
