@@ -89,7 +89,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> Any:
     """Loss against online cost, one panel per setting and rounding; a line joins the best."""
-    rows = [row.with_config(name=_short(row)) for row in scored(study, base, cases, windows)]
+    rows = [row.with_config(name=short_name(row)) for row in scored(study, base, cases, windows)]
     kinds = distinct(rows, *KIND)
     panels = [select(rows, **dict(zip(KIND, kind, strict=True))) for kind in kinds]
     numbers: dict[str, str] = {}
@@ -119,7 +119,7 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
     return chart
 
 
-def _short(row: Row) -> str:
+def short_name(row: Row) -> str:
     """The plan, or the coordinates without the module of a member from outside."""
     config = row.config
     name = config["coordinates"] if config["plan"] == "inputs" else config["plan"]
