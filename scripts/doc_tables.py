@@ -46,9 +46,9 @@ OVERVIEW = {
     "identity": "as they are",
     "haar": "rotated",
     "haar+pre+sinks": "rotated, keys centred, first 4 tokens exact",
-    "haar+pre+sinks+unbiased": "the same, scales without shrinkage",
-    "aligned+haar": "the same, but keys aligned",
-    "kivi": "KIVI: ranges per channel of keys",
+    "haar+pre+sinks+unbiased": "the same, with scales that do not shrink vectors",
+    "aligned+haar": "keys centred and aligned, values rotated as above, first 4 tokens exact",
+    "kivi": "KIVI: ranges per channel of keys, last 32 tokens exact",
 }
 SIDES = (
     "haar", "quaternion_full", "haar+pre", "quaternion_full+pre", "haar+pre+sinks",
