@@ -113,7 +113,9 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
         panel.set_title(", ".join(kind))
         panel.set_xlabel("online multiply-adds per token")
         panel.set_xscale("symlog", linthresh=1e5)
-        panel.set_yscale("symlog", linthresh=0.01)
+        panel.set_yscale("symlog", linthresh=0.01, subs=(2, 5))
+        panel.yaxis.set_minor_formatter("{x:g}")
+        panel.yaxis.set_major_formatter("{x:g}")
     axes[0, 0].set_ylabel("delta nll, nats per token")
     axes[0, -1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     return chart

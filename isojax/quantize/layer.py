@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from isojax._core.pytree import pytree
 from isojax._core.samples import Samples
 from isojax.codec import Codec
 from isojax.models import ModelConfig
 from isojax.models.hooks import INPUTS
 from isojax.models.rope import rope_frequencies
 from isojax.quantize.fitting import conjugated_by, decoded, fitted, fitted_store, rounded
+from isojax.quantize.made import Made, Past
 from isojax.quantize.merging import (
     applied,
     applied_by_head,
@@ -35,53 +35,6 @@ from isojax.recipes import Recipe
 from isojax.transforms import BlockDiagonal, Diagonal, Identity, Permutation, Transform, repeat
 from isojax.transforms.base import chained
 from isojax.transforms.value_scale import gathered
-
-
-@pytree
-class Past:
-    """The transforms and codes of a layer before a plan is applied.
-
-    Attributes:
-        residual: the transform of the residual stream.
-        values: the transforms of values, leaves lead with [kv_heads].
-        through: by input, all transforms after the norm, or after the projection that writes it.
-        codes: of rounded weights, by name.
-        turn: of queries and keys.
-    """
-
-    residual: Transform | None
-    values: Any
-    through: dict[str, Transform]
-    codes: dict[str, Codes]
-    turn: Transform | None
-
-
-@pytree
-class Made:
-    """A layer with a plan applied.
-
-    Attributes:
-        params: changed parameters, by name.
-        inputs: by input, its codec.
-        merged: by input, its transforms that merged into the projection that writes it, without
-            those in a norm or in `turned`; the identity for none.
-        codes: of weights, by name.
-        codecs: of weights, to decode `codes`.
-        turned: the merged transforms of values, per key head.
-        turn: of queries and keys.
-        keys: the store of keys.
-        values: the store of values.
-    """
-
-    params: dict[str, Any] = dataclasses.field(default_factory=dict)
-    inputs: dict[str, Codec] = dataclasses.field(default_factory=dict)
-    merged: dict[str, Transform] = dataclasses.field(default_factory=dict)
-    codes: dict[str, Codes] = dataclasses.field(default_factory=dict)
-    codecs: dict[str, Codec] = dataclasses.field(default_factory=dict)
-    turned: Any = None
-    turn: Transform | None = None
-    keys: Any = None
-    values: Any = None
 
 
 def make_layer(

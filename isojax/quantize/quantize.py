@@ -16,7 +16,8 @@ from isojax.models.decoder import Params
 from isojax.models.rotate import fold_ends, fold_layer, turn_ends, turn_layer
 from isojax.quantize.check import check_added
 from isojax.quantize.fitting import concrete, decoded, pooled, rounded
-from isojax.quantize.layer import Made, Past, make_layer
+from isojax.quantize.layer import make_layer
+from isojax.quantize.made import Made, Past
 from isojax.quantize.merging import keeps_length
 from isojax.quantize.parts import INPUT_PLACES, PLACES, TABLES, Turn, Weight
 from isojax.quantize.plan import Plan
