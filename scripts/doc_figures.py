@@ -15,16 +15,15 @@ from typing import Annotated, Any
 import matplotlib as mpl
 import tyro
 from doc_examples import DOCS, run
+from doc_tables import OWN, short
 from matplotlib.patches import FancyBboxPatch
 
 from isojax import report
-from isojax.report import draw_curve, new_figure, select, stat, summarize
+from isojax.report import distinct, draw_curve, new_figure, select, stat, summarize
 from isojax.report.figure import COLORS as COLOR
 
 mpl.rcParams |= {"svg.hashsalt": "isojax", "svg.fonttype": "none", "font.size": 9}
 SMALL = {"fontsize": 8, "frameon": False}
-MODELS = ("SmolLM2-135M-Instruct.Q4_1.gguf", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf")
-NAMES = ("SmolLM2-135M-Instruct", "Qwen2.5-Coder-0.5B-Instruct")
 ARROW = {"arrowstyle": "-|>", "color": "#444444", "lw": 0.9}
 TINTS = {"merged": "#cfe3f5", "online": "#fbe0bd", "rounded": "#e4e4e4"}
 CACHES = ("identity", "haar", "haar+pre", "haar+pre+sinks", "kivi", "aligned", "aligned+haar")
@@ -131,15 +130,16 @@ def cache_figure(scope: dict[str, Any]) -> Any:
     """Loss of methods for the KV cache on the real models, from rows."""
     rows = [r for r in report.read_rows(DOCS / "rows.jsonl") if r.experiment == "kv_cache"]
     figure, axes = new_figure(2, 2, "Keys and values in codes: loss against an exact cache")
-    for line, name, title in zip(axes, MODELS, NAMES, strict=True):
+    models = [name for name in distinct(rows, "model") if name != "tiny"]
+    for line, name in zip(axes, sorted(models, key=str.lower, reverse=True), strict=True):
         for place, bits in zip(line, (3, 2), strict=True):
-            at = {"model": name, "target": "KV", "bits": bits, "calibration": "valid.tokens.txt"}
+            at = {"model": name, "target": "KV", "bits": bits, "calibration": OWN}
             mine = select(rows, "delta_nll", **at)
             report.draw_ranked(
                 place, {m: summarize(mine, "delta_nll", method=m) for m in CACHES}, report.errors
             )
             place.set(xscale="log", xlim=(0.005, 8), xlabel="nats per token, mean ± standard error")
-            place.set_title(f"{title}, {bits} bits", fontsize=9)
+            place.set_title(f"{short(name)}, {bits} bits", fontsize=9)
             place.minorticks_off()
     return figure
 

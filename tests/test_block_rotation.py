@@ -77,7 +77,7 @@ def test_formats_stand_side_by_side_with_their_bits(call, study, tmp_path):
     out = call(block_rotation, *given, out=tmp_path)
     report = (out / "table.md").read_text()
     table = report[report.index("## Formats of down_proj's input") :]
-    # 1 of 64 numbers kept at 16 bits and a byte; scales of 16 bits a token, 8 bits for 32, 16
+    # 1 of 64 elements kept in 16 bits and a byte; scales of 16 bits per token, of 8 per 32 or 16
     bits = {"int4": 4.25, "int4sparse": 4.62, "int4g64": 4.25, "fp4": 4.25, "mxfp4": 4.25}
     for form, value in bits.items():
         assert f"| {form} | {value:.2f} | " in table, form
