@@ -41,6 +41,7 @@ REPORTED = (
     "end_to_end",
     "kv_cache",
     "block_rotation",
+    "linear_layers",
     "stage1",
     "isotropic_tradeoff",
     "alignment",
@@ -62,6 +63,9 @@ def wanted(row: Row) -> bool:
             return row.config["coordinates"] == "identity"
         shown = row.config.get("setting") == "A4-down" or row.config.get("format") == "int4"
         return row.metric == "delta_nll" and shown
+    if row.experiment == "linear_layers":
+        shown = row.metric in ("delta_nll", "kl_mean", "online_transforms", "online_fmas")
+        return shown and row.config["setting"] == "W4A4" and row.config["format"] == "int4"
     if row.experiment == "end_to_end":
         return row.metric in ("kl_mean", "delta_nll")
     return row.experiment in ("compare", "perplexity", *BENCHES)

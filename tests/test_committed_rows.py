@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "docs" / "rows.jsonl", *ROOT.glob("docs/results/*/rows.jsonl")]
 UNITS = {
     "1", "count", "dB", "percent", "squared input units", "input units", "nats", "nats per token",
-    "bits per element", "bytes", "bytes per token", "us", "ms", "GB/s", "tokens/s",
+    "count per layer", "bits per element", "bytes", "bytes per token", "us", "ms", "GB/s", "tokens/s",
     "share of tokens", "probability",
 }  # fmt: skip
 LOSSES = ("nll", "delta_nll", "kl", "kl_mean", "kv_delta_nll", "w4a4_delta_nll", "induction_nll")
