@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "docs" / "rows.jsonl", *ROOT.glob("docs/results/*/rows.jsonl")]
 UNITS = {
     "1", "count", "dB", "percent", "squared input units", "input units", "nats", "nats per token",
-    "count per layer", "bits per element", "bytes", "bytes per token", "us", "ms", "GB/s", "tokens/s",
-    "share of tokens", "probability",
+    "bits per element", "bytes", "bytes per token", "us", "ms", "GB/s", "tokens/s",
+    "share of tokens", "probability", "count per layer",
 }  # fmt: skip
 LOSSES = ("nll", "delta_nll", "kl", "kl_mean", "kv_delta_nll", "w4a4_delta_nll", "induction_nll")
 
