@@ -87,13 +87,14 @@ class Samples:
         return value
 
     def centred(self) -> tuple[Samples, Float[Array, " d"]]:
-        """The samples without their mean, and the mean: `mean`, or that of `x`."""
+        """The samples without their mean, and the mean: `mean`, or that of `x`.
+
+        A `moment` that is given is left as it is: of an input it says what rounded weights multiply,
+        the mean included.
+        """
         mean = self.vectors.mean(0) if self.mean is None else self.mean
         x = None if self.x is None else self.vectors - to_rank(mean, self.x.ndim)
-        moment = None
-        if self.moment is not None and self.mean is not None:
-            moment = self.moment - jnp.outer(mean, mean)
-        return dataclasses.replace(self, x=x, moment=moment, mean=None), mean
+        return dataclasses.replace(self, x=x, mean=None), mean
 
     def through(self, transform: Any) -> Samples:
         """The samples after a transform, whose inverse is applied to the weights or queries."""
