@@ -89,8 +89,7 @@ class Samples:
     def centred(self) -> tuple[Samples, Float[Array, " d"]]:
         """The samples without their mean, and the mean: `mean`, or that of `x`.
 
-        A `moment` that is given is left as it is: of an input it says what rounded weights multiply,
-        the mean included.
+        A given `moment` is left as it is: rounded weights multiply an input with its mean.
         """
         mean = self.vectors.mean(0) if self.mean is None else self.mean
         x = None if self.x is None else self.vectors - to_rank(mean, self.x.ndim)
