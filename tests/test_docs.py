@@ -32,7 +32,7 @@ def test_the_tables_of_the_readme_are_made_from_its_rows():
 def test_the_snippets_of_the_readme_run_one_after_the_other():
     _, printed = doc_examples.run("../README")
     assert len(printed) == 2
-    for name in ("hadamard", "__main__:sorted_blocks"):
+    for name in ("hadamard", "__main__:dealt_blocks"):
         assert f"{name} {{'delta_nll'" in printed[0]
 
 

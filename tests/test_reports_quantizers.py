@@ -120,14 +120,21 @@ def test_hadamard_of_widths_that_tables_lack():
         transforms.hadamard(jax.random.key(1), 13696)
 
 
-def test_groups_that_do_not_divide_are_refused_or_become_shorter():
+def test_groups_that_do_not_divide_are_refused_and_longer_ones_are_the_vector():
     """Blaizzy/mlx-vlm 2061, bitsandbytes-foundation/bitsandbytes 1884: groups of 64 in 96."""
     with pytest.raises(ValueError, match="group must divide the last axis=96, got 64"):
         q.nf4("group", 64).encode(jnp.ones((2, 96)))
     model = small_model(num_hidden_layers=1, head_dim=24)
-    plan = Plan.parse("cache: identity/minmax:group:16 bits=4")
-    made = quantize(jax.random.key(0), model, plan, calibrate(model, random_tokens(1, 8), plan))
-    assert made.keys is not None and made.keys.codec.quantizer.group == 8
+
+    def group(length):
+        plan = Plan.parse(f"cache: identity/minmax:group:{length} bits=4")
+        stats = calibrate(model, random_tokens(1, 8), plan)
+        made = quantize(jax.random.key(0), model, plan, stats, progress=False)
+        return made.keys.codec.quantizer.group
+
+    with pytest.raises(ValueError, match="group must divide 24, .* as 12 does; got 16"):
+        group(16)
+    assert group(8) == 8 and group(128) == 24
 
 
 def test_as_many_outliers_are_kept_as_are_counted_where_all_are_alike():
