@@ -140,7 +140,11 @@ def parse_part(place: str, text: str) -> Part:
         settings[name] = value
     if place in TURNS:
         _only(place, settings, ())
-        return Turn(Coordinates.parse(first))
+        coordinates = Coordinates.parse(first)
+        scales = any(stage.member.facts.get("diagonal") for stage in coordinates.stages)
+        if place == "residual" and scales:
+            raise ValueError(f"residual must be an isometry, as rotations are; got {first!r}.")
+        return Turn(coordinates)
     recipe = Recipe.parse(first)
     bits = _bits(place, recipe, settings.pop("bits", ""))
     if place in CACHES:
