@@ -209,7 +209,6 @@ def test_unknown_names_are_refused_with_the_nearest(nearest, case):
         (Rule.parse, "input: absmax bits=4 rounding=gptq", "setting of input:q_proj must be"),
         (Rule.parse, "residual: haar bits=4", "residual takes no settings, got bits"),
         (Rule.parse, "weight: centre@haar/absmax bits=4", "weight:q_proj must not be centred"),
-        (Rule.parse, "residual: balance@hadamard", "residual must be an isometry"),
         (Rule.parse, "embedding: absmax bits=4 rounding=gptq", "rounding of embedding must"),
         (Rule.parse, "cache: minmax:channel bits=4", "page must be above 1 for a range per"),
         (Rule.parse, "cache: haar/lloyd_max bits=3 sinks=few", "sinks must be a whole number"),

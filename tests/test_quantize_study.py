@@ -124,6 +124,7 @@ def test_a_plan_that_changed_is_measured_anew(call, out, given, tmp_path):
         ("no.plan: no such file", ("--plans", "no.plan")),
         ("place must be one of weight", ("--plans", "wait: absmax bits=4")),
         ("residual must be turned by an isometry", ("--plans", "residual: standardize")),
+        ("residual must be turned by an isometry", ("--plans", "residual: balance@hadamard")),
         ("residual and values of all layers", ("--plans", "residual: learned")),
         ("different names", ("--plans", "gptq", "gptq")),
         ("seeds must be", ("--seeds", 0)),

@@ -140,11 +140,7 @@ def parse_part(place: str, text: str) -> Part:
         settings[name] = value
     if place in TURNS:
         _only(place, settings, ())
-        coordinates = Coordinates.parse(first)
-        scales = any(stage.member.facts.get("diagonal") for stage in coordinates.stages)
-        if place == "residual" and scales:
-            raise ValueError(f"residual must be an isometry, as rotations are; got {first!r}.")
-        return Turn(coordinates)
+        return Turn(Coordinates.parse(first))
     recipe = Recipe.parse(first)
     bits = _bits(place, recipe, settings.pop("bits", ""))
     if place in CACHES:

@@ -167,15 +167,18 @@ def _turn_residual(key: Array, base: Quantized, plan: Plan, stats: Stats) -> Qua
     part = plan.whole("residual")
     if not isinstance(part, Turn):
         return base
+    other = ValueError(
+        "residual must be turned by an isometry, since RMSNorm commutes with no other transform; "
+        f"got {part.coordinates}."
+    )
+    if any(stage.member.facts.get("diagonal") for stage in part.coordinates.stages):
+        raise other
     samples = pooled(stats.layers, base.config.hidden_size, part.coordinates.needs)
     samples = dataclasses.replace(samples, learned=stats.whole.get("learned:residual"))
     transform = part.coordinates.fit(key, samples)
     keeps_length("residual", part.coordinates, transform)
     if not transform.isometry:
-        raise ValueError(
-            "residual must be turned by an isometry, since RMSNorm commutes with no other "
-            f"transform; got {part.coordinates}."
-        )
+        raise other
     params = base.params | _turned_ends(
         {name: base.params[name] for name in ("embedding", "norm", "head") if name in base.params},
         transform,
