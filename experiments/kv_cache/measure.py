@@ -52,8 +52,9 @@ class Reader(Scorer):
         """Store texts [n, tokens], and make `induction` texts of the induction probe."""
         super().__init__(model, texts, fit_on, plans, samples=fit_on.size)
         length, vocab = texts.shape[1] // 2 * 2, model.config.vocab_size
-        tokens = induction_tokens(jax.random.key(0), vocab, length, induction)
-        self.repeated = Scorer(model, np.asarray(tokens))
+        if induction:
+            tokens = induction_tokens(jax.random.key(0), vocab, length, induction)
+            self.repeated = Scorer(model, np.asarray(tokens))
         self.made = functools.lru_cache(len(texts))(super().quantized)
         self.quantized = functools.lru_cache(len(texts))(self._dense)
         self._tensors = functools.lru_cache(8)(self._captured)
