@@ -12,13 +12,11 @@ from experiments.block_rotation.report import by_parts
 from experiments.compare import report as compare_report
 from experiments.end_to_end.report import COLUMNS
 from experiments.end_to_end.report import lines as learned_lines
-from experiments.linear_layers.methods import Case
-from experiments.linear_layers.report import short_name
+from experiments.linear_layers.report import means, short_name
 from isojax.report import (
     Row,
     Stat,
     against,
-    averaged,
     complete,
     distinct,
     markdown,
@@ -271,17 +269,15 @@ def linear_layers(rows: list[Row]) -> str:
     lines = []
     for model in distinct(rows, "model"):
         mine = [r.with_config(name=short_name(r)) for r in select(rows, model=model)]
-        means = averaged(select(mine, window=...), "seed")
-        means = complete(means, WINDOWS, Case._fields, "delta_nll")
-        found = []
-        for name in distinct(means, "name"):
-            own, cost = select(means, name=name), select(mine, name=name)
-            fmas = summarize(cost, "online_fmas").mean / 1000
-            cells = [f"{summarize(cost, 'online_transforms').mean:.0f}", f"{fmas:,.0f}",
-                     len({r.seed for r in select(cost, "delta_nll")})]  # fmt: skip
+        whole, found = means(mine, WINDOWS), []
+        for name in distinct(whole, "name"):
+            own = select(whole, name=name)
+            fmas = summarize(own, "online_fmas").mean / 1000
+            seeds = {r.seed for r in select(mine, "delta_nll", name=name)}
+            cells = [f"{summarize(own, 'online_transforms').mean:.0f}", f"{fmas:,.0f}", len(seeds)]
             for rounding in ("nearest", "gptq"):
                 scored = select(own, rounding=rounding)
-                base = select(means, name="quarot", rounding=rounding)
+                base = select(whole, name="quarot", rounding=rounding)
                 cells += _against(scored, base) if scored else ["-"] * 3
             rank = [summarize(select(own, rounding=r), "delta_nll").mean
                     for r in ("gptq", "nearest") if select(own, rounding=r)]  # fmt: skip

@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
@@ -252,3 +253,12 @@ TRANSFORM_LAWS = (
     equal_keys_give_equal_transforms,
     other_keys_give_other_transforms,
 )
+
+
+def message(read, *args):
+    """The message of the ValueError that a call raises: one line of less than 500 characters."""
+    with pytest.raises(ValueError) as caught:
+        read(*args)
+    text = str(caught.value)
+    assert "\n" not in text and len(text) < 500, text
+    return text

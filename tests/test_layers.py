@@ -88,7 +88,7 @@ def test_transforms_and_quantizers_do_not_know_each_other():
             assert not (part == "quantizers" and name.startswith("isojax.transforms"))
 
 
-SHARED = {"common", "scoring"}
+SHARED = {"common", "dense"}
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)

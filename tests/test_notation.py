@@ -4,6 +4,7 @@ import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from laws import message
 
 from isojax.kvcache.recipe import OFFSETS, StoreRecipe
 from isojax.quantize import Plan, Rule
@@ -161,14 +162,6 @@ UNKNOWN = {
     "input:down_proj": (Plan.parse, "input:down: haar", "input:down'"),
     "offset": (StoreRecipe.parse, "haar/lloyd_max ofset=pre_rope", "ofset"),
 }
-
-
-def message(read, *args):
-    with pytest.raises(ValueError) as caught:
-        read(*args)
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 500, text
-    return text
 
 
 @pytest.mark.parametrize(("nearest", "case"), UNKNOWN.items(), ids=UNKNOWN)

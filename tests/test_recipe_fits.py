@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from laws import message
 from numpy.testing import assert_allclose
 
 from isojax import quantizers
@@ -25,14 +26,6 @@ X = jax.random.normal(KEY, (300, DIM)) * jnp.geomspace(0.2, 3, DIM) + 1
 METRIC = jnp.diag(jnp.geomspace(2, 0.1, DIM))
 WEIGHT = jax.random.normal(jax.random.key(1), (DIM, 5))
 SAMPLES = Samples(X, METRIC, WEIGHT, moment=X.T @ X / len(X))
-
-
-def message(read, *args):
-    with pytest.raises(ValueError) as caught:
-        read(*args)
-    text = str(caught.value)
-    assert "\n" not in text and len(text) < 500, text
-    return text
 
 
 OWN = """

@@ -19,7 +19,7 @@ from isojax.recipes import Coordinates, Samples
 from isojax.report import Entry, times_in_turn
 from isojax.transforms import Transform
 
-from ..scoring import dense, dense_cache
+from ..dense import dense, dense_cache
 
 KV, W4A4 = "KV3", "W4A4"  # settings
 BITS = 3  # on the tensor

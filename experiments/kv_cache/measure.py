@@ -21,7 +21,7 @@ from isojax.quantize import Plan, Quantized, Scorer, costs
 from isojax.quantize.costs import EXACT
 from isojax.report import Entry
 
-from ..scoring import dense_cache
+from ..dense import dense_cache
 
 OUTPUT = {"attention_output_nmse": "1"}
 OF_KEYS = {

@@ -37,10 +37,14 @@ FORMS = {
 }
 
 
-def scored(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> list[Row]:
+def means(rows: Sequence[Row], windows: int) -> list[Row]:
     """Means over seeds, of the cases that have all windows."""
-    rows = averaged(study.rows(**base), "seed")
-    whole = complete(rows, windows, Case._fields, "delta_nll")
+    return complete(averaged(rows, "seed"), windows, Case._fields, "delta_nll")
+
+
+def scored(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> list[Row]:
+    """The `means` of these cases, in their order."""
+    whole = means(study.rows(**base), windows)
     return [row for case in cases for row in select(whole, **case._asdict())]
 
 

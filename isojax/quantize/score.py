@@ -74,9 +74,9 @@ def score(
         raise ValueError(
             f"reference must be of the {len(windows)} windows, got {len(reference.hidden)}."
         )
-    if reference is not None and reference.tokens is not None:
-        if not np.array_equal(reference.tokens, windows):
-            raise ValueError("reference must be of the same texts, got that of others.")
+    kept = None if reference is None else reference.tokens
+    if kept is not None and not np.array_equal(kept, windows):
+        raise ValueError("reference must be of the same texts, got that of others.")
     found = []
     for i, ids in enumerate(windows):
         exact = None if reference is None else reference.window(i)
