@@ -55,7 +55,9 @@ def wanted(row: Row) -> bool:
     if row.experiment == "kv_cache":
         if row.config["method"] == "none":
             return row.metric == "needle_accuracy"
-        shown = row.metric in ("delta_nll", "key_cosine", "rate_bits", "needle_accuracy")
+        shown = row.metric in (
+            "delta_nll", "kl_mean", "key_cosine", "rate_bits", "needle_accuracy",
+        )  # fmt: skip
         names = KV_METHODS if row.config["target"] == "KV" else SIDES
         return shown and row.config["bits"] in (2, 3) and row.config["method"] in names
     if row.experiment == "block_rotation":
@@ -72,9 +74,9 @@ def wanted(row: Row) -> bool:
 
 
 def subject(row: Row) -> tuple[str, ...]:
-    """The key of rows that a new run replaces."""
-    fitted = row.config.get("calibration", "")
-    return row.experiment, row.config.get("model", ""), "" if fitted in OWN else fitted
+    """The key of rows that a new run replaces; probes of recall are runs of their own."""
+    fitted, probe = (row.config.get(name, "") for name in ("calibration", "probe"))
+    return row.experiment, row.config.get("model", ""), "" if fitted in OWN else fitted, probe
 
 
 def keep(folder: Path, rows: list[Row]) -> None:
@@ -97,8 +99,8 @@ class Config:
     """Settings."""
 
     take: tuple[Path, ...] = ()
-    """Folders of finished studies; their rows replace all of the same experiment, model and
-    calibration text in docs/rows.jsonl."""
+    """Folders of finished studies; their rows replace all of the same experiment, model,
+    calibration text and probe in docs/rows.jsonl."""
     check: bool = False
     """Change nothing; exit 1 if a page is out of date."""
 

@@ -236,7 +236,11 @@ def test_a_clip_cuts_the_range_and_none_is_that_of_the_rule():
     clipped = Recipe.parse("identity/absmax:clip=0.5").fit(KEY, SAMPLES, 4)
     want = quantizers.absmax(4, "token", clip=0.5).roundtrip(X)
     assert_allclose(clipped.roundtrip(X), want)
-    for text in ("absmax", "absmax:range=percentile", "minmax:range=std"):
-        first, second = (Levels.parse(t).fit(SAMPLES, 4) for t in (text, f"{text}:clip=0.0"))
-        assert_allclose(first.roundtrip(X), second.roundtrip(X))
-    assert "clip must be above 0" in message(Levels.parse("minmax:clip=1.5").fit, SAMPLES, 4)
+    for rule in ("max", "percentile", "std"):
+        plain = Recipe.parse(f"identity/absmax:range={rule}").fit(KEY, SAMPLES, 4)
+        want = quantizers.absmax(4, "token", range_rule=rule).roundtrip(X)
+        assert_allclose(plain.roundtrip(X), want)
+    for clip in ("1.5", "0.0"):
+        levels = Levels.parse(f"minmax:clip={clip}")
+        assert "clip must be above 0" in message(levels.fit, SAMPLES, 4)
+    assert "clip" not in Recipe.parse("identity/absmax").words  # rows of before keep their identity

@@ -38,6 +38,9 @@ TARGETS = ("K", "V", "KV")
 COLUMNS = {
     "nll": "perplexity",
     "delta_nll": "delta nll ± se",
+    "kl_mean": "KL",
+    "kl_p99": "KL 99%",
+    "same_top1": "same top",
     "logit_error": "logit error",
     "logit_error_worst_layer": "worst layer",
     "attention_kl": "attention KL",
@@ -67,18 +70,20 @@ def text(study: Study, base: dict[str, Any], windows: int) -> list[str]:
         f"{windows} windows of {base['length']} tokens of {base['text']}, exact cache: nll "
         f"{exact.mean:.4f} nats per token. Fitted on {base['calibration']}."
         + (f" Exact cache on the recall probes: {', '.join(probes)}." if probes else ""),
-        "**How a perplexity with a quantized cache is computed here.** Each window is read in one "
-        "pass through the packed cache. Every query attends to codes at all positions up to and "
-        "with its own, from the first token on, prompt included; a token is exact only if its "
-        "method keeps it (sinks, recent tokens, KIVI's page that is not full). Norms, minima, "
-        "maxima and exact tokens are fp16 and counted in the bytes, as is, at 16 bit, a side "
-        "that is not in codes; `bytes once` are transforms, means and codebooks in fp32, one copy "
-        "per head. `delta nll` is the mean over windows of nll minus the exact cache's on the same "
-        "window, ± its standard error. Each window has separate rotations, so that ± covers "
-        "texts and rotations together. Logit error (rms, each row's mean removed), attention KL, "
-        "output NMSE and cosines (mean ± sd over windows) are over all layers on the tensors of "
-        "the exact model, no token exact. Needles: lines with names and codes, a question about "
-        "one of them, greedy; induction: random tokens repeated once, the nll of the repetition.",
+        "**How a perplexity with a quantized cache is computed here.** Each window is read in "
+        "one pass through the packed cache. Every query attends to codes at all positions up to "
+        "and with its own, from the first token on, prompt included; a token is exact only if "
+        "its method keeps it (sinks, recent tokens, KIVI's page that is not full). Norms, "
+        "minima, maxima and exact tokens are fp16 and counted in the bytes, as is, at 16 bit, a "
+        "side that is not in codes; `bytes once` are transforms, means and codebooks in fp32, "
+        "one copy per head. `delta nll` is the mean over windows of nll minus the exact cache's "
+        "on the same window, ± its standard error; KL is from the unquantized model's next-token "
+        "distribution, mean and 99th percentile over tokens. Rotations are drawn for each "
+        "window, so that ± covers texts and rotations together. Logit error (rms, each row's "
+        "mean removed), attention KL, output NMSE and cosines (mean ± sd over windows) are over "
+        "all layers on the tensors of the exact model, no token exact. Needles: lines with names "
+        "and codes, a question about one of them, greedy; induction: random tokens repeated "
+        "once, the nll of the repetition.",
     ]
     for bits in sorted(distinct(rows, "bits")):
         for target in TARGETS:
@@ -94,15 +99,20 @@ def lines(rows: Sequence[Row]) -> str:
     for length in sorted(distinct(select(rows, "needle_accuracy"), "probe_length")):
         shown[f"needles at {length}"] = f"needles at {length}"
     forms = dict.fromkeys(shown, functools.partial(Stat.format, digits=3))
-    forms |= {"nll": lambda found: f"{_exp(found.mean):.5g}", "delta_nll": Stat.with_error}
+    forms |= {
+        "nll": lambda found: f"{_exp(found.mean):.5g}",
+        "delta_nll": Stat.with_error,
+        "kl_mean": lambda found: f"{found.mean:.4f}",
+        "same_top1": lambda found: f"{found.mean:.1%}",
+    }
 
     def column(row: Row) -> str:
         needle = row.metric == "needle_accuracy"
         return f"needles at {row.config['probe_length']}" if needle else row.metric
 
     return pivot(
-        rows, ["method"], column, form=forms, order=shown, over=("seed", "window", "prompt"),
-        rank="delta_nll",
+        rows, ["method"], column, form=forms, order=shown,
+        over=("seed", "window", "windows", "prompt"), rank="delta_nll",
     )  # fmt: skip
 
 

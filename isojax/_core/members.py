@@ -255,6 +255,8 @@ def _is_module(name: str) -> bool:
 
 def _same(value: Any, default: Any) -> bool:
     """Whether a value is the default; arrays and tracers are not."""
+    if value is None:
+        return default is None
     return (
         isinstance(value, str | int | float) and type(value) is type(default) and value == default
     )

@@ -126,10 +126,6 @@ def group_of(granularity: str, group: int, dim: int) -> int:
     return group
 
 
-def _clip(clip: Any) -> Any:
-    return None if isinstance(clip, int | float) and clip == 0 else clip
-
-
 @LEVELS.member("none", fitted=(), bits=(), exact=True)
 def _none(samples: Samples, bits: Any) -> Quantizer:
     return none()
@@ -143,21 +139,21 @@ def _zero(samples: Samples, bits: Any) -> Quantizer:
 @LEVELS.member("absmax", fitted=(), bits=range(2, 9))
 def _absmax(
     samples: Samples, bits: int, granularity: str = "token", group: int = 0, range: str = "max",
-    levels: str = "restricted", clip: float | Float[Array, ""] = 0.0,
+    levels: str = "restricted", clip: float | Float[Array, ""] | None = None,
 ) -> Uniform:  # fmt: skip
-    """Evenly spaced levels, symmetric; a `clip` of 0 is the default of the rule for the range."""
+    """Evenly spaced levels, symmetric; `clip` is that of the rule for the range."""
     group = group_of(granularity, group, samples.dim)
-    return absmax(bits, granularity, group, range_rule=range, levels=levels, clip=_clip(clip))
+    return absmax(bits, granularity, group, range_rule=range, levels=levels, clip=clip)
 
 
 @LEVELS.member("minmax", fitted=(), bits=range(2, 9))
 def _minmax(
     samples: Samples, bits: int, granularity: str = "token", group: int = 0, range: str = "max",
-    levels: str = "affine", clip: float | Float[Array, ""] = 0.0,
+    levels: str = "affine", clip: float | Float[Array, ""] | None = None,
 ) -> Uniform:  # fmt: skip
     """Evenly spaced levels, from minimum to maximum; `clip` as in `absmax`."""
     group = group_of(granularity, group, samples.dim)
-    return minmax(bits, granularity, group, range_rule=range, levels=levels, clip=_clip(clip))
+    return minmax(bits, granularity, group, range_rule=range, levels=levels, clip=clip)
 
 
 @LEVELS.member("lloyd_max", fitted=("x",), bits=range(1, 9))

@@ -76,13 +76,14 @@ class Recipe:
 
     @property
     def words(self) -> dict[str, Any]:
-        """Its parts as the keys of a row: coordinates, quantizer, and the arguments of levels."""
+        """Its parts as the keys of a row: coordinates, quantizer, arguments of levels."""
         member = self.levels.member
+        given = {name: value for name, value in member.arguments.items() if value is not None}
         wrapped = {f"{w.name}": w.arguments.get("share", True) for w in self.levels.wrappers}
         return {
             "coordinates": str(self.coordinates),
             "quantizer": member.name,
-            **member.arguments,
+            **given,
             **wrapped,
         }
 
