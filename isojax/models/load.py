@@ -21,6 +21,7 @@ from isojax.models.language_model import LanguageModel, Sidecar
 from isojax.models.split_files import one_model
 from isojax.models.tokenizer import load_tokenizer
 
+_NAMED = ("tiny", "smollm2")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _HUB_FILES = ("model*.safetensors", "*.json", "merges.txt", "vocab.txt", "tokenizer.model",
               "*.jinja")  # fmt: skip
@@ -65,7 +66,9 @@ def load_model(source: str, dtype: str = "float32") -> LanguageModel:
     if path.is_file():
         return _load_file(path, dtype)
     if _looks_like_path(source):
-        raise FileNotFoundError(f"{source}: no such model file or folder.")
+        raise FileNotFoundError(
+            f"{source}: no such model file or folder, nor one of the names {', '.join(_NAMED)}."
+        )
     return _load_folder(_download(source), source.partition("@")[0].split("/")[1], dtype)
 
 

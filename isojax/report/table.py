@@ -79,11 +79,17 @@ def pivot(
         rank: metric whose least mean in a cell orders the lines, which must have it to be shown.
 
     Raises:
-        ValueError: no row has a key, or the rows of a cell differ in further keys; names them.
+        ValueError: there are no rows (of the metric `value`), no row has a key, or the rows of a
+            cell differ in further keys; names them.
     """
     heads = index if isinstance(index, Mapping) else dict(zip(index, index, strict=True))
     across = columns if isinstance(columns, tuple) else (columns,)
     shown_rows = [row for row in rows if value is None or row.metric == value]
+    if not rows:
+        raise ValueError("rows must be at least one, got none.")
+    if not shown_rows:
+        metrics = nearest(value, dict.fromkeys(row.metric for row in rows))
+        raise ValueError(f"no row has the metric {value!r}; they have {', '.join(metrics)}.")
     _check_keys(shown_rows, (*heads.values(), *across))
     cells: dict[tuple[Any, ...], dict[Any, list[Row]]] = {}
     present: dict[Any, None] = {}  # a set that keeps its order
