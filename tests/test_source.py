@@ -193,7 +193,7 @@ def test_rows_of_code_that_changed_are_refused_before_anything_is_computed(tmp_p
     assert len(source) == 12
     fill(Study("s", tmp_path, {}), [job(one)], progress=False)
     new = [Entry({"i": 9}, 0, {"mse": "1"})]
-    words = "mse of .*stretched.*user code that has changed since; give --overwrite"
+    words = "mse of .*stretched.*user code that has changed since; give --overwrite or another"
     with pytest.raises(ValueError, match=words):
         fill(Study("s", tmp_path, {}), [job(one, new), job(two)], progress=False)
     assert not asked and len(read_rows(tmp_path / "rows.jsonl")) == 2

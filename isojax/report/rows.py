@@ -20,7 +20,7 @@ from isojax._core.checks import as_scalar
 
 Values = Mapping[str, SupportsFloat]  # metric -> number
 Units = Mapping[str, str]  # metric -> unit
-INSTEAD = "give --overwrite (in Python: overwrite=True) or another folder"
+INSTEAD = "give --overwrite or another --out (in Python: overwrite=True or another folder)"
 
 
 @dataclasses.dataclass(frozen=True)
