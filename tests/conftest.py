@@ -11,6 +11,7 @@ from small_models import TEXT, small_model, tokenizer
 
 from experiments.common import run
 from isojax.models import save_checkpoint
+from isojax.report import Stamp
 
 # Tests compile much and compute little. XLA reads this when its first device is made.
 FLAGS = [
@@ -57,6 +58,11 @@ def shared() -> Callable[[str], Path]:
         return root / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def stamp():
+    return Stamp("test")
 
 
 @pytest.fixture(scope="module")

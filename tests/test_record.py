@@ -9,14 +9,9 @@ import time
 
 import pytest
 
-from isojax.report import Entry, Job, Record, Stamp, Study, fill, read_rows
+from isojax.report import Entry, Job, Record, Study, fill, read_rows
 
 UNITS = {"mse": "1", "peak": "1", "nll": "nats per token"}
-
-
-@pytest.fixture(scope="module")
-def stamp():
-    return Stamp("test")
 
 
 def rows_of(stamp, number, first=0):
@@ -159,7 +154,7 @@ def whole(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:os.fork")
 def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path, whole):
     rng, killed = random.Random(0), 0
-    for number in range(6):
+    for number in range(3):
         folder = tmp_path / str(number)
         for _ in range(5):
             child = begin(folder)
@@ -168,7 +163,7 @@ def test_a_study_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path, w
             killed += os.waitpid(child, 0)[1] != 0
         assert os.waitpid(begin(folder), 0)[1] == 0
         assert values(folder) == whole
-    assert killed > 10
+    assert killed > 5
 
 
 @pytest.mark.filterwarnings("ignore:os.fork")

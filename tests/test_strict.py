@@ -16,8 +16,8 @@ from test_metrics import METRICS, X_HAT
 from test_metrics import X as WIDE
 from test_packing import MEMBERS as PACKED
 from test_quantizers import MEMBERS, Y
-from test_transforms import DRAWN, ISOMETRIES, OTHERS
 from test_unbiased import INNERS
+from transform_members import DRAWN, ISOMETRIES, OTHERS
 
 from isojax import Codec, learn, metrics
 from isojax import quantizers as q

@@ -24,7 +24,8 @@ def k_means(
 ) -> Float[Array, " k"]:
     """The `number` levels of least squared error for the numbers `x`, in increasing order.
 
-    The better of two starts, after `steps` of Lloyd's algorithm each. One merges the neighbours
+    The better of two starts, after `steps` of Lloyd's algorithm each, or fewer where the levels
+    stand still. One merges the neighbours
     that cost least (Ward 1963; for levels, Equitz 1989, "A new vector quantization clustering
     algorithm"), which finds the levels that far outliers and separate modes need; the other has
     levels at equal shares of the cube root of the density. Where `x` has at least `number` distinct
@@ -42,20 +43,27 @@ def k_means(
     centre = v[v.size // 2]
     v = v - centre
     total = _sums(v)
-    bins = _cells(v, total, _bins(v, max(FEWEST_BINS, 4 * number)))
+    fine = max(number, min(max(FEWEST_BINS, 4 * number), v.size))
+    bins = _cells(v, total, _bins(v, fine))
     left = jnp.asarray(number if active is None else active)
     place = jnp.arange(number)
     share = (place.astype(v.dtype) + 0.5) / left.astype(v.dtype)
     even = bins[1][(share * len(bins[1])).astype(jnp.int32)]
     starts = [_merge(*bins, left)[:number], jnp.sort(jnp.where(place < left, even, jnp.inf))]
 
-    def move_to_means(_: Any, level: Array) -> Array:
+    def moves(state: tuple[Array, Array, Array]) -> Array:
+        step, before, level = state
+        return (step < steps) & jnp.any(level != before)
+
+    def move_to_means(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        step, _, level = state
         inner = jnp.searchsorted(v, (level[1:] + level[:-1]) / 2, side="right")
         count, mean = _cells(v, total, _with_ends(inner, v.size))
-        return jnp.where(count > 0, mean, level)
+        return step + 1, level, jnp.where(count > 0, mean, level)
 
     def fit(start: Array) -> tuple[Array, Array]:
-        level = jax.lax.fori_loop(0, steps, move_to_means, start)
+        before = jnp.full_like(start, jnp.nan)
+        level = jax.lax.while_loop(moves, move_to_means, (jnp.asarray(0), before, start))[2]
         nearest = level[jnp.searchsorted((level[1:] + level[:-1]) / 2, v, side="right")]
         return level, jnp.sum(jnp.square((v - nearest) / 2.0**10))
 
