@@ -43,10 +43,10 @@ KV_METHODS = (
 OVERVIEW = {
     "identity": "as they are",
     "haar": "rotated",
-    "haar+pre+sinks": "rotated, keys centred, first 4 tokens exact",
-    "haar+pre+sinks+unbiased": "the same, with scales that do not shrink vectors",
-    "aligned+haar": "keys centred and aligned, values rotated as above, first 4 tokens exact",
-    "kivi": "KIVI: ranges per channel of keys, last 32 tokens exact",
+    "haar+pre+sinks": "rotated and centred, first 4 tokens exact",
+    "haar+pre+sinks+unbiased": "the same, with unbiased scales",
+    "aligned+haar": "keys aligned, values rotated, centred, unbiased scales, first 4 tokens exact",
+    "kivi": "KIVI: ranges per channel of keys, last tokens exact",
 }
 SIDES = (
     "haar", "quaternion_full", "haar+pre", "quaternion_full+pre", "haar+pre+sinks",

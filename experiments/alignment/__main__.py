@@ -5,8 +5,8 @@ r"""Rotate or align: under which coding, and at which rate, does each win?
         --calibration-text wikitext-2:validation --out results/alignment
 
 Keys and values (per head), inputs of linear layers and weights are transformed, coded at 1 to 6
-bits per element and compared on vectors that nothing was fitted on (of weights, every second
-output). Rotations: identity, haar, hadamard, learned_rotation (least 3 bit absmax error, from
+bits per element and compared on held-out vectors; of a weight, every second output channel is
+held out. Rotations: identity, haar, hadamard, learned_rotation (least 3 bit absmax error, from
 Hadamard).
 
 Alignment: pca, local_pca (axes of 4 clusters), low_rank (leading axes and the rest, each rotated,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from isojax.models import LanguageModel, capture_tensors
 from isojax.quantizers import Lattice, Quantizer
 from isojax.recipes import Coordinates, Levels, Samples
 from isojax.report import Entry
+from isojax.transforms import Transform
 
 LOOK = {
     "kurtosis": "1", "peak_to_rms": "1", "coding_gain_db": "dB", "effective_dims": "1",
@@ -38,6 +40,22 @@ FEW = 4096  # vectors to fit the step of an entropy coder
 
 Case = tuple[str, int]  # coding, bits
 Turn = Callable[[Float[Array, "n d"]], Float[Array, "n e"]]
+
+
+class Turned(NamedTuple):
+    """Vectors in their coordinates.
+
+    Attributes:
+        train: to fit codes on [u, n, e].
+        test: to code [u, m, e].
+        inverse: back to the input, where errors there are others than here.
+        side: bits per element besides the codes.
+    """
+
+    train: Array
+    test: Array
+    inverse: Transform | None
+    side: Array
 
 
 def known(name: str) -> str:
@@ -98,7 +116,8 @@ class Reader:
         Raises:
             ValueError: they cannot be coded at these bits.
         """
-        found = measure.eval_shape(jax.random.key(0), *self.vectors(tensor), name, bits)
+        made = functools.partial(measure, name=name, bits=bits)
+        found = jax.eval_shape(made, jax.random.key(0), *self.vectors(tensor))
         return tuple(name for name in CODINGS if (name, bits[0]) in found)
 
     def bound(self, tensor: str, todo: Sequence[Entry]) -> Iterator[dict[str, Array]]:
@@ -115,7 +134,6 @@ class Reader:
             yield found[entry.config.get("coding", ""), entry.config.get("bits", 0)]
 
 
-@functools.partial(jax.jit, static_argnames=("name", "bits"))
 def measure(
     key: Array,
     train: Float[Array, "u n d"],
@@ -126,18 +144,20 @@ def measure(
     """The error and the rate per coding and bits; for ("", 0) statistics of the coordinates.
 
     Each unit has separate coordinates and codes, fitted on `train`. Values are those of `test`:
-    errors of all units together over their energy, means over units of the other metrics.
+    errors of all units together over their energy, means over units of the other metrics. Programs
+    of codes are shared by all coordinates.
     """
     mean = train.mean(1, keepdims=True)
-    keys = jax.random.split(key, len(train))
-    one = functools.partial(_unit, name=name, bits=bits)
-    found = jax.vmap(one)(keys, train - mean, test - mean)
-    energy = jnp.square(test - mean).mean((1, 2))
-    share = energy / energy.sum()
-    return {
-        case: {k: jnp.sum(share * v) if k == "nmse" else jnp.mean(v) for k, v in values.items()}
-        for case, values in found.items()
-    }
+    test = test - mean
+    turned, looked = _turned(jax.random.split(key, len(train)), train - mean, test, name)
+    found: dict[Case, dict[str, Array]] = {("", 0): looked}
+    longer = turned.test.shape[-1] / test.shape[-1]
+    for rate, coding in itertools.product(bits, codings(turned.test.shape[-1])):
+        decoded, spent = _coded(turned.train, turned.test, coding, rate)
+        found[coding, rate] = {
+            "nmse": _error(turned, test, decoded), "rate_bits": spent * longer + turned.side
+        }  # fmt: skip
+    return found
 
 
 @functools.partial(jax.jit, static_argnames="bits")
@@ -150,18 +170,20 @@ def bound(train: Float[Array, "u n d"], test: Float[Array, "u m d"], bits: int) 
     return jnp.sum(least) / jnp.sum(variances.mean(-1))
 
 
-def _unit(key: Array, x: Array, z: Array, *, name: str, bits: tuple[int, ...]) -> Any:
-    if name == LOCAL:
-        turn, inverse, side = _local(key, x), None, math.log2(CLUSTERS) / x.shape[-1]
-    else:
-        transform = Coordinates.parse(name).fit(key, Samples(x))
-        turn, side = transform.apply, 0.0
-        inverse = None if transform.isometry else transform.inverse.apply
-    y, w = turn(x), turn(z)
-    variance, energy = jnp.mean(jnp.square(w), 0), jnp.mean(jnp.square(z))
-    longer = w.shape[-1] / z.shape[-1]
-    found: dict[Case, dict[str, Array]] = {
-        ("", 0): {
+@functools.partial(jax.jit, static_argnames="name")
+def _turned(keys: Array, train: Array, test: Array, name: str) -> tuple[Turned, dict[str, Array]]:
+    """Vectors in coordinates fitted per unit, and their statistics, means over units."""
+
+    def one(key: Array, x: Array, z: Array) -> tuple[Turned, dict[str, Array]]:
+        if name == LOCAL:
+            turn, inverse, side = _local(key, x), None, math.log2(CLUSTERS) / x.shape[-1]
+        else:
+            transform = Coordinates.parse(name).fit(key, Samples(x))
+            turn, side = transform.apply, 0.0
+            inverse = None if transform.isometry else transform.inverse
+        w = turn(z)
+        variance, energy = jnp.mean(jnp.square(w), 0), jnp.mean(jnp.square(z))
+        return Turned(turn(x), w, inverse, jnp.asarray(side)), {
             "kurtosis": metrics.kurtosis(w),
             "peak_to_rms": metrics.peak_to_rms(w, "token"),
             # of the residual after clusters, and of their centres
@@ -170,23 +192,38 @@ def _unit(key: Array, x: Array, z: Array, *, name: str, bits: tuple[int, ...]) -
             "effective_dims": metrics.effective_coordinates(w),
             "top_tenth_energy": metrics.top_k_coordinates(w, max(w.shape[-1] // 10, 1)),
         }
-    }
-    for rate in bits:
-        for coding in codings(w.shape[-1]):
-            levels, entropy = CODINGS[coding], coding == "entropy" or coding in BLOCKS
-            fitted = (Samples(y[:FEW]), float(rate)) if entropy else (Samples(y), rate)
-            quantizer = levels.fit(*fitted)
-            codes = quantizer.encode(w)
-            spent = _entropy(quantizer, y, codes.values) if entropy else rate + 16 / w.shape[-1]
-            w_hat = quantizer.decode(codes)
-            # isometries keep errors; others, and clusters, are measured in the input's units
-            error = longer * metrics.mse(w, w_hat)
-            if inverse is not None:
-                error = metrics.mse(z, inverse(w_hat))
-            found[coding, rate] = {
-                "nmse": error / energy, "rate_bits": jnp.asarray(spent * longer + side),
-            }  # fmt: skip
-    return found
+
+    turned, looked = jax.vmap(one)(keys, train, test)
+    return turned._replace(side=turned.side[0]), jax.tree.map(jnp.mean, looked)
+
+
+@functools.partial(jax.jit, static_argnames=("coding", "rate"))
+def _coded(
+    train: Float[Array, "u n e"], test: Float[Array, "u m e"], coding: str, rate: int
+) -> tuple[Float[Array, "u m e"], Float[Array, ""]]:
+    """Decoded vectors of `test`, and the mean of their bits per element."""
+    levels, entropy = CODINGS[coding], coding == "entropy" or coding in BLOCKS
+
+    def one(y: Array, w: Array) -> tuple[Array, Array]:
+        fitted = (Samples(y[:FEW]), float(rate)) if entropy else (Samples(y), rate)
+        quantizer = levels.fit(*fitted)
+        codes = quantizer.encode(w)
+        spent = _entropy(quantizer, y, codes.values) if entropy else rate + 16 / w.shape[-1]
+        return quantizer.decode(codes), jnp.asarray(spent)
+
+    decoded, spent = jax.vmap(one)(train, test)
+    return decoded, jnp.mean(spent)
+
+
+@jax.jit
+def _error(turned: Turned, test: Array, decoded: Array) -> Float[Array, ""]:
+    """The squared error over the energy; isometries and clusters keep errors."""
+    if turned.inverse is None:
+        error = jnp.square(turned.test - decoded).sum()
+    else:
+        back = jax.vmap(lambda t, w: t.apply(w))(turned.inverse, decoded)
+        error = jnp.square(test - back).sum()
+    return error / jnp.square(test).sum()
 
 
 def _entropy(quantizer: Quantizer, y: Array, codes: Array) -> Array:

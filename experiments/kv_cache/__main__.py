@@ -21,7 +21,8 @@ aligned 0.11; Qwen2.5-Coder-0.5B, whose keys have a bias, haar 2.8 at a cosine o
 haar+pre 0.10, quaternion_full+pre 0.30, kivi 0.02, aligned 0.01. At 2 bit haar+pre+sinks loses 0.46
 and 0.25, aligned keys with rotated values (aligned+haar) 0.18 and 0.08.
 
-A method takes about 15 s and 45 s on 2 CPU cores, longer if it learns; the tiny model half a minute
+A method takes about 15 s with SmolLM2-135M and 45 s with Qwen2.5-Coder-0.5B on 2 CPU cores, longer
+if it learns; the tiny model half a minute
 with `--quick`.
 
 Sources: IsoQuant (2603.28430), TurboQuant (2504.19874), KIVI (2402.02750), KVQuant (2401.18079),

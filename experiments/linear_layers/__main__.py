@@ -4,15 +4,15 @@ r"""Rotate, align, or align and then flatten: what do linear layers lose in 4 bi
     isojax linear-layers --model HuggingFaceTB/SmolLM2-135M --text wikitext-2 \
         --calibration-text wikitext-2:validation --seeds 5 --out results/linear_layers
 
-Every row quantizes the inputs and the weights of all linear layers at the same places and ranges,
-on the same texts; only the basis differs. A rotation of the residual stream (`quarot`) merges, but
-folds the scales of norms into the weights.
+Every case quantizes the inputs and the weights of all linear layers, with the same ranges and
+texts; the transforms differ, and whether the scales of norms are folded into the weights, as a
+merged rotation of the residual stream (`quarot`) requires.
 
 With `centre` in front, the mean of an input over the calibration text is subtracted before it is
 quantized, and added back by a bias, as in Outlier Suppression+ (2304.09145).
 
-Coordinates at the four inputs (`--coordinates`) leave the scales, and run online except for a
-leading diagonal: hence loss against online cost.
+With coordinates at the four inputs (`--coordinates`) these scales stay on the input. Only a leading
+diagonal is merged, the rest runs online, so the report shows loss against online cost.
 
 Diagonals before a Hadamard matrix were used in QuIP (only for weights), SmoothRot, DuQuant and
 OSTQuant; CAT and WUSH are closed forms that align inputs with weights, Kronecker factors are

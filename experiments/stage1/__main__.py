@@ -9,9 +9,9 @@ rotation, its error and time on synthetic unit vectors in the 18 published setti
 its error on the keys (after RoPE) and values of a model, one vector per head, one rotation per seed
 for all layers and heads.
 
-Expected for every rotation and for none: on unit vectors of d = 128 an error of 0.1160, 0.0340
-and 0.0093 at 2, 3 and 4 bit, as in theory (0.1175, 0.0345 and 0.0095 for d to infinity); but on
-keys of the tiny model at 3 bit 0.033 (haar) to 0.052 (identity).
+Expected on unit vectors of d = 128, for every rotation and for none: an error of 0.1160, 0.0340 and
+0.0093 at 2, 3 and 4 bit, as in theory (0.1175, 0.0345 and 0.0095 for d to infinity). On keys of the
+tiny model rotations differ: at 3 bit 0.033 (haar) to 0.052 (identity).
 
 `--quick` takes half a minute on 2 CPU cores.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,11 +126,20 @@ def one_layer(
     parts, turns = plan.layer(number, layers), plan.whole("residual") is not None
     if not parts and not turns:
         return Made()
-    layer = layer_of(base.params["layers"], number)
+    layer = _layer_of(base.params["layers"], number)
     layer = _turned_layer(layer, base.shared["residual"]) if turns else layer
-    own = {p: jax.random.split(keys[p], layers)[number] for p in parts}
+    own = _layer_keys({place: keys[place] for place in parts}, number, layers)
     made = make_layer(own, layer, stats, _past(base, number), parts=parts, config=base.config)
     return dataclasses.replace(made, params=layer | made.params) if turns else made
+
+
+@functools.partial(jax.jit, static_argnames="layers")
+def _layer_keys(keys: Mapping[str, Key[Array, ""]], number: int, layers: int) -> dict[str, Any]:
+    """The keys of one layer, by place."""
+    return {place: jax.random.split(key, layers)[number] for place, key in keys.items()}
+
+
+_layer_of = jax.jit(layer_of)
 
 
 def unquantized(model: LanguageModel) -> Quantized:
