@@ -85,7 +85,7 @@ def smollm(shared):
     """Inputs of some layers of SmolLM2 on two texts, and what reads them."""
     model = load_model(str(shared("models/SmolLM2-135M-Instruct.Q4_1.gguf")))
     text = load_text(str(shared("data/wikitext-2/test.raw.joined.txt")))
-    tokens = jnp.asarray(windows(encode(model.tokenizer, text[:40_000]), 3, 1024))
+    tokens = jnp.asarray(windows(encode(model.tokenizer, text[:20_000]), 3, 512))
     sites = tuple(Site(f"input:{s}", i) for s in ("q_proj", "o_proj", "gate_proj") for i in (4, 19))
     run = jax.jit(lambda ids: forward(model.params, model.config, ids, capture=sites).captured)
     seen = run(tokens)

@@ -56,7 +56,8 @@ def test_lengths_of_the_command_line_stay():
 
 def test_the_tradeoff_runs_and_its_rows_say_the_groups(call, capsys):
     quick = ("--quick", "--bits", 3, "--seeds", 1, "--coordinates", "identity")
-    folder = call(isotropic_tradeoff, *quick, "--weights", "weight:down_proj:0")
+    weights = ("--weights", "weight:down_proj:0", "--weight-bits", 3)
+    folder = call(isotropic_tradeoff, *quick, *weights)
     assert {40, 20, 44, 22} <= found(folder, "group") <= {0, 40, 20, 44, 22, None}
     said = capsys.readouterr().out
     assert "granularities, in lengths that divide 80: group:40 for group:64" in said
