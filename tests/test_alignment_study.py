@@ -67,7 +67,9 @@ def test_the_lattice_gains_what_its_cells_are_rounder_by(distance):
 @pytest.mark.parametrize("dim, lattice", [(64, ["lattice"]), (20, ["lattice_d4"]), (22, [])])
 def test_the_longest_blocks_that_divide_a_vector_are_its_lattice(dim, lattice):
     x = jax.ShapeDtypeStruct((1, 256, dim), jnp.float32)
-    found = measure.eval_shape(jax.random.key(0), x, x, "haar", (2,))
+    found = jax.eval_shape(
+        functools.partial(measure, name="haar", bits=(2,)), jax.random.key(0), x, x
+    )
     assert [coding for coding, _ in found if "lattice" in coding] == lattice
     assert len(found) == 4 + len(lattice)
 
