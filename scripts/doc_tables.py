@@ -12,6 +12,7 @@ from experiments.block_rotation.report import by_parts
 from experiments.compare import report as compare_report
 from experiments.end_to_end.report import COLUMNS
 from experiments.end_to_end.report import lines as learned_lines
+from experiments.kv_cache.methods import recipes
 from experiments.linear_layers.report import means, short_name
 from isojax.report import (
     Row,
@@ -122,6 +123,15 @@ def kv_cache(rows: list[Row]) -> str:
     for model, bits in columns:
         head += [f"{short(model)}, {bits} bit", *(["K cosine"] if bits == 3 else [])]
     return markdown(head, [line for _, line in sorted(found, key=lambda f: f[0])])
+
+
+def kv_methods(rows: list[Row]) -> str:
+    """The recipes of the methods of the cache."""
+    lines = []
+    for name in KV_METHODS:
+        keys, values = map(str, recipes(name))
+        lines.append([name, f"`{keys}`", "the same" if values == keys else f"`{values}`"])
+    return markdown(["method", "keys", "values"], lines)
 
 
 def overview(rows: list[Row]) -> str:
@@ -325,7 +335,8 @@ def uncommitted(rows: list[Row]) -> str:
 TABLES = {
     make.__name__: make
     for make in (
-        perplexity, isotropic_tradeoff, overview, kv_cache, kv_sides, kv_domain, kv_needles,
-        block_rotation, block_formats, linear_layers, end_to_end, compare, uncommitted,
+        perplexity, isotropic_tradeoff, overview, kv_cache, kv_methods, kv_sides, kv_domain,
+        kv_needles, block_rotation, block_formats, linear_layers, end_to_end, compare,
+        uncommitted,
     )
 }  # fmt: skip

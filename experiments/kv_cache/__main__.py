@@ -13,7 +13,7 @@ cache.
 Every window has separate random rotations, so that the spread over windows is over texts and seeds.
 Means, scales, axes and codebooks are fitted on the calibration text.
 
-Methods are in `experiments/kv_cache/methods.py`.
+The recipes of all methods are in `experiments/kv_cache/methods.py`.
 
 Expected at 3 bit, keys and values, 8 windows of WikiText-2, fitted on 8 of its validation split,
 nats per token: SmolLM2-135M haar 0.28, haar+pre 0.19, quaternion_full 1.1, kivi (4.5 bit) 0.03,
@@ -60,12 +60,14 @@ class Config(Calibrated):
     smaq-like (the logarithm of the metric), kvtc-like (principal axes before RoPE, greedy bits),
     gtq-like (bits per channel, values rotated); learned+pre+sinks or learned+pre+sinks+unbiased
     (rotations learned to flatten); or a rotation (identity haar hadamard quaternion_full
-    quaternion_fast planar rotor), plain or with a repair: +pre and +post (K's mean removed before
-    or after RoPE), +scale, +minmax, +fitted, +pre+scale, +pre+minmax, +pre+fitted, +pre+recent (the
-    last 32 tokens exact), +pre+sinks (the first 4), +pre+sinks+unbiased (scales without shrinkage),
-    and, for planar and quaternions, +mass_diff, +pre+mass_diff, +pre+co_activation (channels
-    permuted first). Or
-    your own recipe: 'haar/lloyd_max sinks=4' for both, 'KEYS|VALUES' for each."""
+    quaternion_fast planar rotor), plain or with a repair: +pre and +post (means subtracted, of
+    keys before or after RoPE), +scale (divided by the standard deviation of each channel), +minmax
+    (ranges in place of norms and fixed levels), +fitted (levels fitted to vectors), +pre+scale,
+    +pre+minmax, +pre+fitted, +pre+recent (the last 32 tokens exact), +pre+sinks (the first 4),
+    +pre+sinks+unbiased (scales without shrinkage), and, for planar and quaternions, +mass_diff,
+    +pre+mass_diff, +pre+co_activation (channels permuted first). kivi+lean has pages of 64 tokens
+    and one range per value vector, kivi+sparse also exact outliers. Or your own recipe:
+    'haar/lloyd_max sinks=4' for both, 'KEYS|VALUES' for each."""
     coordinates: tuple[str, ...] = ()
     """Further coordinates, such as mypackage.mymodule:name: centred before RoPE, the first 4 tokens
     exact, fixed levels, as in haar+pre+sinks."""

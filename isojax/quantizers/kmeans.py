@@ -25,11 +25,11 @@ def k_means(
     """The `number` levels of least squared error for the numbers `x`, in increasing order.
 
     The better of two starts, after `steps` of Lloyd's algorithm each, or fewer where the levels
-    stand still. One merges the neighbours
-    that cost least (Ward 1963; for levels, Equitz 1989, "A new vector quantization clustering
-    algorithm"), which finds the levels that far outliers and separate modes need; the other has
-    levels at equal shares of the cube root of the density. Where `x` has at least `number` distinct
-    values, no cell is empty. Traced: works under `jit`, and under `vmap` over `x`.
+    stand still. One merges the neighbours that cost least (Ward 1963; for levels, Equitz 1989, "A
+    new vector quantization clustering algorithm"), which finds the levels that far outliers and
+    separate modes need; the other has levels at equal shares of the cube root of the density. Where
+    `x` has at least `number` distinct values, no cell is empty. Traced: works under `jit`, and
+    under `vmap` over `x`.
 
     Args:
         x: at least one number, all finite, in fp32.
