@@ -10,7 +10,7 @@ from isojax.report import Row, markdown, paired, pivot, select, summarize
 
 
 def costs(rows: list[Row]) -> str:
-    """Time and memory of a sweep, and of loading a model of 1.5B."""
+    """Time and memory of a sweep, and of loading and quantizing a model of 1.5B."""
     what = {
         "bench_sweep": "24 seeds x 3 transforms x 5 granularities of 2048 x 1536, compilation too",
         "bench_load": "load a 1.5B Q8_0 GGUF in fp32 (time), then score 2048 tokens (memory)",
@@ -21,6 +21,12 @@ def costs(rows: list[Row]) -> str:
         seconds = summarize(mine, "time_us").mean / 1e6
         peak = summarize(mine, "peak_rss_bytes").mean / 1e9
         lines.append([text, f"`scripts/{name}.py`", f"{seconds:.0f}", f"{peak:.2f}"])
+    for step in ("calibrate", "quantize", "score"):
+        mine = [r for r in rows if r.experiment == "bench_quantize" and r.config["step"] == step]
+        seconds, peak = (summarize(mine, name).mean for name in ("time_us", "peak_rss_bytes"))
+        text = f"{step} 1.5B in bf16, W4A4 by GPTQ behind QuaRot's rotations"
+        cells = [f"{seconds / 1e6:.0f}", f"{peak / 1e9:.2f}"]
+        lines.append([text, "`scripts/bench_quantize.py`", *cells])
     for way, text in {
         "vmap": "learn 128 rotations of 128 x 128, 500 steps each, in one program by `vmap`",
         "loop": "the same, one program run after run (of two)",

@@ -30,6 +30,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "ker
 BENCHES = (
     "bench_model",
     "bench_load",
+    "bench_quantize",
     "bench_sweep",
     "bench_learn",
     "bench_cpu",

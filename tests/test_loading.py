@@ -262,9 +262,8 @@ def test_a_path_that_does_not_exist_never_goes_to_the_network(source, folder, mo
     )
     source = source.format(folder=folder)
     if source:
-        assert f"{source}: no such model file or folder" in error_of_loading(
-            source, FileNotFoundError
-        )
+        error = error_of_loading(source, FileNotFoundError)
+        assert f"{source}: no such model file or folder" in error and "tiny, smollm2" in error
     else:
         error_of_loading(source, FileNotFoundError)
 

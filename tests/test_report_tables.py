@@ -83,6 +83,14 @@ def test_a_key_that_no_row_has_is_named(stamp, index, columns):
         pivot(rows, index, columns)
 
 
+def test_a_table_without_rows_or_of_an_unknown_metric_is_refused(stamp):
+    with pytest.raises(ValueError, match="rows must be at least one"):
+        pivot([], ["kind"], "metric")
+    rows = rows_of(stamp, [1.0], kind="haar")
+    with pytest.raises(ValueError, match="no row has the metric 'nsme'; they have mse"):
+        pivot(rows, ["kind"], "bits", "nsme")
+
+
 def test_what_no_seed_changes_has_no_spread_and_counts_once(stamp):
     rows = [*rows_of(stamp, [2.0] * 24, t="identity"), *rows_of(stamp, [1.0, 3.0], t="haar")]
     lines = pivot(rows, ["t"], "metric", count=True).splitlines()
