@@ -68,7 +68,7 @@ def random_model(config: ModelConfig) -> LanguageModel:
         return jnp.ones(shape.shape, jnp.bfloat16) if scale else normal(shape)
 
     params = jax.tree_util.tree_map_with_path(leaf, param_shapes(config))
-    return LanguageModel("random 1.5B", config, params, None)
+    return LanguageModel("random 1.5B", config, params, None)  # pyright: ignore[reportArgumentType]
 
 
 def measured(step: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
