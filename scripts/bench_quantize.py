@@ -6,7 +6,7 @@
 Random weights in bf16 in the shapes of Qwen2.5-1.5B; weights and inputs of 4 bits by GPTQ behind
 QuaRot's rotations; statistics (10 GB) are kept in a temporary folder. Rows `time_us`, compilation
 included, and `peak_rss_bytes` of each step (Linux).
-Expected below 18 GB in all steps; 15 minutes on 2 CPU cores.
+Expected 15 GB at most; 16 minutes on a CPU core.
 """
 
 from __future__ import annotations

@@ -56,9 +56,7 @@ def wanted(row: Row) -> bool:
     if row.experiment == "kv_cache":
         if row.config["method"] == "none":
             return row.metric == "needle_accuracy"
-        shown = row.metric in (
-            "delta_nll", "kl_mean", "key_cosine", "rate_bits", "needle_accuracy",
-        )  # fmt: skip
+        shown = row.metric in ("delta_nll", "key_cosine", "rate_bits", "needle_accuracy")
         names = KV_METHODS if row.config["target"] == "KV" else SIDES
         return shown and row.config["bits"] in (2, 3) and row.config["method"] in names
     if row.experiment == "block_rotation":

@@ -101,7 +101,7 @@ def smollm(shared):
 
 @pytest.mark.shared
 def test_aligned_then_flattened_layers_of_smollm_lose_less_than_half(smollm):
-    """As measured before: 0.0110 against 0.0229 for the full Hadamard matrix; and the law holds."""
+    """And the law holds; with windows of 1024 tokens 0.0110, the Hadamard matrix 0.0229."""
     lost = {"hadamard": [], "balance@hadamard": [], "wush@hadamard": []}
     fits = {name: jax.jit(Coordinates.parse(name).fit) for name in lost}
     for fitted, held, w in smollm.values():

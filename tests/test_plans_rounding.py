@@ -37,7 +37,7 @@ PURE = {
 
 
 @pytest.mark.parametrize("text", PURE.values(), ids=PURE)
-def test_keys_by_vmap_and_under_jit_are_a_loop(text):
+def test_keys_by_vmap_under_jit_are_a_loop(text):
     model, plan = model_of("qwen2"), Plan.parse(text)
     stats = calibrate(model, TOKENS, plan)
     keys = jax.random.split(KEY, 2)

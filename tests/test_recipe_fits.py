@@ -237,10 +237,13 @@ def test_a_clip_cuts_the_range_and_none_is_that_of_the_rule():
     want = quantizers.absmax(4, "token", clip=0.5).roundtrip(X)
     assert_allclose(clipped.roundtrip(X), want)
     for rule in ("max", "percentile", "std"):
-        plain = Recipe.parse(f"identity/absmax:range={rule}").fit(KEY, SAMPLES, 4)
-        want = quantizers.absmax(4, "token", range_rule=rule).roundtrip(X)
-        assert_allclose(plain.roundtrip(X), want)
+        for name, make in (("absmax", quantizers.absmax), ("minmax", quantizers.minmax)):
+            plain = Recipe.parse(f"identity/{name}:range={rule}").fit(KEY, SAMPLES, 4)
+            levels = {"levels": "affine"} if name == "minmax" else {}
+            want = make(4, "token", range_rule=rule, **levels).roundtrip(X)
+            assert_allclose(plain.roundtrip(X), want)
     for clip in ("1.5", "0.0"):
         levels = Levels.parse(f"minmax:clip={clip}")
         assert "clip must be above 0" in message(levels.fit, SAMPLES, 4)
+    assert Recipe.parse("identity/absmax:clip=0.5").words["clip"] == 0.5
     assert "clip" not in Recipe.parse("identity/absmax").words  # rows of before keep their identity

@@ -85,7 +85,7 @@ def test_a_key_that_no_row_has_is_named(stamp, index, columns):
 
 def test_a_table_without_rows_or_of_an_unknown_metric_is_refused(stamp):
     with pytest.raises(ValueError, match="rows must be at least one"):
-        pivot([], ["kind"], "metric")
+        pivot(iter([]), ["kind"], "metric")
     rows = rows_of(stamp, [1.0], kind="haar")
     with pytest.raises(ValueError, match="no row has the metric 'nsme'; they have mse"):
         pivot(rows, ["kind"], "bits", "nsme")

@@ -66,7 +66,7 @@ class Config(Calibrated):
     +pre+minmax, +pre+fitted, +pre+recent (the last 32 tokens exact), +pre+sinks (the first 4),
     +pre+sinks+unbiased (scales without shrinkage), and, for planar and quaternions, +mass_diff,
     +pre+mass_diff, +pre+co_activation (channels permuted first). kivi+lean has pages of 64 tokens
-    and one range per value vector, kivi+sparse also exact outliers. Or your own recipe:
+    and one range per value vector, kivi+sparse pages of 64 and exact outliers. Or your own recipe:
     'haar/lloyd_max sinks=4' for both, 'KEYS|VALUES' for each."""
     coordinates: tuple[str, ...] = ()
     """Further coordinates, such as mypackage.mymodule:name: centred before RoPE, the first 4 tokens

@@ -1,24 +1,24 @@
 """Closed forms that align inputs with the weights that read them: WUSH and CAT.
 
-For y = x W in coordinates T, that is x T and T^-1 W, let C be the second moment of x and M = W W^T.
+For y = x W in coordinates T, that is x T and T^-1 W, let C be the second moment of x and S = W W^T.
 Where rotations have flattened both, the error at a number of bits is proportional to
-|x T|^2 |T^-1 W|^2 = tr(T^T C T) tr(T^-1 M T^-T), which no rotation changes. It depends only on
-T T^T, and is least where this is the geometric mean of C^-1 and M,
+|x T|^2 |T^-1 W|^2 = tr(T^T C T) tr(T^-1 S T^-T), which no rotation changes. It depends only on
+T T^T, and is least where this is the geometric mean of C^-1 and S,
 
-    T T^T = C^(-1/2) (C^(1/2) M C^(1/2))^(1/2) C^(-1/2),
+    T T^T = C^(-1/2) (C^(1/2) S C^(1/2))^(1/2) C^(-1/2),
 
 where |x T|_F |T^-1 W|_F is the nuclear norm of X W. The best block-diagonal T has this form in each
 block, and the best diagonal is `isojax.learn.balance_scale`. A rotation after T remains free; the
 one that flattens is a separate stage, as in `wush:32@block_hadamard:32`.
 
-- WUSH (Chen et al. 2026, arXiv 2512.00956): T = C^(-1/2) U S^(1/2), where C^(1/2) M C^(1/2) =
-  U S^2 U^T. Then x T and T^-1 W both have the diagonal second moment S, which any Hadamard
+- WUSH (Chen et al. 2026, arXiv 2512.00956): T = C^(-1/2) U D^(1/2), where C^(1/2) S C^(1/2) =
+  U D^2 U^T. Then x T and T^-1 W both have the diagonal second moment D, which any Hadamard
   matrix spreads evenly.
 - CAT (Federici et al. 2026, arXiv 2603.04359): the symmetric root of T T^T, the solution
   nearest to the identity. The paper has it in blocks.
 
-Roots are computed by `eigh`, and S by an SVD of C^(1/2) M^(1/2), not from the eigenvalues of
-C^(1/2) M C^(1/2), whose condition number is the square. In fp32, at a damping of 1%,
+Roots are computed by `eigh`, and D by an SVD of C^(1/2) S^(1/2), not from the eigenvalues of
+C^(1/2) S C^(1/2), whose condition number is the square. In fp32, at a damping of 1%,
 |x T| |T^-1 W| is then within 1e-5 of its minimum (d up to 1536), and T^-1 T within 1e-4 of the
 identity.
 """
@@ -64,9 +64,9 @@ def wush(
 
     Args:
         moment: C, of the inputs, see `second_moment`.
-        metric: M = W W^T, over all weights that read them.
+        metric: S = W W^T, over all weights that read them.
         block: length of blocks, each aligned separately; 0 for the full width.
-        damping: share of the mean eigenvalue that is added to all eigenvalues, of C and of M.
+        damping: share of the mean eigenvalue that is added to all eigenvalues, of C and of S.
 
     Raises:
         ValueError: the moments are not square or differ in shape; one is not finite (not checked
@@ -111,7 +111,7 @@ def damped(
 
 
 def spectral(moment: Float[Array, "d d"], metric: Float[Array, "d d"]) -> Pair:
-    """T of `wush` for damped moments: T^T C T = T^-1 M T^-T = S, in descending order."""
+    """T of `wush` for damped moments: T^T C T = T^-1 S T^-T = D, in descending order."""
     size, axes = _eigen(moment)
     root, back = product(axes * size[None], axes.T), product(axes / size[None], axes.T)
     other, ways = _eigen(metric)

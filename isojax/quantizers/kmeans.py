@@ -62,7 +62,7 @@ def k_means(
         return step + 1, level, jnp.where(count > 0, mean, level)
 
     def fit(start: Array) -> tuple[Array, Array]:
-        before = jnp.full_like(start, jnp.nan)
+        before = jnp.full_like(start, -jnp.inf)  # no level
         level = jax.lax.while_loop(moves, move_to_means, (jnp.asarray(0), before, start))[2]
         nearest = level[jnp.searchsorted((level[1:] + level[:-1]) / 2, v, side="right")]
         return level, jnp.sum(jnp.square((v - nearest) / 2.0**10))

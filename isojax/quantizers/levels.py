@@ -141,7 +141,7 @@ def _absmax(
     samples: Samples, bits: int, granularity: str = "token", group: int = 0, range: str = "max",
     levels: str = "restricted", clip: float | Float[Array, ""] | None = None,
 ) -> Uniform:  # fmt: skip
-    """Evenly spaced levels, symmetric; `clip` is that of the rule for the range."""
+    """Evenly spaced levels, symmetric; None is the default `clip` of the range rule."""
     group = group_of(granularity, group, samples.dim)
     return absmax(bits, granularity, group, range_rule=range, levels=levels, clip=clip)
 

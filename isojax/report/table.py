@@ -82,6 +82,7 @@ def pivot(
         ValueError: there are no rows (of the metric `value`), no row has a key, or the rows of a
             cell differ in further keys; names them.
     """
+    rows = list(rows)
     heads = index if isinstance(index, Mapping) else dict(zip(index, index, strict=True))
     across = columns if isinstance(columns, tuple) else (columns,)
     shown_rows = [row for row in rows if value is None or row.metric == value]
