@@ -14,6 +14,7 @@ from jaxtyping import Array, Key
 
 from isojax.models import LanguageModel, ModelConfig
 from isojax.models.decoder import Params
+from isojax.models.hooks import Layer
 from isojax.models.rotate import fold_ends, fold_layer, turn_ends, turn_layer
 from isojax.quantize.check import check_added
 from isojax.quantize.fitting import concrete, decoded, pooled, rounded
@@ -134,7 +135,7 @@ def one_layer(
 
 
 @functools.partial(jax.jit, static_argnames="layers")
-def _layer_keys(keys: Mapping[str, Key[Array, ""]], number: int, layers: int) -> dict[str, Any]:
+def _layer_keys(keys: Mapping[str, Key[Array, ""]], number: Layer, layers: int) -> dict[str, Any]:
     """The keys of one layer, by place."""
     return {place: jax.random.split(key, layers)[number] for place, key in keys.items()}
 
