@@ -63,6 +63,8 @@ class Config(Calibrated):
     not divide all inputs become the longest shorter ones that do."""
     seeds: int = 2
     """Seeds of random transforms; each reads all windows."""
+    first_seed: int = 0
+    """The first of them: more seeds in a folder that has some, or on another machine."""
     steps: int = 100
     """Steps of learned rotations, a multiple of 10."""
     layers: bool = True
@@ -94,8 +96,10 @@ def main(config: Config) -> None:
     for name in config.plans:
         check_choice("plans", name, PLANS)
     config.check_positive("seeds", "steps", "samples")
+    if config.first_seed < 0:
+        raise ValueError(f"first_seed must be at least 0; got {config.first_seed}.")
     grows = ("settings", "formats", "rounding", "plans", "coordinates", "seeds", "layers")
-    study = config.study("linear_layers", *grows, *config.windows_grow)
+    study = config.study("linear_layers", *grows, "first_seed", *config.windows_grow)
     given = config.settings, config.formats, config.rounding
     cases(config.plans, config.coordinates, *given)  # or ValueError
     model, texts, base, fit_on = config.load()
@@ -117,7 +121,8 @@ def jobs(config: Config, reader: Reader, base: dict[str, Any], every: list[Case]
     yield reader.exact_job(base | {"setting": "exact"})
     for case in every:
         plan = plan_of(case, config.steps)
-        for number in range(config.seeds if plan.random else 1):
+        numbers = range(config.first_seed, config.first_seed + config.seeds)
+        for number in numbers if plan.random else (0,):
             seed, own = number if plan.random else None, base | case._asdict()
             entries = reader.entries(own, seed)
             entries += [Entry(own, seed, COSTS)] if not number else []
