@@ -43,11 +43,12 @@ def k_means(
     centre = v[v.size // 2]
     v = v - centre
     total = _sums(v)
-    fine = max(number, min(max(FEWEST_BINS, 4 * number), v.size))
+    per_level = 4 if active is None else 2  # most of several fits have far fewer than `number`
+    fine = max(number, min(max(FEWEST_BINS, per_level * number), v.size))
     bins = _cells(v, total, _bins(v, fine))
-    left = jnp.asarray(number if active is None else active)
+    left = number if active is None else active
     place = jnp.arange(number)
-    share = (place.astype(v.dtype) + 0.5) / left.astype(v.dtype)
+    share = (place.astype(v.dtype) + 0.5) / jnp.asarray(left, v.dtype)
     even = bins[1][(share * len(bins[1])).astype(jnp.int32)]
     starts = [_merge(*bins, left)[:number], jnp.sort(jnp.where(place < left, even, jnp.inf))]
 
@@ -123,26 +124,30 @@ def _merge(count: Array, mean: Array, left: Array | int) -> Array:
         """The root of the increase in squared error, which cannot overflow."""
         return jnp.sqrt(m * n / jnp.maximum(m + n, 1)) * (b - a)
 
-    def step(_: Any, state: Any) -> Any:
+    def step(i: Any, state: Any) -> Any:
         count, mean, after, before, costs = state
-        here = jnp.argmin(costs)
+        # beyond the last merge nothing is written: cheaper under vmap than a loop that ends
+        here = jnp.where(i < size - left, jnp.argmin(costs), size)
         other = after[here]
-        left, right = before[here], after[other]
+        low, high = before[here], after[other]
         both = count[here] + count[other]
         share = count[other] / jnp.maximum(both, 1)
         joined = mean[here] + (mean[other] - mean[here]) * share
-        count, mean = count.at[here].set(both), mean.at[here].set(joined).at[other].set(jnp.inf)
-        after, before = after.at[here].set(right), before.at[right].set(here, mode="drop")
         # an index beyond the end reads an unused value, and writes nothing
-        down = jnp.where(left < 0, jnp.inf, cost(mean[left], joined, count[left], both))
-        up = cost(joined, mean[right], both, count[right])
-        up = jnp.where(right < size, up, jnp.inf)
-        left = jnp.where(left < 0, size, left)
-        costs = costs.at[jnp.stack([other, here, left])].set(
+        count = count.at[here].set(both, mode="drop")
+        mean = mean.at[jnp.stack([here, other])].set(jnp.stack([joined, jnp.inf]), mode="drop")
+        after = after.at[here].set(high, mode="drop")
+        before = before.at[high].set(here, mode="drop")
+        down = jnp.where(low < 0, jnp.inf, cost(mean[low], joined, count[low], both))
+        up = cost(joined, mean[high], both, count[high])
+        up = jnp.where(high < size, up, jnp.inf)
+        low = jnp.where((low < 0) | (here == size), size, low)
+        costs = costs.at[jnp.stack([other, here, low])].set(
             jnp.stack([jnp.full_like(up, jnp.inf), up, down]), mode="drop"
         )
         return count, mean, after, before, costs
 
     costs = jnp.append(cost(mean[:-1], mean[1:], count[:-1], count[1:]), jnp.inf)
     state = count, mean, after, before, costs
-    return jnp.sort(jax.lax.fori_loop(0, size - left, step, state)[1])
+    most = size - (left if isinstance(left, int) else 1)
+    return jnp.sort(jax.lax.fori_loop(0, most, step, state)[1])
