@@ -7,7 +7,7 @@ setup() {
   [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
   if [ "$(cat "$venv/.installed" 2>/dev/null)" != "$want" ]; then
     echo "installing isojax$1 into $venv (a minute or two)"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$1"
+    "$venv/bin/python" -m pip install --no-compile --quiet --disable-pip-version-check --editable ".$1"
     printf '%s' "$want" > "$venv/.installed"
   fi
   export PATH="$venv/bin:$PATH"
