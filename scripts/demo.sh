@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 source scripts/setup.sh
 setup ""
 compare() {
-  isojax quantize --model "$1" --length 512 --seeds 1 --calibration-windows 4 --continuation 0 \
+  isojax quantize --model "$1" --length 384 --seeds 1 --calibration-windows 4 --continuation 0 \
     --plans rotated-cache aligned rotated-inputs balanced-inputs | sed '/^## /,$d' ||
     return
   echo "$2"
