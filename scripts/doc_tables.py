@@ -1,4 +1,4 @@
-"""The tables of studies in README.md and docs/findings.md, each made from rows."""
+"""The tables of studies in README.md and docs/findings, each made from rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of speed and memory in docs/findings.md and docs/kernels.md."""
+"""The tables of speed and memory in docs/findings and docs/kernels.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fill the tables of README.md, docs/findings.md and docs/kernels.md from rows.
+"""Fill the tables of README.md, docs/findings and docs/kernels.md from rows.
 
     python scripts/update_docs.py                               # from docs/rows.jsonl
     python scripts/update_docs.py --take results/A results/B    # first take rows from there
@@ -21,12 +21,17 @@ from doc_tables import AT3, KV_METHODS, OWN, SHOWN, SIDES
 from doc_tables import TABLES as STUDIES
 from speed_tables import TABLES as SPEED
 
+from experiments.linear_layers.report import ONLINE, SCORES
 from isojax.report import Row, read_rows, select
 
 TABLES = STUDIES | SPEED
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md", ROOT / "docs" / "kernels.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "kernels.md",
+    *sorted((ROOT / "docs" / "findings").glob("*.md")),
+)
 BENCHES = (
     "bench_model",
     "bench_load",
@@ -65,8 +70,7 @@ def wanted(row: Row) -> bool:
         shown = row.config.get("setting") == "A4-down" or row.config.get("format") == "int4"
         return row.metric == "delta_nll" and shown
     if row.experiment == "linear_layers":
-        shown = row.metric in ("delta_nll", "kl_mean", "online_transforms", "online_fmas")
-        return shown and row.config["setting"] == "W4A4" and row.config["format"] == "int4"
+        return row.metric in (*ONLINE, *SCORES)  # so that another run can add seeds to the report
     if row.experiment == "end_to_end":
         return row.metric in ("kl_mean", "delta_nll")
     return row.experiment in ("compare", "perplexity", *BENCHES)

@@ -238,7 +238,7 @@ def _gtq_like(bits: int = 3) -> Plan:
 def _aligned(bits: int = 3) -> Plan:
     """Keys in the metric of their queries at half its power, values rotated.
 
-    The best method of `isojax kv-cache` at 2 bits, `aligned+haar`; see docs/findings.md.
+    The best method of `isojax kv-cache` at 2 bits, `aligned+haar`; see docs/findings/kv_cache.md.
     Unbiased scales are those of EDEN (Vargaftik et al. 2022, arXiv 2108.08842).
     """
     return _cache("aligned", bits)
