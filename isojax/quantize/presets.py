@@ -246,7 +246,7 @@ def _aligned(bits: int = 3) -> Plan:
 
 @PLANS.member("rotated-cache")
 def _rotated_cache(bits: int = 3) -> Plan:
-    """The control of `aligned`: keys and values are rotated at random, all else is the same.
+    """The baseline of `aligned`: keys are rotated at random too, with one fixed set of levels.
 
     After TurboQuant (arXiv 2504.19874), with centred keys and unbiased scales.
     """
