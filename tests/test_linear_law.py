@@ -1,5 +1,7 @@
 """Concentration, alignment and the law of the SQNR of a linear layer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,15 +105,19 @@ def smollm(shared):
 def test_aligned_then_flattened_layers_of_smollm_lose_less_than_half(smollm):
     """And the law holds; with windows of 1024 tokens 0.0110, the Hadamard matrix 0.0229."""
     lost = {"hadamard": [], "balance@hadamard": [], "wush@hadamard": []}
-    fits = {name: jax.jit(Coordinates.parse(name).fit) for name in lost}
-    for fitted, held, w in smollm.values():
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def measured(name, fitted, held, w):
         samples = Samples(None, w @ w.T, moment=fitted.T @ fitted / len(fitted), size=len(w))
+        x, v = both_ways(Coordinates.parse(name).fit(KEY, samples), held, w)
+        return sqnr(x, v, 4, 4), metrics.expected_sqnr_db(x, v)
+
+    for layer in smollm.values():
         for name, errors in lost.items():
-            x, v = both_ways(fits[name](KEY, samples), held, w)
-            got = float(sqnr(x, v, 4, 4))
+            got, want = map(float, measured(name, *layer))
             errors.append(10 ** (-got / 10))
             if name != "wush@hadamard":
-                assert abs(got - float(metrics.expected_sqnr_db(x, v))) < 0.5
+                assert abs(got - want) < 0.5
     mean = {name: np.exp(np.log(errors).mean()) for name, errors in lost.items()}
     assert 0.01 < mean["hadamard"] < 0.05
     assert mean["wush@hadamard"] < 0.6 * mean["hadamard"]

@@ -38,7 +38,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from isojax.quantize import Plan
-from isojax.quantize.shapes import quantized_shapes
+from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run
@@ -125,10 +125,11 @@ def main(config: Config) -> None:
     model, texts, base, fit_on = config.load()
     every = [plan(pair, "KV", config.bits[0]) for pair in pairs.values()]
     reader = Reader(model, texts, fit_on, every, config.induction or 0)
-    for what in every:
-        quantized_shapes(what, model.config, reader.stats)  # or ValueError
     for length in config.needles:
         reader.needles(length, config.prompts)  # or ValueError
+    shapes = statistics_shapes(model.config)
+    for what in every:
+        quantized_shapes(what, model.config, shapes)  # or ValueError
     fill(study, jobs(config, reader, base, pairs))
     finish(study, text(study, base, config.texts), figure(study, base, config.texts))
 
