@@ -63,6 +63,9 @@ class Config(Calibrated):
     """Windows to fit on."""
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
+        if self.model != "tiny":
+            once = {"seeds": 1, "windows": 1, "calibration_windows": 2, "length": 256}
+            return {"coordinates": ("identity", "haar"), "repeats": 11} | once
         fewer = ("identity", "haar", "hadamard", "block_hadamard:32",
                  "mass_diff@block_hadamard:32", "quaternion_full", "pca")  # fmt: skip
         return {"coordinates": fewer, "seeds": 2, "windows": 2, "repeats": 11}

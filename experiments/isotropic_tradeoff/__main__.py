@@ -86,7 +86,8 @@ class Config(Common):
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         fewer = {"seeds": 6, "bits": (2, 3, 4), "quantizers": ("absmax",)}
         fewer |= {"weight_bits": (2, 3, 4), "weight_quantizers": ("absmax",)}
-        return fewer | {"weights": ("weight:down_proj:0",)}
+        fewer |= {"weights": ("weight:down_proj:0",)}
+        return fewer | ({} if self.model == "tiny" else {"seeds": 3, "length": 512})
 
     def resolved(self) -> Config:  # noqa: D102
         return dataclasses.replace(

@@ -103,10 +103,10 @@ class Config(Calibrated):
 
     def quickened(self) -> dict[str, Any]:  # noqa: D102
         methods = ("kivi", "identity", "haar", "quaternion_full", "haar+pre")
-        return {
-            "methods": methods, "bits": (3,), "targets": ("KV",), "windows": 4,
-            "calibration_windows": 2,
+        fewer: dict[str, Any] = {
+            "methods": methods, "bits": (3,), "targets": ("KV",), "calibration_windows": 2,
         }  # fmt: skip
+        return fewer | ({"windows": 4} if self.model == "tiny" else {"windows": 2, "length": 512})
 
 
 def main(config: Config) -> None:
