@@ -87,7 +87,7 @@ class Config(Common):
         fewer = {"seeds": 6, "bits": (2, 3, 4), "quantizers": ("absmax",)}
         fewer |= {"weight_bits": (2, 3, 4), "weight_quantizers": ("absmax",)}
         fewer |= {"weights": ("weight:down_proj:0",)}
-        return fewer | ({} if self.model == "tiny" else {"seeds": 3, "length": 512})
+        return fewer | ({} if self.model == "tiny" else {"seeds": 2, "length": 512})
 
     def resolved(self) -> Config:  # noqa: D102
         return dataclasses.replace(
