@@ -1,5 +1,7 @@
 """The study of linear layers as its users run it, on a small random model."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,20 @@ def test_every_seed_reads_all_windows_and_what_is_not_drawn_has_none(found):
         here = [(r.seed, r.config["window"]) for r in select(found, "delta_nll", plan=plan)]
         assert sorted(here, key=str) == [(s, i) for s in seeds for i in range(2)]
         assert len(select(found, "kl_p99", plan=plan)) == len(seeds)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_adds_later_seeds_to_a_folder_or_makes_them_elsewhere(call, out, tmp_path, there):
+    folder = tmp_path / "more"
+    if there:
+        shutil.copytree(out, folder)
+    few = ("--windows", 2, "--calibration-windows", 2, "--rounding", "nearest", "--no-layers")
+    drawn = ("--plans", "quarot", "--coordinates", "balance@hadamard")
+    call(study, *few, *drawn, "--seeds", 1, "--first-seed", 2, out=folder)
+    rows = read_rows(folder / "rows.jsonl")
+    seeds = [r.seed for r in select(rows, "delta_nll", plan="quarot", window=0)]
+    assert sorted(seeds) == ([0, 1, 2] if there else [2])
+    assert "| 2 |" in (folder / "table.md").read_text() and (folder / "figure.png").exists()
 
 
 def test_losses_and_costs_are_those_of_the_model_of_the_plan(found, small):
@@ -114,6 +130,7 @@ def test_a_killed_run_ends_as_if_undisturbed(call, out, tmp_path):
         ("plans must be one of", ("--plans", "quarrot")),
         ("coordinates must be one of haar, hadamard", ("--coordinates", "hadamart")),
         ("seeds must be", ("--seeds", 0)),
+        ("first_seed must be at least 0", ("--first-seed", -1)),
     ],
 )
 def test_bad_input_ends_in_one_line(refuses, words, arguments):

@@ -121,11 +121,12 @@ def jobs(config: Config, reader: Reader, base: dict[str, Any], every: list[Case]
     yield reader.exact_job(base | {"setting": "exact"})
     for case in every:
         plan = plan_of(case, config.steps)
-        numbers = range(config.first_seed, config.first_seed + config.seeds)
-        for number in numbers if plan.random else (0,):
+        seeds = range(config.first_seed, config.first_seed + config.seeds)
+        numbers = seeds if plan.random else (0,)
+        for number in numbers:
             seed, own = number if plan.random else None, base | case._asdict()
             entries = reader.entries(own, seed)
-            entries += [Entry(own, seed, COSTS)] if not number else []
+            entries += [Entry(own, seed, COSTS)] if number == numbers[0] else []
             title = " ".join([*case, f"seed {number}"])
             yield Job(title, entries, functools.partial(reader.values, plan, number))
     places = itertools.product(SITES, range(reader.model.config.num_hidden_layers))

@@ -265,7 +265,7 @@ def _balanced_inputs(bits: int = 4) -> Plan:
 
 @PLANS.member("rotated-inputs")
 def _rotated_inputs(bits: int = 4) -> Plan:
-    """The control of `balanced-inputs`: the Hadamard matrix without the diagonal.
+    """The baseline of `balanced-inputs`: the Hadamard matrix without the diagonal.
 
     QuaRot's rotation (arXiv 2404.00456), online at all four inputs, norm scales not folded.
     """

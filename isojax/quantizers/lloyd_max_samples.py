@@ -94,10 +94,11 @@ def lloyd_max_channels(
         total_bytes = check_total_bytes(bits, total_bytes, most_bits)
     number = 2 ** (most_bits if mixed else check_choice("bits", bits, range(1, MOST_BITS + 1)))
     v = _normalized(samples, normalize, granularity, group)
-    active = jnp.broadcast_to(1 << jnp.asarray(bits, jnp.int32), samples.shape[-1:])
-    levels = jax.vmap(lambda v, active: k_means(v, number, steps, active))(v.T, active)
     if not mixed:
+        levels = jax.vmap(lambda v: k_means(v, number, steps))(v.T)
         return nearest_level(levels, normalize, granularity, group)
+    active = 1 << jnp.asarray(bits, jnp.int32)
+    levels = jax.vmap(lambda v, active: k_means(v, number, steps, active))(v.T, active)
     return mixed_codebook(
         levels, bits, total_bytes, normalize=normalize, granularity=granularity, group=group
     )
