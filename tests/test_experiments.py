@@ -239,7 +239,7 @@ def test_bad_settings_of_the_tradeoff_are_named(refuses, arguments, message):
 def test_a_dry_run_prints_the_configuration_and_writes_nothing(call, capsys, tmp_path):
     call(isotropic_tradeoff, "--dry-run", "--quick", out=tmp_path / "out")
     settings = json.loads(capsys.readouterr().out)
-    assert settings["experiment"] == "isotropic_tradeoff" and settings["seeds"] == 6
+    assert settings["experiment"] == "isotropic_tradeoff" and settings["seeds"] == 2
     assert not (tmp_path / "out").exists()
 
 
