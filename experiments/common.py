@@ -130,6 +130,12 @@ class Common:
         for name in names:
             check_positive(name, getattr(self, name))
 
+    def check_not_negative(self, *names: str) -> None:
+        """Raise `ValueError` if one of these settings is below 0."""
+        for name in names:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+
     def study(self, name: str, *grows: str) -> Study:
         """The output folder; settings named in `grows` only add rows."""
         assert self.out is not None

@@ -46,7 +46,7 @@ def test_the_notebook_runs_and_comes_to_its_finding(shared, tmp_path):
     few = code
     for given, less in (
         ("windows[:4], windows[4:12]", "windows[:1], windows[1:3]"),
-        ('("rotated-inputs", "balanced-inputs")', "()"),
+        ('("rotated-inputs", "balanced-inputs")', '("balanced-inputs",)'),
     ):
         assert few.count(given) == 1
         few = few.replace(given, less)
@@ -64,7 +64,8 @@ def test_the_notebook_runs_and_comes_to_its_finding(shared, tmp_path):
     assert done.returncode == 0, done.stderr
     loss = json.loads(done.stdout.splitlines()[-1])
     assert loss["aligned:2"] < 0.9 * loss["rotated-cache:2"]
-    assert len(loss) == 3 and all(1e-3 < value < 6 for value in loss.values())
+    most = {name: 6 if name == "sorted_blocks" else 3 for name in loss}  # a control
+    assert len(loss) == 4 and all(1e-3 < value < most[name] for name, value in loss.items())
 
 
 @pytest.mark.parametrize("page", doc_examples.PAGES)

@@ -23,7 +23,7 @@ from isojax.transforms import Composed, Hadamard
 BITS = 4
 HEADS = (2, 2)  # value heads, and query heads that read each
 RANGES = {"absmax:range=mse": oracle.RATIOS, "absmax": np.ones(1)}
-CODES = {"nearest": 0.99, "gptq": 0.98}  # a tie that falls otherwise changes the rest of its row
+CODES = {"nearest": 0.995, "gptq": 0.98}  # a tie that falls otherwise changes the rest of its row
 CONFIG = transformers.Qwen2Config(**{
     "vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
@@ -174,6 +174,7 @@ def test_a_whole_model_loses_what_the_oracle_loses(models, stats, family, roundi
     """
     model, loaded, calibration, test = models
     dense = "wush" in family  # diagonals merge into what writes the input
+    least = min(CODES[rounding], 0.99) if dense else CODES[rounding]
     plan = plan_of(family, rounding)
     quantized = quantize(jax.random.key(0), loaded, plan, stats, progress=False)
     theirs = np.asarray(score(quantized, test).nll, np.float64)
@@ -191,7 +192,7 @@ def test_a_whole_model_loses_what_the_oracle_loses(models, stats, family, roundi
         for place in readers:
             codes = quantized.codes[place[1]][number]
             layers[place] = own = oracle.layer(x, weights[place], t @ turn, BITS, rounding)
-            assert same(codes, own.weight) > CODES[rounding]
+            assert same(codes, own.weight) > least
             if dense:
                 rows = oracle.Rounded(np.float64(codes.values), np.float64(codes.scale))
                 agreed[place] = own._replace(transform=front @ turn, weight=rows)

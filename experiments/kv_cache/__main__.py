@@ -114,9 +114,7 @@ def main(config: Config) -> None:
     check_named("targets", config.targets, TARGETS)
     check_named("bits", config.bits, range(2, 9))
     config.check_positive("prompts")
-    for name in ("sinks", "recent", "induction"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}.")
+    config.check_not_negative("sinks", "recent", "induction")
     methods = [*config.methods, *(DRAWN.format(name) for name in config.coordinates)]
     check_named("methods", methods)
     pairs = {name: recipes(name, config.sinks, config.recent) for name in methods}

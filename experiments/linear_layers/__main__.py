@@ -96,8 +96,7 @@ def main(config: Config) -> None:
     for name in config.plans:
         check_choice("plans", name, PLANS)
     config.check_positive("seeds", "steps", "samples")
-    if config.first_seed < 0:
-        raise ValueError(f"first_seed must be at least 0; got {config.first_seed}.")
+    config.check_not_negative("first_seed")
     grows = ("settings", "formats", "rounding", "plans", "coordinates", "seeds", "layers")
     study = config.study("linear_layers", *grows, "first_seed", *config.windows_grow)
     given = config.settings, config.formats, config.rounding
@@ -119,9 +118,9 @@ def main(config: Config) -> None:
 def jobs(config: Config, reader: Reader, base: dict[str, Any], every: list[Case]) -> Iterator[Job]:
     """The exact model, each case with one seed, and each layer separately."""
     yield reader.exact_job(base | {"setting": "exact"})
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
     for case in every:
         plan = plan_of(case, config.steps)
-        seeds = range(config.first_seed, config.first_seed + config.seeds)
         numbers = seeds if plan.random else (0,)
         for number in numbers:
             seed, own = number if plan.random else None, base | case._asdict()

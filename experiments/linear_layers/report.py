@@ -102,7 +102,6 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
         for name in sorted(losses, key=lambda name, of=losses: of[name].mean):
             numbers.setdefault(name, str(len(numbers) + 1))
     chart, axes = new_figure(1, len(kinds), f"{base['model']}: loss against online cost")
-    entries: dict[str, Any] = {}
     for panel, kind, here in zip(axes[0], kinds, panels, strict=True):
         here = [row for name in numbers for row in select(here, name=name)]
         named = [
@@ -121,14 +120,7 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
         panel.set_yscale("symlog", linthresh=0.01, subs=(2, 5))
         panel.yaxis.set_minor_formatter("{x:g}")
         panel.yaxis.set_major_formatter("{x:g}")
-        handles, labels = panel.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
     axes[0, 0].set_ylabel("delta nll, nats per token")
-    labels = sorted(entries, key=lambda label: int(label.partition(" ")[0]))
-    axes[0, -1].legend(
-        [entries[label] for label in labels], labels, fontsize="x-small", loc="center left",
-        bbox_to_anchor=(1, 0.5),
-    )  # fmt: skip
     return chart
 
 

@@ -82,8 +82,7 @@ def main(config: Config) -> None:
     """Quantize, score, and write missing rows."""
     check_named("plans", config.plans)
     config.check_positive("seeds")
-    if config.continuation < 0:
-        raise ValueError(f"continuation must be at least 0, got {config.continuation}.")
+    config.check_not_negative("continuation")
     plans = {_name(given): find_plan(given) for given in config.plans}
     if len(plans) < len(config.plans):
         raise ValueError(f"plans must have different names, got {', '.join(config.plans)}.")

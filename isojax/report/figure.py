@@ -218,6 +218,6 @@ def save_figure(figure: Any, path: str | Path) -> None:
             for mark, label in zip(*axes.get_legend_handles_labels(), strict=True):
                 marks.setdefault(label, mark)
         if marks:
-            place = "outside right upper" if figure.get_layout_engine() else "upper right"
+            place = "outside right center" if figure.get_layout_engine() else "upper right"
             figure.legend([*marks.values()], [*marks], loc=place, fontsize=7, frameon=False)
     figure.savefig(path, dpi=150)
