@@ -14,4 +14,4 @@ compare() {
   echo "Whole report and figure: results/quantize-$1/table.md and figure.png"
 }
 compare smollm2 "The weights of this model come from a 4-bit file: they lie on a 4-bit grid already." ||
-  compare tiny "SmolLM2 could not be fetched. On the tiny model, without outliers, alignment gains nothing."
+  compare tiny "SmolLM2 could not be fetched. On the tiny model alignment gains nothing."
