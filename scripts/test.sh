@@ -8,4 +8,4 @@ setup "[test]"
 ruff check .
 ruff format --check .
 basedpyright --pythonpath "$(command -v python)"
-python -m pytest -n 2 --dist loadfile "$@"
+python -m pytest -n 2 --dist loadfile --all "$@"

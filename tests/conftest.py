@@ -30,6 +30,25 @@ if WORKER and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {cores[int(WORKER) % len(cores)]})
 
 
+def pytest_addoption(parser):
+    """Adds --all, which `scripts/test.sh` gives."""
+    parser.addoption("--all", action="store_true", help="also tests that are marked as slow")
+
+
+def pytest_configure(config):
+    """Takes tests that the command line names, or selects by -m, whether they are slow or not."""
+    named = config.args_source is config.ArgsSource.ARGS
+    if named or config.option.markexpr:  # xdist hands the option to its workers
+        config.option.all = True
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves slow tests out of the default suite."""
+    slow = [] if config.option.all else [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in set(slow)]
+
+
 def pytest_collection_finish():
     """Keeps the collector of garbage from going through all modules while programs are traced."""
     gc.collect()

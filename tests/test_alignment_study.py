@@ -13,6 +13,8 @@ from experiments.alignment.report import hidden
 from isojax import transforms
 from isojax.report import Stamp, read_rows, select
 
+pytestmark = pytest.mark.slow
+
 OWN = f"{__name__}:stretched"
 GIVEN = ("--tensors", "key", "weight:q_proj", "--layers", 2, "--bits", 2, 4, "--seeds", 2,
          "--coordinates", "identity", "haar", "pca", OWN, "--windows", 1,

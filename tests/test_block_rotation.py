@@ -25,6 +25,8 @@ from isojax.models import WEIGHTS
 from isojax.quantize import Plan, calibrate, quantize, score
 from isojax.report import read_rows, select
 
+pytestmark = pytest.mark.slow
+
 GIVEN = ("--settings", "A4-down", "W4A4", "--rounding", "gptq", "--blocks", 8, "--permutations",
          "none", "random_permutation", "mass_diff", "--windows", 3, "--seeds", 2,
          "--calibration-windows", 1, "--gptq-windows", 2)  # fmt: skip

@@ -24,6 +24,8 @@ from isojax.quantize import (
 )
 from isojax.quantize.stats import load_stats
 
+pytestmark = pytest.mark.slow
+
 WINDOWS = random_tokens(5, 20)
 PLAN = Plan.parse(
     "input: pca; values: pca; cache: aligned/lloyd_max:fitted bits=3; "

@@ -14,6 +14,8 @@ from isojax.quantize import Plan, calibrate, costs, describe, quantize
 from isojax.quantize.parts import SITES
 from isojax.recipes import Coordinates, Recipe, Samples
 
+pytestmark = pytest.mark.slow
+
 
 def quantized(model, text):
     plan = Plan.parse(text)

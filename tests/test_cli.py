@@ -11,6 +11,8 @@ import pytest
 from experiments.perplexity import __main__ as perplexity
 from isojax.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted(p.parent.name for p in (ROOT / "experiments").glob("*/__main__.py"))
 

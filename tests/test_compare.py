@@ -9,6 +9,8 @@ from experiments.compare.measure import ERRORS
 from isojax import transforms
 from isojax.report import read_rows, select, summarize
 
+pytestmark = pytest.mark.slow
+
 OWN = f"{__name__}:stretched"
 GIVEN = ("--coordinates", "mass_diff@quaternion_full", "pca", OWN, "--seeds", 2, "--windows", 2,
          "--calibration-windows", 2, "--repeats", 2, "--tensor", "input:down_proj:1")  # fmt: skip

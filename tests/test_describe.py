@@ -14,6 +14,8 @@ from isojax.quantize.costs import code_bits
 from isojax.quantize.quantized import layer_of
 from isojax.transforms import Identity, hadamard
 
+pytestmark = pytest.mark.slow
+
 MODEL = small_model(num_hidden_layers=3)
 CONFIG = MODEL.config
 TOKENS = random_tokens(2, 48)

@@ -29,6 +29,7 @@ def test_the_tables_of_the_readme_are_made_from_its_rows():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_the_snippets_of_the_readme_run_one_after_the_other():
     _, printed = doc_examples.run("../README")
     assert len(printed) == 2
@@ -36,6 +37,7 @@ def test_the_snippets_of_the_readme_run_one_after_the_other():
         assert f"{name} {{'delta_nll'" in printed[0]
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_notebook_runs_and_comes_to_its_finding(shared, tmp_path):
     model = shared("models/SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -68,6 +70,7 @@ def test_the_notebook_runs_and_comes_to_its_finding(shared, tmp_path):
     assert len(loss) == 4 and all(1e-3 < value < most[name] for name, value in loss.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", doc_examples.PAGES)
 def test_the_examples_of_a_page_print_what_it_shows(page):
     _, printed = doc_examples.run(page)

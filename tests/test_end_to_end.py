@@ -15,6 +15,8 @@ from isojax.quantize import quantize, score
 from isojax.quantize.learned import turned_inputs
 from isojax.report import read_rows, select
 
+pytestmark = pytest.mark.slow
+
 TOKENS = np.random.default_rng(0).integers(0, 60, (3, 24))
 GIVEN = ("--starts", "haar", "--seeds", 2, "--steps", 10, "--rate", 0.02, "--windows", 2,
          "--calibration-windows", 2)  # fmt: skip

@@ -26,6 +26,8 @@ from experiments.quantize import __main__ as quantize
 from experiments.stage1 import __main__ as stage1
 from isojax.report import read_rows, select
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--windows", 2, "--seeds", 3, "--bits", 3, "--quantizers", "absmax", "--coordinates",
          "identity", "haar", "pca", "--granularities", "tensor", "group:8", "--weight-quantizers",
          "absmax", "--weights", "weight:q_proj:middle")  # fmt: skip

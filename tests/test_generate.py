@@ -14,6 +14,8 @@ from isojax import models
 from isojax.models import forward, logits
 from isojax.quantize import Plan, calibrate, generate, quantize, unquantized
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(11)
 STEPS = 7
 TEXTS = [random_tokens(3, 8)[i, :length] for i, length in enumerate((5, 8, 5))]

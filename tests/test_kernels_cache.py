@@ -14,6 +14,8 @@ from isojax import Codec, quantizers, transforms
 from isojax.kvcache import store
 from isojax.models import empty_cache, encode, forward, generate, load_model
 
+pytestmark = pytest.mark.slow
+
 MODEL = load_model("tiny")
 STEPS = 6
 

@@ -6,6 +6,8 @@ from experiments.kv_cache import __main__ as kv_cache
 from experiments.kv_cache.report import figure
 from isojax.report import Study, read_rows, select
 
+pytestmark = pytest.mark.slow
+
 
 def rows(folder):
     return read_rows(folder / "rows.jsonl")

@@ -15,6 +15,8 @@ from isojax.codec import Codec
 from isojax.kvcache import LayerCache, apply_rope, causal_attention, new_cache, store
 from isojax.quantizers import fp8, lloyd_max_sphere, minmax, mxfp4, none, nvfp4, zero
 
+pytestmark = pytest.mark.slow
+
 HEADS, GROUPS, DIM, TOKENS = 4, 2, 16, 23
 FREQUENCY = 1000.0 ** (-jnp.arange(DIM // 2) / (DIM // 2))
 Q, K, V = (

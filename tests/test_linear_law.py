@@ -16,6 +16,8 @@ from isojax.models import Site, encode, forward, load_model
 from isojax.models.hooks import INPUTS
 from isojax.recipes import Coordinates, Samples
 
+pytestmark = pytest.mark.slow
+
 DIM, OUT = 128, 96
 
 

@@ -14,6 +14,8 @@ from isojax.models import encode, forward, load_model
 from isojax.quantize import Plan, calibrate, costs, quantize
 from isojax.report import averaged, read_rows, select, summarize
 
+pytestmark = pytest.mark.slow
+
 GIVEN = (
     "--windows", 2, "--seeds", 2, "--calibration-windows", 2, "--rounding", "nearest",
     "--plans", "none", "quarot", "--coordinates", "balance@hadamard",

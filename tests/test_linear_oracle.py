@@ -20,6 +20,8 @@ from isojax.quantize import Plan, calibrate, quantize, score
 from isojax.recipes import ROUNDINGS, Recipe, Samples
 from isojax.transforms import Composed, Hadamard
 
+pytestmark = pytest.mark.slow
+
 BITS = 4
 HEADS = (2, 2)  # value heads, and query heads that read each
 RANGES = {"absmax:range=mse": oracle.RATIOS, "absmax": np.ones(1)}

@@ -12,7 +12,7 @@ from isojax.data import load_text, windows
 from isojax.models import capture_tensors, encode, forward, load_model, logits, token_nll
 from isojax.quantizers import lloyd_max_samples
 
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from experiments.kv_cache import __main__ as kv_cache
 from isojax.quantize import Plan, calibrate, quantize, score
 from isojax.report import read_rows, select
 
+pytestmark = pytest.mark.slow
+
 OWN = """
 import jax, jax.numpy as jnp
 from isojax import quantizers, transforms

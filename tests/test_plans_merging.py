@@ -12,6 +12,8 @@ from plan_models import FORMS, inputs_of, logits_of, made, model_of, refuses
 from isojax.quantize import unquantized
 from isojax.quantize.parts import PLACES
 
+pytestmark = pytest.mark.slow
+
 OWN = """
 import jax, jax.numpy as jnp
 from isojax import quantizers, transforms

@@ -13,6 +13,8 @@ from plan_models import KEY, TOKENS, made, model_of, refuses
 
 from isojax.quantize import Plan, calibrate, quantize, unquantized
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("layers", "text"),

@@ -15,6 +15,8 @@ from isojax.models import WEIGHTS, weight
 from isojax.models.hooks import INPUTS
 from isojax.quantize import Plan, calibrate, quantize, score
 
+pytestmark = pytest.mark.slow
+
 _gptq = jax.jit(learn.gptq)
 
 

@@ -11,6 +11,8 @@ from isojax.quantize import Plan, calibrate, find_plan, preset, quantize, score
 from isojax.quantize.calibrate import keyed
 from isojax.quantize.presets import CACHES, PLANS
 
+pytestmark = pytest.mark.slow
+
 MODEL = small_model(num_hidden_layers=2)
 KEY = jax.random.key(0)
 TOKENS = random_tokens(3, 48)

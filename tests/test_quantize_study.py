@@ -13,6 +13,8 @@ from isojax.models import Site, encode, forward, load_model
 from isojax.quantize import Plan, calibrate, costs, load_quantized, quantize
 from isojax.report import read_rows, select
 
+pytestmark = pytest.mark.slow
+
 MINE = "residual: haar\nweight: absmax bits=4\ncache:keys: haar/lloyd_max bits=3\n"
 FEW = ("--windows", 3, "--seeds", 2, "--calibration-windows", 2, "--continuation", 4)
 

@@ -20,6 +20,8 @@ from isojax.models import empty_cache, encode, forward, load_model, token_nll
 from isojax.models.hooks import Site
 from isojax.models.rope import rope_frequencies
 
+pytestmark = pytest.mark.slow
+
 LAYERS, TEXTS, TOKENS, HEADS, DIM, THETA = 2, 3, 24, 2, 16, 1000.0
 FREQUENCY = rope_frequencies(DIM, THETA)
 RNG = np.random.default_rng(0)

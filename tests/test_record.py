@@ -11,6 +11,8 @@ import pytest
 
 from isojax.report import Entry, Job, Record, Study, fill, read_rows
 
+pytestmark = pytest.mark.slow
+
 UNITS = {"mse": "1", "peak": "1", "nll": "nats per token"}
 
 

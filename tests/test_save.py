@@ -29,6 +29,8 @@ from isojax.quantize import (
 from isojax.quantize.sealed import MANIFEST, seal
 from isojax.quantizers import rate_bits
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(7)
 TOKENS = random_tokens(2, 24)
 QUAROT = """

@@ -11,6 +11,8 @@ import pytest
 from isojax.models import load_model
 from isojax.models.smollm2 import FILE, smollm2_file
 
+pytestmark = pytest.mark.slow
+
 DATA = b"GGUF and more"
 OF_DATA = hashlib.sha256(DATA).hexdigest()
 

@@ -13,6 +13,8 @@ from experiments.stage1.report import TIMED
 from isojax import quantizers
 from isojax.report import read_rows, select
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--seeds", 2, "--dims", 128, "--bits", 3, "--dtypes", "float32", "--vectors", 512,
          "--coordinates", "rotor", "quaternion_full", "--repeats", 3,
          "--codebooks", "gaussian")  # fmt: skip

@@ -13,6 +13,8 @@ from isojax.quantize import find_plan
 from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.report import read_rows, select
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
