@@ -12,7 +12,7 @@ from experiments.end_to_end.measure import SETTINGS, Reader
 from isojax import quantizers
 from isojax.models import Hooks, forward, logits, token_kl, token_nll
 from isojax.quantize import quantize, score
-from isojax.quantize.learned import turned_inputs
+from isojax.quantize.turns import turned_inputs
 from isojax.report import read_rows, select
 
 pytestmark = pytest.mark.slow

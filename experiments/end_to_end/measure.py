@@ -14,7 +14,8 @@ import numpy as np
 from isojax import quantizers
 from isojax.models import LanguageModel, fold_norms
 from isojax.quantize import Plan, Quantized, Scorer, quantize, reference
-from isojax.quantize.learned import CHECKS, Turns, divergence, learn_turns, start_turns
+from isojax.quantize.learn_turns import CHECKS, divergence, learn_turns, start_turns
+from isojax.quantize.turns import Turns
 from isojax.recipes import Coordinates
 from isojax.report import Entry
 

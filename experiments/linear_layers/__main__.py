@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from isojax._core.checks import check_choice
+from isojax.quantize.calibrate import keyed
 from isojax.quantize.parts import SITES
 from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.recipes import CENTRE
@@ -39,7 +40,7 @@ from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run
 from .measure import COSTS, LAYER, Reader
-from .methods import COORDINATES, FORMATS, PLANS, ROUNDINGS, Case, bits_of, cases, plan_of
+from .methods import COORDINATES, FORMATS, LEARNED, PLANS, ROUNDINGS, Case, bits_of, cases, plan_of
 from .report import figure, text
 
 
@@ -54,10 +55,11 @@ class Config(Calibrated):
     peak), int4g32, int4g128 (one scale per 32 or 128 neighbours), mxfp4, nvfp4."""
     rounding: tuple[str, ...] = ("nearest", "gptq")
     """Rounding of weights: nearest, gptq, gptq-behind (on inputs after quantized layers)."""
-    plans: tuple[str, ...] = tuple(name for name in PLANS if name != "spinquant")
+    plans: tuple[str, ...] = tuple(name for name in PLANS if name not in LEARNED)
     """none, smoothquant, quarot (its places), quarot+balance (the same with a diagonal at o and
     down), quarot+centre (the same, all inputs centred), spinquant (quarot with rotations learned on
-    the loss, per seed), folded (a Hadamard at all inputs, norms folded)."""
+    the loss, per seed), ostquant (with scales learned too), folded (a Hadamard at all inputs, norms
+    folded)."""
     coordinates: tuple[str, ...] = COORDINATES
     """Coordinates at all four inputs, with the scales of norms not folded. Default blocks that do
     not divide all inputs become the longest shorter ones that do."""
@@ -66,7 +68,7 @@ class Config(Calibrated):
     first_seed: int = 0
     """The first of them: more seeds in a folder that has some, or on another machine."""
     steps: int = 100
-    """Steps of learned rotations, a multiple of 10."""
+    """Steps of rotations and scales learned on the loss, a multiple of 10."""
     layers: bool = True
     """Whether every layer and input is measured too."""
     samples: int = 4096
@@ -131,9 +133,10 @@ def jobs(config: Config, reader: Reader, base: dict[str, Any], every: list[Case]
     places = itertools.product(SITES, range(reader.model.config.num_hidden_layers))
     places = [{"input": site, "layer": i} for site, i in places]
     for case in every if config.layers else ():
-        if case[3:] != every[0][3:] or CENTRE in case.coordinates:  # the law has no mean
-            continue
         plan = plan_of(case, config.steps, setting="W16A16")
+        # the law has no mean, and what is learned on the loss needs quantized inputs
+        if case[3:] != every[0][3:] or CENTRE in case.coordinates or keyed(plan):
+            continue
         own = case._asdict()
         del own["setting"], own["rounding"]  # nothing is quantized
         seed = 0 if plan.random else None

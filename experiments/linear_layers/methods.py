@@ -47,9 +47,15 @@ PLANS: dict[str, tuple[dict[str, str], str, tuple[str, ...]]] = {
     "spinquant": (
         {"residual": "learned:steps={steps}", "values": "learned:steps={steps}"}, "folded", ROTATED,
     ),
+    "ostquant": (
+        {"residual": "learned:steps={steps}", "values": "learned:steps={steps}"}, "folded",
+        ("learned_scales", "learned_scales@hadamard") * 2,
+    ),
     "folded": ({"residual": "identity"}, "folded", ("hadamard",) * 4),
 }  # fmt: skip
 """Plans by name; `folded` is the full Hadamard at all four inputs, norms folded as in QuaRot."""
+LEARNED = ("spinquant", "ostquant")
+"""Plans with rotations learned on the loss of the model, by seed."""
 COORDINATES = (
     "hadamard", "haar",
     "smooth:0.3@hadamard", "smooth:0.5@hadamard", "smooth:0.7@hadamard",
@@ -58,7 +64,7 @@ COORDINATES = (
     "block_hadamard:32", "mass_diff@block_hadamard:32", "balance@block_hadamard:32",
     "balance_search@hadamard", "balance@haar", "shuffled_balance@hadamard",
     "cat:32@hadamard", "wush:32@block_hadamard:32", "kron_wush@hadamard", "wush@hadamard",
-    "balance@kron_wush@hadamard", "flatquant", "balance@flatquant",
+    "balance@kron_wush@hadamard", "flatquant", "balance@flatquant", "learned_scales@hadamard",
     "centre@hadamard", "centre@balance@hadamard", "centre@wush@hadamard",
 )  # fmt: skip
 """Coordinates at all four inputs, with the scales of norms not folded."""
@@ -129,9 +135,10 @@ def plan_of(case: Case, steps: int, **changes: Any) -> Plan:
     turns, _, inputs = PLANS.get(case.plan, ({}, "", (case.coordinates,) * 4))
     weight, activation = bits_of(case.setting)
     levels = FORMATS[case.format]
+    own = OWN | {"learned_scales": f"learned_scales:steps={steps}"}
     lines = [f"{place}: {turn.format(steps=steps)}" for place, turn in turns.items()]
     for site, chain in zip(SITES, inputs, strict=True):
-        coordinates = "@".join(OWN.get(stage, stage) for stage in chain.split("@"))
+        coordinates = "@".join(own.get(stage, stage) for stage in chain.split("@"))
         if activation < 16:
             lines.append(f"input:{site}: {coordinates}/{levels[0]} bits={activation}")
         elif coordinates != "identity":

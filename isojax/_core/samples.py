@@ -24,6 +24,8 @@ class Samples:
             queries that read keys; of values and inputs, W W^T over the weights that read them.
         weight: the weights that read the vectors as x @ weight, [d, o], or None.
         learned: the transform that was learned for the place, or None.
+        learned_scale: scales that were learned for the place [d], or None; of the input of o_proj
+            per channel of all values.
         moment: the second moment of the vectors [d, d], over more vectors than `x`, or None.
         mean: the mean of the vectors [d], over the same vectors as `moment`, or None.
         size: d, where there are no vectors; `dim` is d in any case.
@@ -39,6 +41,7 @@ class Samples:
     learned: Any = None
     moment: Float[Array, "*heads d d"] | None = None
     mean: Float[Array, "*heads d"] | None = None
+    learned_scale: Float[Array, " c"] | None = None
     size: int = static(default=0)
     block: int = static(default=0)
     bits: int | float = static(default=0)
@@ -107,6 +110,7 @@ class Samples:
             metric=None if metric is None else conjugated(transform.dual, metric),
             weight=None if weight is None else dual(weight.T).T,
             learned=None,
+            learned_scale=None,
             moment=None if moment is None else conjugated(transform, moment),
             mean=None if self.mean is None else turn(self.mean),
             size=transform.out_dim,

@@ -85,6 +85,21 @@ def _learned(
     return found if isinstance(found, Transform) else Dense(jnp.asarray(found))
 
 
+@COORDINATES.member("learned_scales", fitted=("learned_scale",), random=False, diagonal=True)
+def _learned_scales(
+    key: Key[Array, ""],
+    samples: Samples,
+    start: str = "balance",
+    steps: int = 100,
+    rate: float = 0.01,
+) -> Diagonal:
+    """Division by scales learned for the place, on the loss of the whole model.
+
+    The arguments configure the learning, which `isojax.quantize.calibrate` does.
+    """
+    return Diagonal(1 / jnp.asarray(samples.need("learned_scale", "learned_scales")))
+
+
 @COORDINATES.member("standardize", fitted=("x",), random=False, diagonal=True)
 def _standardize(key: Key[Array, ""], samples: Samples) -> Diagonal:
     """Division by the standard deviation per channel; of constant channels by that of all."""

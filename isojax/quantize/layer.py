@@ -28,7 +28,7 @@ from isojax.quantize.merging import (
     reordered,
     split_merged,
 )
-from isojax.quantize.parts import NORMS, SITES, Part
+from isojax.quantize.parts import LEARNED_SCALE, NORMS, SITES, Part
 from isojax.quantize.stats import VECTORS
 from isojax.quantizers import Codes
 from isojax.recipes import Recipe
@@ -135,6 +135,9 @@ class _Maker:
             samples = dataclasses.replace(samples, metric=metric, weight=weight)
         learned = self.stats.get(f"learned:input:{site}")
         samples = dataclasses.replace(samples, learned=learned)
+        if LEARNED_SCALE in needs:
+            scale = self.statistic(f"{LEARNED_SCALE}:input:{site}")
+            samples = dataclasses.replace(samples, learned_scale=scale)
         codec = fitted(key, samples, part.recipe, part.bits)
         keeps_length(f"input:{site}", coordinates, codec.transform)
         merged, online = split_merged(codec.transform, site)

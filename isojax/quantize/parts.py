@@ -26,7 +26,7 @@ PLACES = (*TURNS, *INPUT_PLACES, *WEIGHT_PLACES, *TABLES, *CACHES)
 GROUPS = {"input": INPUT_PLACES, "weight": WEIGHT_PLACES, "cache": CACHES}
 """Names of several places together."""
 NEAREST = ROUNDINGS.parse("nearest")
-LEARNED = "learned"  # attribute of `Samples`
+LEARNED, LEARNED_SCALE = "learned", "learned_scale"  # attributes of `Samples`
 BEHIND = ("exact", "quantized")
 """Kinds of layers after which statistics may be taken."""
 
@@ -113,7 +113,7 @@ def recipe_of(part: Part) -> Recipe:
 
 def is_learned(part: Part | None) -> bool:
     """Whether a part has coordinates learned on the loss of the model."""
-    return part is not None and LEARNED in recipe_of(part).needs
+    return part is not None and bool({LEARNED, LEARNED_SCALE} & recipe_of(part).needs)
 
 
 for _part, _leaves, _fixed in (

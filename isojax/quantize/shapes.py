@@ -115,6 +115,7 @@ def statistics_shapes(config: ModelConfig, stats: Stats | None = None) -> Stats:
         layer[f"moment:input:{site}"] = _shape(size, size)
         layer[f"mean:input:{site}"] = _shape(size)
         layer[f"learned:input:{site}"] = _dense(size, size)
+        layer[f"learned_scale:input:{site}"] = _shape(groups * dim if site == "o_proj" else size)
     given = Stats(({},) * config.num_hidden_layers) if stats is None else stats
     whole = {"learned:residual": _dense(width, width), **given.whole}
     return Stats(tuple({**layer, **own} for own in given.layers), whole)
@@ -134,9 +135,10 @@ def input_samples(site: str, made: Quantized, stats: Mapping[str, Any]) -> Sampl
 
     square = _shape(width, width)
     learned = stats[f"learned:input:{site}"]
+    scale = stats[f"learned_scale:input:{site}"]
     return jax.eval_shape(
         make, _shape(SAMPLES, width), square, _shape(width, outputs), learned, square,
-        _shape(width),
+        _shape(width), scale,
     )  # fmt: skip
 
 

@@ -52,7 +52,8 @@ class Stats:
             `samples:value` [windows, t, kv_heads, head_dim]; `moment:input:SITE` [d, d], the mean
             of x^T x, and `moment:query` [kv_heads, head_dim, head_dim]; `mean:input:SITE` [d].
             Inputs of q and gate are taken before the scale of the norm. NumPy or JAX arrays; arrays
-            in a folder are read when used. A learned transform is `learned:PLACE`.
+            in a folder are read when used. A learned transform is `learned:PLACE`, learned
+            scales of an input are `learned_scale:PLACE`.
         whole: the same for places shared by all layers.
     """
 
