@@ -38,7 +38,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Takes tests that the command line names, or selects by -m, whether they are slow or not."""
     named = config.args_source is config.ArgsSource.ARGS
-    if named or config.option.markexpr:  # xdist hands the option to its workers
+    if named or config.option.markexpr:  # workers of xdist have the same command line
         config.option.all = True
 
 
@@ -46,7 +46,8 @@ def pytest_collection_modifyitems(config, items):
     """Leaves slow tests out of the default suite."""
     slow = [] if config.option.all else [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in set(slow)]
+    left = set(slow)
+    items[:] = [item for item in items if item not in left]
 
 
 def pytest_collection_finish():

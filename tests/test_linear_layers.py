@@ -52,6 +52,20 @@ def test_every_seed_reads_all_windows_and_what_is_not_drawn_has_none(found):
         assert len(select(found, "kl_p99", plan=plan)) == len(seeds)
 
 
+def test_transforms_learned_on_the_loss_stand_beside_the_others(call, refuses):
+    given = ("--rounding", "nearest", "--plans", "ostquant", "--coordinates", "hadamard",
+             "learned_scales@hadamard", "--settings", "W4A4", "W4A16")  # fmt: skip
+    few = ("--windows", 1, "--seeds", 1, "--calibration-windows", 2)
+    rows = read_rows(call(study, *given, *few, "--steps", 10) / "rows.jsonl")
+    for setting in ("W4A4", "W4A16"):
+        found = select(rows, "delta_nll", setting=setting)
+        assert len({row.config["coordinates"] for row in found}) == 3
+        assert np.isfinite([row.value for row in found]).all()
+    measured = {row.config["coordinates"] for row in select(rows, "sqnr_db")}
+    assert measured == {"hadamard"}
+    refuses("steps of learned must be a multiple of 10, got 15", study, *given, *few, "--steps", 15)
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_run_adds_later_seeds_to_a_folder_or_makes_them_elsewhere(call, out, tmp_path, there):
     folder = tmp_path / "more"

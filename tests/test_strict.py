@@ -88,7 +88,13 @@ def fitted(text):
     bits = 3 if not allowed or 3 in allowed else allowed[0]
 
     def fit(x, metric, weight):
-        samples = Samples(x, metric, weight, learned=jnp.eye(32, dtype=x.dtype))
+        samples = Samples(
+            x,
+            metric,
+            weight,
+            learned=jnp.eye(32, dtype=x.dtype),
+            learned_scale=jnp.ones(32, x.dtype),
+        )
         return recipe.fit(KEY, samples, bits).roundtrip(x)
 
     return fit

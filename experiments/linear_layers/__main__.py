@@ -33,6 +33,7 @@ from typing import Any
 
 from isojax._core.checks import check_choice
 from isojax.quantize.calibrate import keyed
+from isojax.quantize.learned import check_learned
 from isojax.quantize.parts import SITES
 from isojax.quantize.shapes import quantized_shapes, statistics_shapes
 from isojax.recipes import CENTRE
@@ -62,7 +63,8 @@ class Config(Calibrated):
     folded)."""
     coordinates: tuple[str, ...] = COORDINATES
     """Coordinates at all four inputs, with the scales of norms not folded. Default blocks that do
-    not divide all inputs become the longest shorter ones that do."""
+    not divide all inputs become the longest shorter ones that do. learned_scales@hadamard learns
+    scales on the loss, per seed."""
     seeds: int = 2
     """Seeds of random transforms; each reads all windows."""
     first_seed: int = 0
@@ -109,7 +111,9 @@ def main(config: Config) -> None:
     every = cases(config.plans, config.dividing("coordinates", *widths), *given)
     shapes = statistics_shapes(model.config)
     for case in every:
-        quantized_shapes(plan_of(case, config.steps), model.config, shapes)  # or ValueError
+        plan = plan_of(case, config.steps)
+        check_learned(plan, sizes.num_hidden_layers)
+        quantized_shapes(plan, model.config, shapes)  # or ValueError
     plans = [plan_of(case, config.steps) for case in every]
     kept = {"samples": config.samples, "cache": config.out / "statistics"}
     reader = Reader(model, texts, fit_on, plans, **kept)

@@ -64,7 +64,7 @@ COORDINATES = (
     "block_hadamard:32", "mass_diff@block_hadamard:32", "balance@block_hadamard:32",
     "balance_search@hadamard", "balance@haar", "shuffled_balance@hadamard",
     "cat:32@hadamard", "wush:32@block_hadamard:32", "kron_wush@hadamard", "wush@hadamard",
-    "balance@kron_wush@hadamard", "flatquant", "balance@flatquant", "learned_scales@hadamard",
+    "balance@kron_wush@hadamard", "flatquant", "balance@flatquant",
     "centre@hadamard", "centre@balance@hadamard", "centre@wush@hadamard",
 )  # fmt: skip
 """Coordinates at all four inputs, with the scales of norms not folded."""
@@ -130,7 +130,7 @@ def bits_of(setting: str) -> tuple[int, int]:
 
 
 def plan_of(case: Case, steps: int, **changes: Any) -> Plan:
-    """The plan of a case; `steps` are those of learned rotations."""
+    """The plan of a case; `steps` are those of transforms learned on the loss."""
     case = case._replace(**changes)
     turns, _, inputs = PLANS.get(case.plan, ({}, "", (case.coordinates,) * 4))
     weight, activation = bits_of(case.setting)

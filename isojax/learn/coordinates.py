@@ -85,17 +85,18 @@ def _learned(
     return found if isinstance(found, Transform) else Dense(jnp.asarray(found))
 
 
-@COORDINATES.member("learned_scales", fitted=("learned_scale",), random=False, diagonal=True)
+@COORDINATES.member("learned_scales", fitted=("learned_scale",), diagonal=True)
 def _learned_scales(
     key: Key[Array, ""],
     samples: Samples,
     start: str = "balance",
     steps: int = 100,
-    rate: float = 0.01,
+    rate: float = 0.003,
 ) -> Diagonal:
     """Division by scales learned for the place, on the loss of the whole model.
 
-    The arguments configure the learning, which `isojax.quantize.calibrate` does.
+    The arguments configure the learning, which `isojax.quantize.calibrate` does: `start` is a
+    diagonal fitted on second moments, `balance`, or `identity`.
     """
     return Diagonal(1 / jnp.asarray(samples.need("learned_scale", "learned_scales")))
 

@@ -46,8 +46,8 @@ def calibrate(
 
     All windows pass through one layer before the next, and activations between layers lie on disk:
     memory does not grow with the number of windows. With `inputs=quantized` in the plan, each layer
-    is quantized before the next one runs. Rotations of `learned` coordinates are learned first, see
-    `isojax.quantize.learned`.
+    is quantized before the next one runs. `learned` rotations and `learned_scales` are learned
+    first, see `isojax.quantize.learned`.
 
     Args:
         model: the unquantized model.

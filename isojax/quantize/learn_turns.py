@@ -22,6 +22,7 @@ from isojax.transforms import Dense, Diagonal, Identity
 from isojax.transforms.value_scale import gathered
 
 CHECKS = 10
+Redrawn = tuple[tuple[str, Coordinates, int], ...]
 
 
 def start_turns(
@@ -60,9 +61,10 @@ def start_scales(
         ValueError: a start is fitted on more than second moments, or is not diagonal.
     """
     heads = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
-    turns = turns._replace(behind={})
-    given = [_mean_squares(params, config, ids, turns, tuple(starts)) for ids in windows[:16]]
-    squares = jax.tree.map(lambda *each: sum(each) / len(each), *given)
+    turns, sites = turns._replace(behind={}), tuple(starts)
+    given = [_input_squares(params, config, ids, turns, sites) for ids in windows[:16]]
+    inputs = jax.tree.map(lambda *each: sum(each) / len(each), *given)
+    weights = _weight_squares(params, config, turns, sites)
 
     def fit(site: str, x: Array, w: Array) -> Array:
         tied = heads if site == "o_proj" else None
@@ -76,7 +78,7 @@ def start_scales(
         return -jnp.log(jnp.abs(scale.entries.reshape(-1)))
 
     return {
-        site: jax.lax.map(lambda each, site=site: fit(site, *each), squares[site])
+        site: jax.lax.map(lambda each, site=site: fit(site, *each), (inputs[site], weights[site]))
         for site in starts
     }
 
@@ -88,7 +90,7 @@ def divergence(
     windows: Integer[Array, "n t"],
     hidden: Float[Array, "n t d"],
     turns: Turns,
-    inputs: Quantizer,
+    inputs: Quantizer | None,
     weights: Quantizer | None = None,
 ) -> Float[Array, ""]:
     """Mean KL from the unquantized model over all windows, in nats per token.
@@ -99,7 +101,7 @@ def divergence(
         windows: token ids.
         hidden: hidden states of the unquantized model.
         turns: coordinates of the inputs.
-        inputs: quantizer of the inputs, straight through for gradients.
+        inputs: quantizer of the inputs, straight through for gradients; None leaves them exact.
         weights: quantizer of the weights; None leaves them exact.
     """
 
@@ -109,7 +111,7 @@ def divergence(
     return jax.lax.map(one, (windows, hidden)).mean()
 
 
-@functools.partial(jax.jit, static_argnames=("config", "steps", "tell"))
+@functools.partial(jax.jit, static_argnames=("config", "redrawn", "steps", "tell"))
 def learn_turns(
     key: Key[Array, ""],
     params: Any,
@@ -117,12 +119,13 @@ def learn_turns(
     windows: Integer[Array, "n t"],
     hidden: Float[Array, "n t d"],
     start: Turns,
-    inputs: Quantizer,
+    inputs: Quantizer | None,
     weights: Quantizer | None = None,
     *,
     steps: int,
     rate: float | Float[Array, ""],
-    scale_rate: float | Float[Array, ""] = 0.01,
+    scale_rate: float | Float[Array, ""] = 0.003,
+    redrawn: Redrawn = (),
     tell: Callable[..., None] | None = None,
 ) -> Turns:
     """Learn the rotations and the scales of `start` together; the best ones of the descent.
@@ -130,7 +133,8 @@ def learn_turns(
     Rotations alone are SpinQuant (Liu et al. 2024, arXiv 2405.16406); with scales, of which each
     input has its own, it is the idea of OSTQuant (Hu et al. 2025, arXiv 2501.13987). The loss is
     the divergence from the unquantized model. Adam, for rotations on the orthogonal group, one
-    window per step, with a cosine schedule to 0. Transforms `behind` are not learned.
+    window per step, with a cosine schedule to 0. Transforms `behind` are not learned; redrawn ones
+    differ in each step, so that scales do not fit the rounding of a single draw.
 
     Args:
         key: draws the windows.
@@ -139,23 +143,32 @@ def learn_turns(
         windows: token ids to learn from.
         hidden: hidden states of the unquantized model.
         start: the first turns.
-        inputs: quantizer of the inputs, straight through, scales learned.
+        inputs: quantizer of the inputs, straight through, scales learned; None leaves them exact.
         weights: quantizer of the weights likewise; None leaves them exact.
         steps: of descent, a multiple of 10.
         rate: of Adam, in radians per step.
         scale_rate: of Adam, for the logarithms of scales.
+        redrawn: coordinates drawn anew in each step, to stand behind: (input, coordinates, length).
         tell: called on the host with (steps done, divergence), ten times.
     """
     fixed = params, config
     learnable = {"residual": start.residual, "values": start.values, "scales": start.scales}
     first = {name: each for name, each in learnable.items() if jax.tree.leaves(each)}
 
+    def turns(free: Any, key: Array) -> Turns:
+        drawn = {
+            site: coordinates.draw(jax.random.fold_in(key, place), length)
+            for place, (site, coordinates, length) in enumerate(redrawn)
+        }
+        return start._replace(**free, behind=start.behind | drawn)
+
     def loss(free: Any, key: Array) -> Array:
         i = jax.random.randint(key, (), 0, len(windows))
-        return _kl(*fixed, windows[i], hidden[i], start._replace(**free), inputs, weights)
+        drawn = turns(free, jax.random.fold_in(key, 1))
+        return _kl(*fixed, windows[i], hidden[i], drawn, inputs, weights)
 
     def on_all(free: Any) -> Array:
-        return divergence(*fixed, windows, hidden, start._replace(**free), inputs, weights)
+        return divergence(*fixed, windows, hidden, turns(free, key), inputs, weights)
 
     def adam(rate: Any) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(rate, steps))
@@ -170,31 +183,40 @@ def learn_turns(
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sites"))
-def _mean_squares(
+def _input_squares(
     params: Any, config: ModelConfig, ids: Array, turns: Turns, sites: tuple[str, ...]
-) -> dict[str, tuple[Array, Array]]:
-    """Mean squares of the inputs on a text, and of the weights that read them, per channel.
-
-    Both in the coordinates of `turns`, [layers, d].
-    """
+) -> dict[str, Float[Array, "layers d"]]:
+    """Mean squares of the channels of inputs on a text, in the coordinates of `turns`."""
     number = config.num_hidden_layers
     wanted = tuple(Site(f"input:{site}", i) for site in sites for i in range(number))
     seen = forward(params, config, ids[None], capture=wanted).captured
+
+    def one(site: str, layer: Array, x: Array) -> Array:
+        turn = turns.of(config, site, layer, x.shape[-1])
+        return jnp.mean(jnp.square(turn.apply(x.astype(jnp.float32))), 0)
+
+    return {site: _by_layer(one, site, seen[f"input:{site}"][:, 0]) for site in sites}
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sites"))
+def _weight_squares(
+    params: Any, config: ModelConfig, turns: Turns, sites: tuple[str, ...]
+) -> dict[str, Float[Array, "layers d"]]:
+    """Mean squares of the rows of the weights that read inputs, in the coordinates of `turns`."""
+
+    def one(site: str, layer: Array, w: Array) -> Array:
+        dual = turns.of(config, site, layer, len(w)).dual
+        return jnp.mean(jnp.square(dual.apply(w.T.astype(jnp.float32))), 0)
+
     found = {}
     for site in sites:
-        readers = [name for name, read in INPUTS.items() if read == site]
-        kernels = [params["layers"][name]["kernel"] for name in readers]
-        weights = jnp.concatenate(kernels, 2)
-
-        def one(given: tuple[Array, Array, Array], site: str = site) -> tuple[Array, Array]:
-            layer, x, w = given
-            turn = turns.of(config, site, layer, x.shape[-1])
-            x, rows = turn.apply(x.astype(jnp.float32)), turn.dual.apply(w.T.astype(jnp.float32))
-            return jnp.mean(jnp.square(x), 0), jnp.mean(jnp.square(rows), 0)
-
-        layers = jnp.arange(number), seen[f"input:{site}"][:, 0], weights
-        found[site] = jax.lax.map(one, layers)
+        kernels = [params["layers"][n]["kernel"] for n, read in INPUTS.items() if read == site]
+        found[site] = _by_layer(one, site, jnp.concatenate(kernels, 2))
     return found
+
+
+def _by_layer(one: Callable[[str, Array, Array], Array], site: str, each: Array) -> Array:
+    return jax.lax.map(lambda given: one(site, *given), (jnp.arange(len(each)), each))
 
 
 def _kl(

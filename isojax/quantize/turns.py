@@ -72,19 +72,19 @@ class Turns(NamedTuple):
 
 
 def turned_inputs(
-    config: ModelConfig, turns: Turns, inputs: Quantizer, weights: Quantizer | None = None
+    config: ModelConfig, turns: Turns, inputs: Quantizer | None, weights: Quantizer | None = None
 ) -> Hooks:
     """Hooks that quantize in these coordinates and transform back, equivalent to merging.
 
     Args:
         config: of the model.
         turns: the coordinates.
-        inputs: quantizer of the inputs of all linear layers.
+        inputs: quantizer of the inputs of all linear layers; None leaves them exact.
         weights: quantizer of the rows of all weights, along the input; None leaves weights exact.
     """
 
     def activation(name: str, layer: Layer, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        if name not in INPUT_PLACES:
+        if name not in INPUT_PLACES or inputs is None:
             return x
         turn = turns.of(config, name.removeprefix("input:"), layer, x.shape[-1])
         return Codec(turn, inputs).roundtrip(x)
