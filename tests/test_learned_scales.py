@@ -14,6 +14,7 @@ from isojax.learn import balance_scale
 from isojax.models import Site, fold_norms, forward, token_nll
 from isojax.quantize import Plan, calibrate, describe, quantize, reference, score
 from isojax.quantize.learn_turns import divergence, start_scales, start_turns
+from isojax.quantize.learned import check_learned
 from isojax.quantize.turns import Turns, turned_inputs
 from isojax.recipes import Coordinates
 
@@ -164,16 +165,19 @@ TWO = "residual: learned:steps=10; values: learned:steps=10; "
         (LEARNED + "; input:q_proj: learned_scales:steps=10/absmax bits=4", "have the same steps"),
         (TWO + SCALED, "must have the same steps, got learned:steps=10, learned_scales:steps=20"),
         (LEARNED + "; input:o_proj: balance/absmax bits=4", "input:o_proj must have learned_"),
-        ("input: learned_scales:start=hadamard/absmax bits=4", "must start diagonal"),
-        ("input: learned_scales:start=smooth/absmax bits=4", "must hold vectors|must be given"),
+        ("input: learned_scales:start=hadamard/absmax bits=4", "must start with a diagonal"),
+        ("input: learned_scales:start=smooth/absmax bits=4", "must start with a diagonal"),
         ("input:o_proj: learned_scales/absmax bits=4", "all inputs must be quantized alike"),
         (LEARNED + "; input:down_proj: absmax bits=8", "all inputs must be quantized alike"),
         (LEARNED + "; weight: absmax bits=4; weight[0]: absmax bits=8", "all weights must be"),
         (LEARNED + "; weight: hadamard/absmax bits=4", "weights must have no coordinates"),
         (LEARNED + "; residual: hadamard", "residual must be learned too"),
         (LEARNED + "; values: haar", "values must be learned too"),
+        (LEARNED + "; values[1:]: haar", "values must be learned too"),
+        (TWO + "input: balance/absmax bits=4", "input:down_proj with learned rotations must have"),
+        (TWO.replace("steps", "start=pca:steps") + LEARNED, "the start of learned must have"),
         ("input: centre@learned_scales/absmax bits=4", "must not be centred"),
-        ("input: learned_scales/lloyd_max:fitted bits=4", "must hold vectors"),
+        ("input: learned_scales/lloyd_max:fitted bits=4", "must have levels that need no samples"),
         ("input: learned_scales", "inputs or weights must be quantized"),
         ("weight: learned_scales/absmax bits=4", "weight:q_proj cannot be learned"),
         ("residual: learned_scales; values: learned_scales", "residual cannot be learned"),
@@ -184,4 +188,4 @@ TWO = "residual: learned:steps=10; values: learned:steps=10; "
 )  # fmt: skip
 def test_what_cannot_be_learned_is_refused(model, plan, words):
     with pytest.raises(ValueError, match=words):
-        calibrate(model, FIT, Plan.parse(plan), key=jax.random.key(0))
+        check_learned(Plan.parse(plan), 2)

@@ -135,10 +135,9 @@ def plan_of(case: Case, steps: int, **changes: Any) -> Plan:
     turns, _, inputs = PLANS.get(case.plan, ({}, "", (case.coordinates,) * 4))
     weight, activation = bits_of(case.setting)
     levels = FORMATS[case.format]
-    own = OWN | {"learned_scales": f"learned_scales:steps={steps}"}
     lines = [f"{place}: {turn.format(steps=steps)}" for place, turn in turns.items()]
     for site, chain in zip(SITES, inputs, strict=True):
-        coordinates = "@".join(own.get(stage, stage) for stage in chain.split("@"))
+        coordinates = "@".join(_stage(stage, steps) for stage in chain.split("@"))
         if activation < 16:
             lines.append(f"input:{site}: {coordinates}/{levels[0]} bits={activation}")
         elif coordinates != "identity":
@@ -146,3 +145,11 @@ def plan_of(case: Case, steps: int, **changes: Any) -> Plan:
     if weight < 16:
         lines.append(f"weight: identity/{levels[1]} bits={weight} {ROUNDINGS[case.rounding]}")
     return Plan.parse("\n".join(lines))
+
+
+def _stage(stage: str, steps: int) -> str:
+    """A stage of this study by its module; `learned_scales` with the steps of the settings."""
+    name, *fields = stage.split(":")
+    given = sum("=" not in field for field in fields) > 1 or any("steps=" in f for f in fields)
+    learned = name == "learned_scales" and not given
+    return f"{stage}:steps={steps}" if learned else OWN.get(stage, stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,8 +39,19 @@ FORMS = {
 
 
 def means(rows: Sequence[Row], windows: int) -> list[Row]:
-    """Means over seeds, of the cases that have all windows."""
-    return complete(averaged(rows, "seed"), windows, Case._fields, "delta_nll")
+    """Means over seeds, of the cases that have all windows; of scores that all seeds have."""
+    seeds: dict[Any, set[Any]] = defaultdict(set)
+
+    def at(row: Row, metric: str) -> Any:
+        return (*(row.config.get(name) for name in Case._fields), metric)
+
+    for row in rows:
+        seeds[at(row, row.metric)].add(row.seed)
+    kept = [
+        row for row in rows
+        if row.metric in ONLINE or seeds[at(row, "delta_nll")] <= seeds[at(row, row.metric)]
+    ]  # fmt: skip
+    return complete(averaged(kept, "seed"), windows, Case._fields, "delta_nll")
 
 
 def scored(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> list[Row]:

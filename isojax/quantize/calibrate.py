@@ -21,7 +21,7 @@ from isojax.models.decoder import run_layer
 from isojax.models.inputs import check_tokens
 from isojax.models.rotate import fold_layer
 from isojax.quantize.check import check_plan
-from isojax.quantize.learned import learned_stats
+from isojax.quantize.learned import check_learned, learned_stats
 from isojax.quantize.parts import PLACES, Weight, is_learned
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantize import begin, one_layer, single
@@ -93,7 +93,12 @@ def calibrate(
     if cache is None:
         every, whole = found()
         return Stats(tuple(every), whole)
-    about = () if key is None else (str(plans[0]), np.asarray(jax.random.key_data(key)).tolist())
+    about: tuple[Any, ...] = ()
+    if key is not None:  # what is learned depends on arguments that a plan need not name
+        learns = check_learned(plans[0], number)
+        stages = [learns.rotation, *learns.scales.values()]
+        given = [sorted(stage.arguments.items()) for stage in stages if stage is not None]
+        about = str(plans[0]), np.asarray(jax.random.key_data(key)).tolist(), str(given)
     folder = Path(cache) / _fingerprint(
         model.params, model.config, windows, wanted, sorted(kept), *about
     )

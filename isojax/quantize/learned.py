@@ -70,6 +70,14 @@ def check_learned(plan: Plan, layers: int) -> Learned:
         if len({stage.arguments[name] for stage in every}) > 1:
             given = ", ".join(sorted({str(stage) for stage in every}))
             raise ValueError(f"learned stages must have the same {name}, got {given}.")
+    places = ("input:q_proj", "weight:q_proj") if scales else ("input:q_proj",) if rotation else ()
+    for place in places:
+        part: Any = plan.at(place, layers)[0]
+        if not _exact(part) and part.recipe.levels.needs:
+            raise ValueError(
+                f"{place} must have levels that need no samples where transforms are learned, got "
+                f"{part.recipe.levels}."
+            )
     for stage in stages:
         steps, rate = stage.arguments["steps"], stage.arguments["rate"]
         if steps < 1 or steps % CHECKS:
@@ -89,7 +97,14 @@ def _rotation(plan: Plan, layers: int) -> Stage | None:
             "residual and values of all layers must be learned together, as `learned` with the "
             f"same arguments; got {', '.join(sorted(stages))}."
         )
-    return turned[0].coordinates.stages[0]
+    stage, online = turned[0].coordinates.stages[0], _online(plan, "down_proj", layers)
+    for what, drawn in (
+        ("the start of learned", Coordinates.parse(stage.arguments["start"])),
+        ("input:down_proj with learned rotations", online),
+    ):
+        if drawn.needs:
+            raise ValueError(f"{what} must have random coordinates, got {drawn}.")
+    return stage
 
 
 def _scales(plan: Plan, layers: int) -> dict[str, Stage]:
@@ -125,9 +140,19 @@ def _scales(plan: Plan, layers: int) -> dict[str, Stage]:
         raise ValueError(f"weights must have no coordinates with learned_scales, got {weights[0]}.")
     if any(part is not None and part.recipe.centre for part in inputs):
         raise ValueError(f"inputs must not be centred where scales are learned, got {inputs[0]}.")
-    for place, part in (("residual", plan.whole("residual")), ("values", plan.at("values", 1)[0])):
+    turned = [("residual", plan.whole("residual"))]
+    turned += [("values", part) for part in plan.at("values", layers)]
+    for place, part in turned:
         if part is not None and LEARNED not in recipe_of(part).needs:
             raise ValueError(f"{place} must be learned too, or none, with learned_scales: {part}.")
+    for stage in found.values():
+        start = Coordinates.parse(stage.arguments["start"])
+        diagonal = all(s.member.facts.get("diagonal") for s in start.stages)
+        if not (diagonal or str(start) == "identity") or start.needs - {"moment", "metric"}:
+            raise ValueError(
+                "learned_scales must start with a diagonal of second moments, as balance, or "
+                f"identity, got {start}."
+            )
     return found
 
 
