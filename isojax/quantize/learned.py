@@ -148,7 +148,7 @@ def _scales(plan: Plan, layers: int) -> dict[str, Stage]:
     for stage in found.values():
         start = Coordinates.parse(stage.arguments["start"])
         diagonal = all(s.member.facts.get("diagonal") for s in start.stages)
-        if not (diagonal or str(start) == "identity") or start.needs - {"moment", "metric"}:
+        if not diagonal or start.needs - {"moment", "metric"}:
             raise ValueError(
                 "learned_scales must start with a diagonal of second moments, as balance, or "
                 f"identity, got {start}."
