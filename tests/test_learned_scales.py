@@ -13,8 +13,8 @@ from isojax import quantizers
 from isojax.learn import balance_scale
 from isojax.models import Site, fold_norms, forward, token_nll
 from isojax.quantize import Plan, calibrate, describe, quantize, reference, score
+from isojax.quantize.check_learned import check_learned
 from isojax.quantize.learn_turns import divergence, start_scales, start_turns
-from isojax.quantize.learned import check_learned
 from isojax.quantize.turns import Turns, turned_inputs
 from isojax.recipes import Coordinates
 

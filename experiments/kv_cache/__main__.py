@@ -38,7 +38,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from isojax.quantize import Plan
-from isojax.quantize.shapes import quantized_shapes, statistics_shapes
+from isojax.quantize.shapes import check_plans
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run
@@ -121,13 +121,11 @@ def main(config: Config) -> None:
     grows = ("methods", "coordinates", "bits", "targets", "needles")
     study = config.study("kv_cache", *grows, *config.windows_grow)
     model, texts, base, fit_on = config.load()
-    every = [plan(pair, "KV", config.bits[0]) for pair in pairs.values()]
-    reader = Reader(model, texts, fit_on, every, config.induction or 0)
+    plans = {name: plan(pair, "KV", config.bits[0]) for name, pair in pairs.items()}
+    reader = Reader(model, texts, fit_on, list(plans.values()), config.induction or 0)
     for length in config.needles:
         reader.needles(length, config.prompts)  # or ValueError
-    shapes = statistics_shapes(model.config)
-    for what in every:
-        quantized_shapes(what, model.config, shapes)  # or ValueError
+    check_plans(plans, model.config)
     fill(study, jobs(config, reader, base, pairs))
     finish(study, text(study, base, config.texts), figure(study, base, config.texts))
 

@@ -33,9 +33,8 @@ from typing import Any
 
 from isojax._core.checks import check_choice
 from isojax.quantize.calibrate import keyed
-from isojax.quantize.learned import check_learned
 from isojax.quantize.parts import SITES
-from isojax.quantize.shapes import quantized_shapes, statistics_shapes
+from isojax.quantize.shapes import check_plans
 from isojax.recipes import CENTRE
 from isojax.report import Entry, Job, fill
 
@@ -106,15 +105,10 @@ def main(config: Config) -> None:
     given = config.settings, config.formats, config.rounding
     cases(config.plans, config.coordinates, *given)  # or ValueError
     model, texts, base, fit_on = config.load()
-    sizes = model.config
-    widths = sizes.hidden_size, sizes.num_attention_heads * sizes.head_dim, sizes.intermediate_size
+    widths = model.config.widths.values()
     every = cases(config.plans, config.dividing("coordinates", *widths), *given)
-    shapes = statistics_shapes(model.config)
-    for case in every:
-        plan = plan_of(case, config.steps)
-        check_learned(plan, sizes.num_hidden_layers)
-        quantized_shapes(plan, model.config, shapes)  # or ValueError
     plans = [plan_of(case, config.steps) for case in every]
+    check_plans(dict(zip(map(" ".join, every), plans, strict=True)), model.config)
     kept = {"samples": config.samples, "cache": config.out / "statistics"}
     reader = Reader(model, texts, fit_on, plans, **kept)
     fill(study, jobs(config, reader, base, every))

@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from isojax.quantize import Plan, find_plan, unquantized
-from isojax.quantize.learned import check_learned
 from isojax.quantize.presets import PLANS
-from isojax.quantize.shapes import quantized_shapes, statistics_shapes
+from isojax.quantize.shapes import check_plans
 from isojax.report import Entry, Job, fill
 
 from ..common import Calibrated, check_named, finish, run, say
@@ -90,13 +89,7 @@ def main(config: Config) -> None:
     study = config.study("quantize", *grows, *config.windows_grow)
     model, texts, base, fit_on = config.load()
     plans = dividing(config, plans, model.config.intermediate_size)
-    shapes = statistics_shapes(model.config)
-    for name, plan in plans.items():
-        try:
-            check_learned(plan, model.config.num_hidden_layers)
-            quantized_shapes(plan, model.config, shapes)
-        except ValueError as error:
-            raise ValueError(f"plan {name}: {error}") from None
+    check_plans(plans, model.config)
     given = texts, fit_on, list(plans.values())
     reader = Reader(model, *given, config.prompt, config.continuation, config.save)
     fill(study, jobs(config, reader, base, plans))

@@ -63,6 +63,22 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions, got {self.head_dim}.")
 
+    @property
+    def head_groups(self) -> tuple[int, int]:
+        """The number of key heads, and of query heads per key head."""
+        groups = self.num_key_value_heads
+        return groups, self.num_attention_heads // groups
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Lengths of the inputs of linear layers, by the first projection that reads them."""
+        return {
+            "q_proj": self.hidden_size,
+            "o_proj": self.num_attention_heads * self.head_dim,
+            "gate_proj": self.hidden_size,
+            "down_proj": self.intermediate_size,
+        }
+
 
 def config_from_hf(fields: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
     """Read the fields of a Hugging Face `config.json`, of transformers 4 or 5.

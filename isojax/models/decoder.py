@@ -226,11 +226,7 @@ def _shape(config: ModelConfig, kind: str) -> tuple[int, ...]:
         return config.num_key_value_heads, config.head_dim
     if kind == "query":
         return config.num_attention_heads, config.head_dim
-    width = {
-        "input:o_proj": config.num_attention_heads * config.head_dim,
-        "input:down_proj": config.intermediate_size,
-    }
-    return (width.get(kind, config.hidden_size),)
+    return (config.widths.get(kind.removeprefix("input:"), config.hidden_size),)
 
 
 def init_params(key: Array, config: ModelConfig) -> Params:

@@ -21,7 +21,8 @@ from isojax.models.decoder import run_layer
 from isojax.models.inputs import check_tokens
 from isojax.models.rotate import fold_layer
 from isojax.quantize.check import check_plan
-from isojax.quantize.learned import check_learned, learned_stats
+from isojax.quantize.check_learned import check_learned
+from isojax.quantize.learned import learned_stats
 from isojax.quantize.parts import PLACES, Weight, is_learned
 from isojax.quantize.plan import Plan
 from isojax.quantize.quantize import begin, one_layer, single
@@ -95,9 +96,8 @@ def calibrate(
         return Stats(tuple(every), whole)
     about: tuple[Any, ...] = ()
     if key is not None:  # what is learned depends on arguments that a plan need not name
-        learns = check_learned(plans[0], number)
-        stages = [learns.rotation, *learns.scales.values()]
-        given = [sorted(stage.arguments.items()) for stage in stages if stage is not None]
+        stages = check_learned(plans[0], number).stages
+        given = [sorted(stage.arguments.items()) for stage in stages]
         about = str(plans[0]), np.asarray(jax.random.key_data(key)).tolist(), str(given)
     folder = Path(cache) / _fingerprint(
         model.params, model.config, windows, wanted, sorted(kept), *about

@@ -86,7 +86,7 @@ class _Maker:
 
     def __init__(self, layer: Any, stats: Any, past: Past, config: ModelConfig) -> None:
         self.layer, self.stats, self.codes, self.config = dict(layer), stats, past.codes, config
-        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.groups, self.repeats = config.head_groups
         self.residual, self.values, self.turn = past.residual, past.values, past.turn
         self.changed: dict[str, Any] = {}
         self.inputs: dict[str, Codec] = {}
@@ -117,7 +117,7 @@ class _Maker:
         """Fit the transform and quantizer of an input, and merge the stages that merge."""
         readers = [name for name, source in INPUTS.items() if source == site]
         coordinates, needs, before = part.recipe.coordinates, part.recipe.needs, self.before(site)
-        heads = (self.groups, self.heads // self.groups) if site == "o_proj" else None
+        heads = self.config.head_groups if site == "o_proj" else None
         samples = Samples(None, size=self.layer[site]["kernel"].shape[0], heads=heads)
         if "x" in needs:
             x = applied(before, self.samples(f"input:{site}"))
@@ -234,7 +234,7 @@ class _Maker:
 
     def for_all_heads(self, turn: Any) -> Transform:
         """The turn of values of each key head, for the input of o_proj."""
-        return BlockDiagonal(repeat(turn, self.heads // self.groups), self.groups)
+        return BlockDiagonal(repeat(turn, self.repeats), self.groups)
 
     def samples(self, kind: str, recipe: Any = None) -> Array:
         """Calibration vectors; for a store that needs none, one vector of zeros."""

@@ -60,19 +60,18 @@ def start_scales(
     Raises:
         ValueError: a start is fitted on more than second moments, or is not diagonal.
     """
-    heads = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
     turns, sites = turns._replace(behind={}), tuple(starts)
     given = [_input_squares(params, config, ids, turns, sites) for ids in windows[:16]]
     inputs = jax.tree.map(lambda *each: sum(each) / len(each), *given)
     weights = _weight_squares(params, config, turns, sites)
 
     def fit(site: str, x: Array, w: Array) -> Array:
-        tied = heads if site == "o_proj" else None
+        tied = config.head_groups if site == "o_proj" else None
         samples = Samples(None, jnp.diag(w), moment=jnp.diag(x), size=len(x), heads=tied)
         turn = starts[site].fit(jax.random.key(0), samples)
         scale = gathered(turn) if tied else turn
         if isinstance(turn, Identity):
-            scale = Diagonal(jnp.ones(len(x) // heads[1] if tied else len(x)))
+            scale = Diagonal(jnp.ones(len(x) // tied[1] if tied else len(x)))
         if not isinstance(scale, Diagonal):
             raise ValueError(f"learned scales must start diagonal, got {starts[site]}.")
         return -jnp.log(jnp.abs(scale.entries.reshape(-1)))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 
 from isojax.models import ModelConfig, param_shapes
 from isojax.models.hooks import INPUTS
-from isojax.quantize.parts import SITES, TABLES
+from isojax.quantize.check_learned import check_learned
+from isojax.quantize.parts import TABLES
 from isojax.quantize.plan import Plan, Rule
 from isojax.quantize.quantize import quantize, unquantized_of
 from isojax.quantize.quantized import ByLayer, Quantized
@@ -26,6 +27,22 @@ SAMPLES = 1024  # vectors; only the shape is used
 def no_weights(config: ModelConfig) -> Quantized:
     """The unquantized model, with shapes as leaves."""
     return unquantized_of(param_shapes(config), config)
+
+
+def check_plans(plans: Mapping[str, Plan], config: ModelConfig) -> None:
+    """Raise `ValueError` for a plan that `calibrate` or `quantize` would refuse; takes seconds.
+
+    Args:
+        plans: by name, for messages.
+        config: of the model.
+    """
+    stats = statistics_shapes(config)
+    for name, plan in plans.items():
+        try:
+            check_learned(plan, config.num_hidden_layers)
+            quantized_shapes(plan, config, stats)
+        except ValueError as error:
+            raise ValueError(f"plan {name}: {error}") from None
 
 
 def quantized_shapes(plan: Plan, model: ModelConfig | Quantized, stats: Stats) -> Quantized:
@@ -102,15 +119,13 @@ def statistics_shapes(config: ModelConfig, stats: Stats | None = None) -> Stats:
     Learned transforms are dense matrices by default.
     """
     width, dim, groups = config.hidden_size, config.head_dim, config.num_key_value_heads
-    sizes = dict.fromkeys(SITES, width)
-    sizes |= {"o_proj": config.num_attention_heads * dim, "down_proj": config.intermediate_size}
     layer: dict[str, Any] = {
         "moment:query": _shape(groups, dim, dim),
         "learned:values": _dense(groups, dim, dim),
         "learned:queries_keys": _dense(dim, dim),
     }
     layer |= {f"samples:{side}": _shape(1, SAMPLES, groups, dim) for side in ("key", "value")}
-    for site, size in sizes.items():
+    for site, size in config.widths.items():
         layer[f"samples:input:{site}"] = _shape(1, SAMPLES, size)
         layer[f"moment:input:{site}"] = _shape(size, size)
         layer[f"mean:input:{site}"] = _shape(size)
@@ -127,10 +142,9 @@ def input_samples(site: str, made: Quantized, stats: Mapping[str, Any]) -> Sampl
     shapes = [layers[name]["kernel"].shape for name, read in INPUTS.items() if read == site]
     width, outputs = shapes[0][1], sum(shape[2] for shape in shapes)
 
-    heads, groups = made.config.num_attention_heads, made.config.num_key_value_heads
+    tied = made.config.head_groups if site == "o_proj" else None
 
     def make(*arrays: Any) -> Samples:
-        tied = (groups, heads // groups) if site == "o_proj" else None
         return Samples(*arrays, size=width, heads=tied)
 
     square = _shape(width, width)

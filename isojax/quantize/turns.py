@@ -40,7 +40,7 @@ class Turns(NamedTuple):
         found: list[Transform] = []
         if site in NORMS and self.residual is not None:
             found.append(self.residual)
-        heads = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
+        heads = config.head_groups
         if site == "o_proj" and self.values is not None:
             found.append(BlockDiagonal(repeat(layer_of(self.values, layer), heads[1]), heads[0]))
         if site in self.scales:
