@@ -46,7 +46,7 @@ OVERVIEW = {
     "haar": "rotated",
     "haar+pre+sinks": "rotated and centred, first 4 tokens exact",
     "haar+pre+sinks+unbiased": "the same, with unbiased scales",
-    "aligned+haar": "keys aligned, with levels and bits per channel; values rotated; else the same",
+    "aligned+haar": "the same, but keys on aligned axes, with levels and bits per channel",
     "kivi": "KIVI: ranges per channel of keys, last tokens exact",
 }
 SIDES = (
