@@ -186,7 +186,11 @@ def kv_domain(rows: list[Row]) -> str:
             for fitted in (OWN, *other)
         ]
         lines.append([name, *cells])
-    head = [f"{short(model)}, on {on}" for model in models for on in ("its own kind", *other)]
+    head = [
+        f"{short(model)}, fitted on {fitted}"
+        for model in models
+        for fitted in ("the same kind", *other)
+    ]
     return markdown(["method", *head], lines)
 
 
@@ -205,7 +209,7 @@ def kv_needles(rows: list[Row]) -> str:
         found = [[r.value for r in select(mine, probe_length=n)] for n in lengths]
         cells = [f"{sum(f):.0f} of {len(f)}" if f else "-" for f in found]
         lines.append([short(model), name, bits, *cells])
-    return markdown(["model", "method", "bits", *(f"{n} tokens" for n in lengths)], lines)
+    return markdown(["model", "method", "bits per code", *(f"{n} tokens" for n in lengths)], lines)
 
 
 def compare(rows: list[Row]) -> str:
