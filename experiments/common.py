@@ -236,7 +236,11 @@ def _fitted(text: str, dim: int, family: Family) -> str:
     name, _, rest = text.partition(":")
     if name == "group":
         return f"{name}:{largest_divisor(dim, int(rest))}"
-    return str(dividing(family.parse(text), dim)) if name in family.members else text
+    if name not in family.members:
+        return text
+    stage = family.parse(text)
+    divides = dividing(stage, dim)
+    return text if divides == stage else str(divides)
 
 
 def check_drawn(names: Iterable[str], *dims: int) -> None:

@@ -51,6 +51,13 @@ def test_lengths_of_the_study_become_the_largest_that_divide(config, name, dims,
     assert want in getattr(config, name) or f"{want} for " in said
 
 
+def test_defaults_that_divide_keep_their_notation(capsys):
+    config = linear_layers.Config()
+    assert config.dividing("coordinates", 320, 896) == config.coordinates
+    assert "smooth:0.5@hadamard" in config.dividing("coordinates", 80, 176)
+    assert "smooth" not in capsys.readouterr().out
+
+
 def test_lengths_of_the_command_line_stay():
     given = ("mass_diff@block_hadamard:32",)
     assert compare.Config(coordinates=given).dividing("coordinates", 80) == given

@@ -60,7 +60,7 @@ COORDINATES = (
     "hadamard", "haar",
     "smooth:0.3@hadamard", "smooth:0.5@hadamard", "smooth:0.7@hadamard",
     "awq@hadamard",
-    "balance:0.25@hadamard", "balance:0.5@hadamard", "balance:0.75@hadamard",
+    "balance:0.25@hadamard", "balance@hadamard", "balance:0.75@hadamard",
     "block_hadamard:32", "mass_diff@block_hadamard:32", "balance@block_hadamard:32",
     "balance_search@hadamard", "balance@haar", "shuffled_balance@hadamard",
     "cat:32@hadamard", "wush:32@block_hadamard:32", "kron_wush@hadamard", "wush@hadamard",
