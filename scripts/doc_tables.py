@@ -13,15 +13,12 @@ from experiments.compare import report as compare_report
 from experiments.end_to_end.report import COLUMNS
 from experiments.end_to_end.report import lines as learned_lines
 from experiments.kv_cache.methods import recipes
-from experiments.linear_layers.report import means, short_name
 from isojax.report import (
     Row,
     Stat,
     against,
     complete,
-    distinct,
     markdown,
-    paired,
     pivot,
     select,
     summarize,
@@ -250,7 +247,9 @@ def block_rotation(rows: list[Row]) -> str:
                 for block in (0, *lengths, full):
                     cells.append(_loss(select(mine, block=block)))
                 lines.append([short(model), setting, name, *cells])
-    return markdown(["model", "int4", "permutation", "none", *map(str, lengths), "full"], lines)
+    return markdown(
+        ["model", "setting (INT4)", "permutation", "none", *map(str, lengths), "full"], lines
+    )
 
 
 def block_formats(rows: list[Row]) -> str:
@@ -274,45 +273,6 @@ def block_formats(rows: list[Row]) -> str:
     return markdown(
         ["model", "format", "bits", "none", *(f"16, {n}" for n in SHORT), "full"], lines
     )
-
-
-def linear_layers(rows: list[Row]) -> str:
-    """Losses in W4A4, INT4, by coordinates of the inputs, and their shares of that of QuaRot."""
-    rows = [r for r in rows if r.experiment == "linear_layers"]
-    rows = select(rows, setting="W4A4", format="int4")
-    lines = []
-    for model in distinct(rows, "model"):
-        mine = [r.with_config(name=short_name(r)) for r in select(rows, model=model)]
-        whole, found = means(mine, WINDOWS), []
-        for name in distinct(whole, "name"):
-            own = select(whole, name=name)
-            fmas = summarize(own, "online_fmas").mean / 1000
-            seeds = {r.seed for r in select(mine, "delta_nll", name=name)}
-            cells = [f"{summarize(own, 'online_transforms').mean:.0f}", f"{fmas:,.0f}", len(seeds)]
-            for rounding in ("nearest", "gptq"):
-                scored = select(own, rounding=rounding)
-                base = select(whole, name="quarot", rounding=rounding)
-                cells += _against(scored, base) if scored else ["-"] * 3
-            rank = [summarize(select(own, rounding=r), "delta_nll").mean
-                    for r in ("gptq", "nearest") if select(own, rounding=r)]  # fmt: skip
-            found.append((rank, [short(model), f"`{name}`", *cells]))
-        lines += [line for _, line in sorted(found, key=lambda item: item[0])]
-    head = ["model", "inputs of linear layers", "online", "FMAs / 1000", "seeds"]
-    scores = ["loss", "of quarot's", "KL"]
-    heads = [f"{rounding}: {score}" for rounding in ("nearest", "GPTQ") for score in scores]
-    return markdown([*head, *heads], lines)
-
-
-def _against(rows: list[Row], base: list[Row]) -> list[str]:
-    """Loss, its share of another loss on the same windows, and KL."""
-    loss, kl = (summarize(rows, metric) for metric in ("delta_nll", "kl_mean"))
-    names = ("plan", "coordinates", "norm_scale", "name")
-    sides = [{n: side[0].config[n] for n in names} for side in (rows, base) if side]
-    share = "-"
-    if len(sides) == 2 and sides[0] != sides[1]:
-        found = paired([*rows, *base], "delta_nll", *sides, relative=True)
-        share = f"{1 + found.mean:.3f} ± {found.sem:.3f}"
-    return [loss.with_error(3), share, f"{kl.mean:.3f}"]
 
 
 def end_to_end(rows: list[Row]) -> str:
@@ -340,7 +300,6 @@ TABLES = {
     make.__name__: make
     for make in (
         perplexity, isotropic_tradeoff, overview, kv_cache, kv_methods, kv_sides, kv_domain,
-        kv_needles, block_rotation, block_formats, linear_layers, end_to_end, compare,
-        uncommitted,
+        kv_needles, block_rotation, block_formats, end_to_end, compare, uncommitted,
     )
 }  # fmt: skip

@@ -12,7 +12,7 @@ from isojax.report import Row, markdown, paired, pivot, select, summarize
 def costs(rows: list[Row]) -> str:
     """Time and memory of a sweep, and of loading and quantizing a model of 1.5B."""
     what = {
-        "bench_sweep": "24 seeds x 3 transforms x 5 granularities of 2048 x 1536, compilation too",
+        "bench_sweep": "24 seeds x 3 transforms x 5 granularities of a 2048 x 1536 tensor, compiled",
         "bench_load": "load a 1.5B Q8_0 GGUF in fp32 (time), then score 2048 tokens (memory)",
     }
     lines = []
@@ -24,13 +24,13 @@ def costs(rows: list[Row]) -> str:
     for step in ("calibrate", "quantize", "score"):
         mine = [r for r in rows if r.experiment == "bench_quantize" and r.config["step"] == step]
         seconds, peak = (summarize(mine, name).mean for name in ("time_us", "peak_rss_bytes"))
-        text = f"{step} 1.5B in bf16, W4A4 by GPTQ behind QuaRot's rotations"
+        text = f"{step} 1.5B in bf16, W4A4 by GPTQ after QuaRot's rotations"
         cells = [f"{seconds / 1e6:.0f}", f"{peak / 1e9:.2f}"]
         lines.append([text, "`scripts/bench_quantize.py`", *cells])
     for way, text in {
         "vmap": "learn 128 rotations of 128 x 128, 500 steps each, in one program by `vmap`",
-        "loop": "the same, one program run after run (of two)",
-        "programs": "the same, one program per run (of two)",
+        "loop": "the same, one compiled program called once per run",
+        "programs": "the same, compiled again for each run",
     }.items():
         mine = [r for r in rows if r.experiment == "bench_learn" and r.config["way"] == way]
         seconds = summarize(mine, "time_us").mean / 1e6

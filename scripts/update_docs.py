@@ -5,7 +5,8 @@
     python scripts/update_docs.py --check                       # exit 1 if one is out of date
 
 A block of a page, between `<!-- rows: NAME -->` and `<!-- end -->`, is made by the function NAME
-of `doc_tables` or `speed_tables`. Reports and figures of the taken studies go to docs/results.
+of `doc_tables`, `linear_tables` or `speed_tables`. Reports and figures of the taken studies go to
+docs/results.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pathlib import Path
 import tyro
 from doc_tables import AT3, KV_METHODS, OWN, SHOWN, SIDES
 from doc_tables import TABLES as STUDIES
+from linear_tables import TABLES as LINEAR
 from speed_tables import TABLES as SPEED
 
 from isojax.report import Row, read_rows, select
 
-TABLES = STUDIES | SPEED
+TABLES = STUDIES | LINEAR | SPEED
 ROOT = Path(__file__).parents[1]
 ROWS = ROOT / "docs" / "rows.jsonl"
 PAGES = (

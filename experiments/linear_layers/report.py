@@ -75,11 +75,13 @@ def text(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: 
     for setting, form in distinct(rows, "setting", "format"):
         parts += [f"## {setting}, {form}", table(select(rows, setting=setting, format=form))]
     looked = study.rows(**base, layer=...)
+    looked = [*(row.with_config(input="all") for row in looked), *looked]
     if looked:
         parts += [
             "## Terms of the error per layer",
-            "Mean over layers on the first window, in dB: concentration of inputs and of weights, "
-            "alignment, and the SQNR of the output in 4 bits, measured and by the law of CAT.",
+            "Mean over layers (`all`: and over inputs) on the first window, in dB: concentration "
+            "of inputs and of weights, alignment, and the SQNR of the output in 4 bits, measured "
+            "and by the law of CAT.",
             pivot(
                 looked, ["input", *NAME.values()], "metric", form="{0.mean:.1f}".format,
                 over=("seed", "layer"),
