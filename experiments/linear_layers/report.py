@@ -25,6 +25,7 @@ from isojax.report import (
 from .methods import Case
 
 KIND = ("setting", "format", "rounding")  # a panel of the figure
+WIDTH, HEIGHT = 25, 11  # of the number of a point, in pixels
 NAME = {"plan": "plan", "coordinates at the inputs": "coordinates", "norm scale": "norm_scale"}
 ONLINE = {"online_transforms": "transforms", "online_fmas": "FMAs / 1000"}
 SCORES = {"delta_nll": "loss", "kl_mean": "KL", "kl_p99": "KL 99%", "same_top1": "same top"}
@@ -106,7 +107,10 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: int) -> Any:
-    """Loss against online cost, one panel per setting and rounding; a line joins the best."""
+    """Loss against online cost, one panel per setting and rounding; a line joins the best.
+
+    Methods without online transforms are listed above a panel, unless it has no others.
+    """
     rows = [row.with_config(name=short_name(row)) for row in scored(study, base, cases, windows)]
     kinds = distinct(rows, *KIND)
     panels = [select(rows, **dict(zip(KIND, kind, strict=True))) for kind in kinds]
@@ -116,26 +120,56 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
         for name in sorted(losses, key=lambda name, of=losses: of[name].mean):
             numbers.setdefault(name, str(len(numbers) + 1))
     chart, axes = new_figure(1, len(kinds), f"{base['model']}: loss against online cost")
+    all_points = []
     for panel, kind, here in zip(axes[0], kinds, panels, strict=True):
-        here = [row for name in numbers for row in select(here, name=name)]
+        costs = summarize_by(here, "online_fmas", "name")
+        losses = summarize_by(here, "delta_nll", "name")
+        free = [name for name in numbers if name in losses and not costs[name].mean]
+        shown = [name for name in numbers if name in losses and name not in free] or free
         named = [
-            r.with_config(name=f"{numbers[r.config['name']]} {r.config['name']}") for r in here
+            row.with_config(name=f"{numbers[name]} {name}")
+            for name in shown
+            for row in select(here, name=name)
         ]
         drawn = draw_pairs(panel, named, "online_fmas", "delta_nll", "name", "", errors, style="o")
         points = {name: (cost, loss.mean) for name, [(cost, loss)] in drawn.items()}
-        for name, at in points.items():
-            number = name.partition(" ")[0]
-            panel.annotate(number, at, (4, 2), textcoords="offset points", fontsize=7)
         best = [points[name] for name in frontier(points)]
         panel.step(*zip(*best, strict=True), where="post", color="0.7", lw=1, zorder=0)
-        panel.set_title(", ".join(kind))
-        panel.set_xlabel("online multiply-adds per token")
-        panel.set_xscale("symlog", linthresh=1e5)
-        panel.set_yscale("symlog", linthresh=0.01, subs=(2, 5))
-        panel.yaxis.set_minor_formatter("{x:g}")
-        panel.yaxis.set_major_formatter("{x:g}")
+        merged = [f"{name} {losses[name].mean:.3f}" for name in free if name not in shown]
+        title = [
+            ", ".join(kind),
+            *(["no online transform: " + ", ".join(merged)] if merged else []),
+        ]
+        panel.set_title("\n".join(title), fontsize=9)
+        costs_shown = [cost for cost, _ in points.values()]
+        if max(costs_shown) > 10 * min(costs_shown):
+            panel.set_xscale("log", subs=(2, 5))
+            panel.xaxis.set_minor_formatter(_millions)
+        panel.xaxis.set_major_formatter(_millions)
+        panel.set_xlabel("online multiply-adds per token, millions")
+        all_points.append(points)
     axes[0, 0].set_ylabel("delta nll, nats per token")
+    chart.draw_without_rendering()  # numbers are placed in pixels
+    for panel, points in zip(axes[0], all_points, strict=True):
+        _number(panel, points)
     return chart
+
+
+def _millions(value: float, _: Any = None) -> str:
+    return f"{value / 1e6:g}"
+
+
+def _number(panel: Any, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write the number of each point beside it, above the numbers of lower neighbours."""
+    placed: list[tuple[float, float]] = []
+    for name, at in sorted(points.items(), key=lambda item: item[1][1]):
+        across, up = panel.transData.transform(at)
+        low = max((y + HEIGHT for x, y in placed if abs(x - across) < WIDTH), default=up)
+        placed.append((across, max(up, low)))
+        panel.annotate(
+            name.partition(" ")[0], at, (5, (max(up, low) - up) * 72 / panel.figure.dpi - 2),
+            textcoords="offset points", fontsize=7,
+        )  # fmt: skip
 
 
 def short_name(row: Row) -> str:
