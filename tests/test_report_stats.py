@@ -2,6 +2,7 @@
 
 import statistics
 
+import jax.numpy as jnp
 import pytest
 from report_rows import UNITS, rows_of
 
@@ -22,6 +23,7 @@ def test_statistics_agree_with_the_standard_library():
     assert (s.mean, s.sd, s.n) == (statistics.fmean(values), statistics.stdev(values), 5)
     assert (s.low, s.high) == (1.0, 16.0)
     assert s.sem == pytest.approx(statistics.stdev(values) / 5**0.5)
+    assert stat(jnp.asarray(values)) == s
     with pytest.raises(ValueError):
         stat([])
 

@@ -11,6 +11,7 @@ import pytest
 from experiments.alignment.measure import measure
 from experiments.compare.__main__ import main
 from isojax import metrics
+from isojax.quantize import Plan
 from isojax.recipes import Recipe
 from isojax.report import Entry, Job, Study, fill, read_rows, source_of
 
@@ -89,6 +90,10 @@ def hashes(tmp_path, monkeypatch):
             "method": source_of(mine.Reader().read),
             "text": source_of("mass_diff@mine:twice/absmax"),
             "lazy": source_of(mine.lazy),
+            "collection": source_of({"own": ["mine:twice/absmax"]}),
+            "plan": source_of(
+                functools.partial(len, [Plan.parse("input: mine:twice/absmax bits=4")])
+            ),
         }
 
     yield hashes
@@ -102,7 +107,7 @@ def hashes(tmp_path, monkeypatch):
         (("mine", "UNUSED = 1", "UNUSED = 2"), ()),
         (("mine", "BITS = 3", "BITS = 4"), ("trial",)),
         (("mine", "[1, 2]", "[1, 3]"), ("trial",)),
-        (("mine", "2 * x", "3 * x"), ("trial", "method", "text")),
+        (("mine", "2 * x", "3 * x"), ("trial", "method", "text", "collection", "plan")),
         (("mine", "def unused(x):\n    return x", "def unused(x):\n    return -x"), ()),
         (("mine", '"""A study', '\n\n"""The study'), ()),
         (("mine", "return 0", "return 1"), ("method",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import dis
 import functools
 import hashlib
@@ -14,7 +15,7 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ def source_of(*things: Any) -> str:
 
     It covers the functions and classes themselves and, recursively, the user's functions and
     classes that they name (in the same file, imported or closed over), and the numbers and strings
-    of their modules that these use. A string refers to the functions that it names as
-    `package.module:name`. Code of isojax, its studies, Python or installed packages is left out.
-    Comments count.
+    of their modules that these use. A string, recipe or plan refers to the functions that it names
+    as `package.module:name`, also within a dict, list, tuple or set. Code of isojax, its studies,
+    Python or installed packages is left out. Comments count.
 
     Args:
-        things: functions, classes, strings; anything else is ignored.
+        things: functions, classes, strings, recipes, plans, and collections of them; anything else
+            is ignored.
     """
     walk = _Walk()
     for thing in things:
@@ -67,6 +69,11 @@ class _Walk:
         elif isinstance(thing, functools.partial):
             for part in (thing.func, *thing.args, *thing.keywords.values()):
                 self.look(part)
+        elif isinstance(thing, Mapping | list | tuple | set | frozenset):
+            if id(thing) not in self.seen:
+                self.seen[id(thing)] = thing
+                for part in thing.values() if isinstance(thing, Mapping) else thing:
+                    self.look(part)
         elif isinstance(thing, types.MethodType):
             self.look(thing.__func__)
             self.look(type(thing.__self__))
@@ -82,6 +89,8 @@ class _Walk:
             elif own:
                 for part in (*thing.__bases__, *vars(thing).values()):
                     self.look(getattr(part, "__func__", None) or getattr(part, "fget", part))
+        elif dataclasses.is_dataclass(thing) and hasattr(type(thing), "parse"):  # a recipe, a plan
+            self.look(str(thing))
 
     def _function(self, function: types.FunctionType, own: bool) -> None:
         for name, cell in zip(

@@ -59,13 +59,13 @@ def _number(value: float, digits: int) -> str:
     return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
-def stat(values: Iterable[float]) -> Stat:
-    """The statistics of `values`.
+def stat(values: Iterable[Any]) -> Stat:
+    """The statistics of `values`, numbers or a vector of them.
 
     Raises:
         ValueError: there are none.
     """
-    values = list(values)
+    values = [float(value) for value in values]
     if not values:
         raise ValueError("stat needs at least one value, got none.")
     finite = all(map(math.isfinite, values))
