@@ -12,8 +12,9 @@ from isojax.report import Row, markdown, paired, pivot, select, summarize
 def costs(rows: list[Row]) -> str:
     """Time and memory of a sweep, and of loading and quantizing a model of 1.5B."""
     what = {
-        "bench_sweep": "24 seeds x 3 transforms x 5 granularities of 2048 x 1536, compiled first",
-        "bench_load": "load a 1.5B Q8_0 GGUF in fp32 (time), then score 2048 tokens (memory)",
+        "bench_sweep": "24 seeds x 3 transforms x 5 granularities of 2048 x 1536 elements, "
+        "time with compilation",
+        "bench_load": "load a 1.5B Q8_0 GGUF in fp32; memory: also score 2048 tokens",
     }
     lines = []
     for name, text in what.items():

@@ -74,7 +74,7 @@ class Config(Calibrated):
     bits: tuple[int, ...] = (2, 3, 4)
     """Bits per code."""
     targets: tuple[str, ...] = TARGETS
-    """K: only keys are stored in codes, V: only values, KV: both."""
+    """K: only keys are quantized, V: only values, KV: both."""
     sinks: int = 0
     """Minimum number of first tokens that stay exact."""
     recent: int = 0
@@ -133,7 +133,7 @@ def main(config: Config) -> None:
 def jobs(
     config: Config, reader: Reader, base: dict[str, Any], pairs: dict[str, Any]
 ) -> Iterator[Job]:
-    """The exact cache, then every number of bits, method and side in codes."""
+    """The exact cache, then every number of bits, method and quantized side."""
     exact = base | {"method": "none"}
     yield reader.exact_job(exact, "exact cache")
     yield from probes(config, reader, exact, None, False)

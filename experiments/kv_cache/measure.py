@@ -38,7 +38,7 @@ INDUCTION = {"induction_nll": "nats per token"}
 
 
 def units_of(target: str) -> dict[str, str]:
-    """Metrics and units of the attention of a window with `target` in codes."""
+    """Metrics and units of the attention of a window with `target` quantized."""
     return OUTPUT | (OF_KEYS if "K" in target else {}) | (OF_VALUES if "V" in target else {})
 
 

@@ -124,7 +124,7 @@ def recipes(name: str, sinks: int = 0, recent: int = 0) -> tuple[StoreRecipe, St
 
 
 def plan(pair: tuple[StoreRecipe, StoreRecipe], target: str, bits: int) -> Plan:
-    """Keys, values or both in codes."""
+    """Keys, values or both quantized."""
     places = ("cache:keys", "cache:values")
     return Plan(tuple(
         Rule(place, Cached(recipe, bits))

@@ -75,7 +75,7 @@ def text(study: Study, base: dict[str, Any], windows: int) -> list[str]:
         "and with its own, from the first token on, prompt included; a token is exact only if "
         "its method keeps it (sinks, recent tokens, KIVI's page that is not full). Norms, "
         "minima, maxima and exact tokens are fp16 and counted in the bytes, as is, at 16 bit, a "
-        "side that is not in codes; `bytes once` are transforms, means and codebooks in fp32, "
+        "side that is not quantized; `bytes once` are transforms, means and codebooks in fp32, "
         "one copy per head. `delta nll` is the mean over windows of nll minus the exact cache's "
         "on the same window, ± its standard error; KL is from the unquantized model's next-token "
         "distribution, mean and 99th percentile over tokens. Rotations are drawn for each "
@@ -155,7 +155,7 @@ def at_equal_bytes(rows: Sequence[Row]) -> list[str]:
             found.append([target, *point, rate, loss])
     if not found:
         return []
-    head = ["in codes", "method", "bits per code", "bits per element", "delta nll ± se"]
+    head = ["quantized", "method", "bits per code", "bits per element", "delta nll ± se"]
     title = (
         "## At equal bytes per token: points with less loss than all others of at most their bytes"
     )
@@ -163,7 +163,7 @@ def at_equal_bytes(rows: Sequence[Row]) -> list[str]:
 
 
 def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
-    """Loss over bits per element, scales counted, one panel per side in codes."""
+    """Loss over bits per element, scales counted, one panel per quantized side."""
     rows = complete(study.rows(**base), windows, POINT)
     targets = [t for t in TARGETS if select(rows, "delta_nll", target=t)]
     chart, axes = new_figure(1, max(len(targets), 1), f"KV cache of {base['model']}")
@@ -187,7 +187,7 @@ def figure(study: Study, base: dict[str, Any], windows: int) -> Any:
         panel.set_xlabel(words[len(bits) > 1])
         hidden = len(names) - len(shown)
         also = f" ({hidden} others are in the table)" if hidden else ""
-        panel.set_title(f"{target} in codes{also}", fontsize=9)
+        panel.set_title(f"{target} quantized{also}", fontsize=9)
     return chart
 
 
