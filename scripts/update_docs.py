@@ -71,8 +71,7 @@ def wanted(row: Row) -> bool:
         shown = row.config.get("setting") == "A4-down" or row.config.get("format") == "int4"
         return row.metric == "delta_nll" and shown
     if row.experiment == "linear_layers":
-        # all of a case, so that another run can add seeds; of tiny, which is quickly run again, what
-        # the tables show
+        # all of a case, so that another run can add seeds; what tables show of tiny, which is quick
         shown = row.metric in ("delta_nll", "kl_mean", "online_transforms", "online_fmas")
         return "rounding" in row.config and (shown or row.config["model"] != "tiny")
     if row.experiment == "end_to_end":
