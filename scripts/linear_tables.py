@@ -13,8 +13,17 @@ GROUPED = ("int4g32", "int4g128", "mxfp4", "nvfp4")
 
 
 def linear_layers(rows: list[Row]) -> str:
-    """Losses in W4A4, INT4, by coordinates of the inputs, and their shares of that of QuaRot."""
-    rows = select(_scored(rows), setting="W4A4", format="int4")
+    """Losses in W4A4, INT4, of the real models, and their shares of that of QuaRot."""
+    return _int4([r for r in _scored(rows) if r.config["model"] != "tiny"])
+
+
+def linear_tiny(rows: list[Row]) -> str:
+    """The same of the tiny model."""
+    return _int4(select(_scored(rows), model="tiny"))
+
+
+def _int4(rows: list[Row]) -> str:
+    rows = select(rows, setting="W4A4", format="int4")
     lines = []
     for model in distinct(rows, "model"):
         mine = select(rows, model=model)
@@ -39,42 +48,29 @@ def linear_layers(rows: list[Row]) -> str:
 
 
 def linear_formats(rows: list[Row]) -> str:
-    """Losses in W4A4, weights to nearest, in formats whose groups share a scale."""
-    rows = select(_scored(rows), setting="W4A4", rounding="nearest")
-    return _losses_by([r for r in rows if r.config["format"] in GROUPED], "format")
-
-
-def linear_settings(rows: list[Row]) -> str:
-    """Losses where only weights or only inputs are quantized, one scale per vector."""
-    rows = [r for r in select(_scored(rows), format="int4") if r.config["setting"] != "W4A4"]
-    return _losses_by(rows, "setting", "rounding")
+    """Losses in W4A4, weights to nearest, in formats whose groups share a scale; best first."""
+    rows = select(_scored(rows), setting="W4A4", rounding="nearest", format=GROUPED)
+    formats, lines = distinct(rows, "format"), []
+    for model in distinct(rows, "model"):
+        mine = select(rows, model=model)
+        whole, found = means(mine, WINDOWS), []
+        for name in distinct(whole, "name"):
+            cells, losses = [], []
+            for form in formats:
+                own = select(whole, name=name, format=form)
+                seeds = {r.seed for r in select(mine, "delta_nll", name=name, format=form)}
+                losses.append(summarize(own, "delta_nll").mean if own else math.inf)
+                cells += [*_against(own, [])[::2], len(seeds)] if own else ["-"] * 3
+            found.append((losses, [short(model), f"`{name}`", *cells]))
+        lines += [line for _, line in sorted(found, key=lambda item: item[0])]
+    heads = [f"{form}: {head}" for form in formats for head in ("loss", "KL", "seeds")]
+    return markdown(["model", "inputs of linear layers", *heads], lines)
 
 
 def _scored(rows: list[Row]) -> list[Row]:
     """Rows of whole models, with a short name of the method."""
     rows = [r for r in rows if r.experiment == "linear_layers"]
     return [r.with_config(name=short_name(r)) for r in select(rows, rounding=...)]
-
-
-def _losses_by(rows: list[Row], *by: str) -> str:
-    """Loss and KL in columns of `by`, one line per method: means over seeds; best first."""
-    kinds = distinct(rows, *by)
-    kinds = [kind if isinstance(kind, tuple) else (kind,) for kind in kinds]
-    lines = []
-    for model in distinct(rows, "model"):
-        whole, found = means(select(rows, model=model), WINDOWS), []
-        for name in distinct(whole, "name"):
-            cells, losses = [], []
-            for kind in kinds:
-                own = select(whole, name=name, **dict(zip(by, kind, strict=True)))
-                loss = summarize(own, "delta_nll") if own else None
-                losses.append(loss.mean if loss else math.inf)
-                kl = summarize(own, "kl_mean") if own else None
-                cells += [loss.with_error(3), f"{kl.mean:.3f}"] if loss and kl else ["-", "-"]
-            found.append((losses, [short(model), f"`{name}`", *cells]))
-        lines += [line for _, line in sorted(found, key=lambda item: item[0])]
-    heads = [f"{' '.join(kind)}: {head}" for kind in kinds for head in ("loss", "KL")]
-    return markdown(["model", "inputs of linear layers", *heads], lines)
 
 
 def _against(rows: list[Row], base: list[Row]) -> list[str]:
@@ -89,4 +85,4 @@ def _against(rows: list[Row], base: list[Row]) -> list[str]:
     return [loss.with_error(3), share, f"{kl.mean:.3f}"]
 
 
-TABLES = {make.__name__: make for make in (linear_layers, linear_formats, linear_settings)}
+TABLES = {make.__name__: make for make in (linear_layers, linear_tiny, linear_formats)}

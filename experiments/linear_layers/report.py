@@ -84,7 +84,8 @@ def text(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows: 
             "of inputs and of weights, alignment, and the SQNR of the output in 4 bits, measured "
             "and by the law of CAT.",
             pivot(
-                looked, ["input", *NAME.values()], "metric", form="{0.mean:.1f}".format,
+                looked, ["format", "input", *NAME.values()], "metric",
+                form="{0.mean:.1f}".format,
                 over=("seed", "layer"),
             ),
         ]  # fmt: skip
