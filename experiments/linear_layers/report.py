@@ -25,6 +25,7 @@ from isojax.report import (
 from .methods import Case
 
 KIND = ("setting", "format", "rounding")  # a panel of the figure
+NUMBERED = 15  # points of a panel
 WIDTH, HEIGHT = 25, 11  # of the number of a point, in pixels
 NAME = {"plan": "plan", "coordinates at the inputs": "coordinates", "norm scale": "norm_scale"}
 ONLINE = {"online_transforms": "transforms", "online_fmas": "FMAs / 1000"}
@@ -121,6 +122,7 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
         for name in sorted(losses, key=lambda name, of=losses: of[name].mean):
             numbers.setdefault(name, str(len(numbers) + 1))
     chart, axes = new_figure(1, len(kinds), f"{base['model']}: loss against online cost")
+    chart.set_figheight(max(chart.get_figheight(), 0.6 + 0.17 * len(numbers)))  # of the legend
     all_points = []
     for panel, kind, here in zip(axes[0], kinds, panels, strict=True):
         costs = summarize_by(here, "online_fmas", "name")
@@ -137,11 +139,9 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
         best = [points[name] for name in frontier(points)]
         panel.step(*zip(*best, strict=True), where="post", color="0.7", lw=1, zorder=0)
         merged = [f"{name} {losses[name].mean:.3f}" for name in free if name not in shown]
-        title = [
-            ", ".join(kind),
-            *(["no online transform: " + ", ".join(merged)] if merged else []),
-        ]
-        panel.set_title("\n".join(title), fontsize=9)
+        title = [", ".join(kind)]
+        title += ["no online transform:", ", ".join(merged)] if merged else []
+        panel.set_title("\n".join(title), fontsize=8)
         costs_shown = [cost for cost, _ in points.values()]
         if max(costs_shown) > 10 * min(costs_shown):
             panel.set_xscale("log", subs=(2, 5))
@@ -161,9 +161,9 @@ def _millions(value: float, _: Any = None) -> str:
 
 
 def _number(panel: Any, points: Mapping[str, tuple[float, float]]) -> None:
-    """Write the number of each point beside it, above the numbers of lower neighbours."""
+    """Write the numbers of the best points beside them, above the numbers of lower neighbours."""
     placed: list[tuple[float, float]] = []
-    for name, at in sorted(points.items(), key=lambda item: item[1][1]):
+    for name, at in sorted(points.items(), key=lambda item: item[1][1])[:NUMBERED]:
         across, up = panel.transData.transform(at)
         low = max((y + HEIGHT for x, y in placed if abs(x - across) < WIDTH), default=up)
         placed.append((across, max(up, low)))
