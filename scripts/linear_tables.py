@@ -48,7 +48,10 @@ def _int4(rows: list[Row]) -> str:
 
 
 def linear_formats(rows: list[Row]) -> str:
-    """Losses in W4A4, weights to nearest, in formats whose groups share a scale; best first."""
+    """Losses in W4A4, weights to nearest, in formats whose groups share a scale.
+
+    In order of the loss in the first format that has one.
+    """
     rows = select(_scored(rows), setting="W4A4", rounding="nearest", format=GROUPED)
     formats, lines = distinct(rows, "format"), []
     for model in distinct(rows, "model"):
@@ -59,8 +62,13 @@ def linear_formats(rows: list[Row]) -> str:
             for form in formats:
                 own = select(whole, name=name, format=form)
                 seeds = {r.seed for r in select(mine, "delta_nll", name=name, format=form)}
-                losses.append(summarize(own, "delta_nll").mean if own else math.inf)
-                cells += [*_against(own, [])[::2], len(seeds)] if own else ["-"] * 3
+                if not own:
+                    losses.append(math.inf)
+                    cells += ["-"] * 3
+                    continue
+                loss, kl = (summarize(own, metric) for metric in ("delta_nll", "kl_mean"))
+                losses.append(loss.mean)
+                cells += [loss.with_error(3), f"{kl.mean:.3f}", len(seeds)]
             found.append((losses, [short(model), f"`{name}`", *cells]))
         lines += [line for _, line in sorted(found, key=lambda item: item[0])]
     heads = [f"{form}: {head}" for form in formats for head in ("loss", "KL", "seeds")]

@@ -127,8 +127,9 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
     for panel, kind, here in zip(axes[0], kinds, panels, strict=True):
         costs = summarize_by(here, "online_fmas", "name")
         losses = summarize_by(here, "delta_nll", "name")
-        free = [name for name in numbers if name in losses and not costs[name].mean]
-        shown = [name for name in numbers if name in losses and name not in free] or free
+        found = [name for name in numbers if name in losses]
+        online = [name for name in found if costs[name].mean]
+        shown, merged = (online, [n for n in found if n not in online]) if online else (found, [])
         named = [
             row.with_config(name=f"{numbers[name]} {name}")
             for name in shown
@@ -138,9 +139,10 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
         points = {name: (cost, loss.mean) for name, [(cost, loss)] in drawn.items()}
         best = [points[name] for name in frontier(points)]
         panel.step(*zip(*best, strict=True), where="post", color="0.7", lw=1, zorder=0)
-        merged = [f"{name} {losses[name].mean:.3f}" for name in free if name not in shown]
         title = [", ".join(kind)]
-        title += ["no online transform:", ", ".join(merged)] if merged else []
+        if merged:
+            said = ", ".join(f"{name} {losses[name].mean:.3f}" for name in merged)
+            title += ["no online transform:", said]
         panel.set_title("\n".join(title), fontsize=8)
         costs_shown = [cost for cost, _ in points.values()]
         if max(costs_shown) > 10 * min(costs_shown):
@@ -165,12 +167,12 @@ def _number(panel: Any, points: Mapping[str, tuple[float, float]]) -> None:
     placed: list[tuple[float, float]] = []
     for name, at in sorted(points.items(), key=lambda item: item[1][1])[:NUMBERED]:
         across, up = panel.transData.transform(at)
-        low = max((y + HEIGHT for x, y in placed if abs(x - across) < WIDTH), default=up)
-        placed.append((across, max(up, low)))
+        y = max([up, *(y + HEIGHT for x, y in placed if abs(x - across) < WIDTH)])
+        placed.append((across, y))
+        above = (y - up) * 72 / panel.figure.dpi - 2
         panel.annotate(
-            name.partition(" ")[0], at, (5, (max(up, low) - up) * 72 / panel.figure.dpi - 2),
-            textcoords="offset points", fontsize=7,
-        )  # fmt: skip
+            name.partition(" ")[0], at, (5, above), textcoords="offset points", fontsize=7
+        )
 
 
 def short_name(row: Row) -> str:

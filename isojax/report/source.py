@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import dis
 import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,13 @@ class _Walk:
         elif isinstance(thing, functools.partial):
             for part in (thing.func, *thing.args, *thing.keywords.values()):
                 self.look(part)
-        elif isinstance(thing, Mapping | list | tuple | set | frozenset):
+        elif isinstance(thing, dict | list | tuple | set | frozenset):
             if id(thing) not in self.seen:
                 self.seen[id(thing)] = thing
-                for part in thing.values() if isinstance(thing, Mapping) else thing:
-                    self.look(part)
+                parts = itertools.chain(thing, thing.values()) if isinstance(thing, dict) else thing
+                for part in parts:
+                    if not isinstance(part, int | float):
+                        self.look(part)
         elif isinstance(thing, types.MethodType):
             self.look(thing.__func__)
             self.look(type(thing.__self__))
@@ -89,8 +91,8 @@ class _Walk:
             elif own:
                 for part in (*thing.__bases__, *vars(thing).values()):
                     self.look(getattr(part, "__func__", None) or getattr(part, "fget", part))
-        elif dataclasses.is_dataclass(thing) and hasattr(type(thing), "parse"):  # a recipe, a plan
-            self.look(str(thing))
+        elif hasattr(type(thing), "parse") and type(thing).__module__.startswith("isojax."):
+            self.look(str(thing))  # a recipe or a plan
 
     def _function(self, function: types.FunctionType, own: bool) -> None:
         for name, cell in zip(
