@@ -116,17 +116,16 @@ def figure(study: Study, base: Mapping[str, Any], cases: Sequence[Case], windows
     rows = [row.with_config(name=short_name(row)) for row in scored(study, base, cases, windows)]
     kinds = distinct(rows, *KIND)
     panels = [select(rows, **dict(zip(KIND, kind, strict=True))) for kind in kinds]
+    scores = [summarize_by(here, "delta_nll", "name") for here in panels]
     numbers: dict[str, str] = {}
-    for here in panels:
-        losses = summarize_by(here, "delta_nll", "name")
+    for losses in scores:
         for name in sorted(losses, key=lambda name, of=losses: of[name].mean):
             numbers.setdefault(name, str(len(numbers) + 1))
     chart, axes = new_figure(1, len(kinds), f"{base['model']}: loss against online cost")
     chart.set_figheight(max(chart.get_figheight(), 0.6 + 0.17 * len(numbers)))  # of the legend
     all_points = []
-    for panel, kind, here in zip(axes[0], kinds, panels, strict=True):
+    for panel, kind, here, losses in zip(axes[0], kinds, panels, scores, strict=True):
         costs = summarize_by(here, "online_fmas", "name")
-        losses = summarize_by(here, "delta_nll", "name")
         found = [name for name in numbers if name in losses]
         online = [name for name in found if costs[name].mean]
         shown, merged = (online, [n for n in found if n not in online]) if online else (found, [])
